@@ -1,0 +1,319 @@
+"""Every error of the product, as a class with typed fields and one sentence.
+
+`message` is safe for tenants and says what to do; `detail` is for operators. `code` is the number of the published
+CBR table (contract/errors.md); lower floors know no HTTP, so the status is chosen in api/errors.py and the exit code
+in cli. `retryable` is decided where the knowledge is and obeyed in store/retry.py and operations/worker.py only.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(kw_only=True, eq=False)
+class StrongroomError(Exception):
+    """Root of the tree. Fields of a subclass fill its `template`."""
+
+    code: ClassVar[str] = "BackupService.9910"
+    template: ClassVar[str] = "Unknown error. Give the operator the request id."
+    retryable: ClassVar[bool] = False
+
+    detail: str = ""
+
+    @property
+    def message(self) -> str:
+        """One sentence for the tenant: what is wrong and what to do."""
+        return self.template.format(**self.__dict__)
+
+    @property
+    def published_code(self) -> str:
+        """The code a client sees; the class decides it, except where one class serves many cases (Conflict)."""
+        return self.code
+
+    def __str__(self) -> str:
+        return f"{self.message} [{self.detail}]" if self.detail else self.message
+
+
+# --- request side ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class InvalidRequest(StrongroomError):
+    """A member of a request is missing, malformed or out of range."""
+
+    code: ClassVar[str] = "BackupService.9900"
+    template: ClassVar[str] = "{reason}"
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class Unauthenticated(StrongroomError):
+    """No credentials, or credentials that do not hold."""
+
+    code: ClassVar[str] = "APIGW.0301"
+    template: ClassVar[str] = "Incorrect IAM authentication information: {reason}"
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class Forbidden(StrongroomError):
+    """Who it is is known; it may not do this."""
+
+    code: ClassVar[str] = "BackupService.8600"
+    template: ClassVar[str] = "{reason}"
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class NotFound(StrongroomError):
+    """Missing, or of somebody else: the answer is the same."""
+
+    template: ClassVar[str] = "{kind} {id} does not exist."
+    kind: ClassVar[str] = "Object"
+    id: str
+
+    @property
+    def message(self) -> str:
+        return self.template.format(kind=self.kind, id=self.id)
+
+
+class VaultNotFound(NotFound):
+    code = "BackupService.6105"
+    kind = "Vault"
+
+
+class PolicyNotFound(NotFound):
+    code = "BackupService.6000"
+    kind = "Policy"
+
+
+class BackupNotFound(NotFound):
+    code = "BackupService.6200"
+    kind = "Backup"
+
+
+class CheckpointNotFound(NotFound):
+    code = "BackupService.6217"
+    kind = "Restore point"
+
+
+class TaskNotFound(NotFound):
+    code = "BackupService.6500"
+    kind = "Operation log"
+
+
+class ResourceNotFound(NotFound):
+    code = "BackupService.6302"
+    kind = "Resource"
+
+
+class DiskNotFound(NotFound):
+    code = "BackupService.7000"
+    kind = "Disk"
+
+
+class ServerNotFound(NotFound):
+    code = "BackupService.7100"
+    kind = "Server"
+
+
+class AccountNotFound(NotFound):
+    """A project, user, domain or access key of the identity."""
+
+    code = "BackupService.9900"
+    kind = "Account"
+
+
+class EntryNotFound(NotFound):
+    """A path that the restore point does not hold."""
+
+    code = "BackupService.6302"
+    kind = "Path"
+
+
+@dataclass(kw_only=True, eq=False)
+class Conflict(StrongroomError):
+    """Legal in itself, refused in this state. `code` and sentence come from the call (contract/errors.md has 90 of them)."""
+
+    template: ClassVar[str] = "{reason}"
+    reason: str
+    conflict_code: str
+
+    @property
+    def published_code(self) -> str:
+        return f"BackupService.{self.conflict_code}"
+
+
+@dataclass(kw_only=True, eq=False)
+class QuotaExceeded(StrongroomError):
+    code: ClassVar[str] = "BackupService.6133"
+    template: ClassVar[str] = "The quota of {limit} {what} is used up. Delete some, or ask the operator for more."
+    limit: int
+    what: str
+
+
+@dataclass(kw_only=True, eq=False)
+class TooLarge(StrongroomError):
+    code: ClassVar[str] = "APIGW.0201"
+    template: ClassVar[str] = "The request body is larger than {limit_bytes} bytes."
+    limit_bytes: int
+
+
+@dataclass(kw_only=True, eq=False)
+class Unsupported(StrongroomError):
+    code: ClassVar[str] = "BackupService.9900"
+    template: ClassVar[str] = "{reason}"
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class Unavailable(StrongroomError):
+    """A part that is needed does not answer; nothing was changed."""
+
+    template: ClassVar[str] = "{reason}"
+    retryable: ClassVar[bool] = True
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
+class Canceled(StrongroomError):
+    template: ClassVar[str] = "Canceled on request."
+
+
+@dataclass(kw_only=True, eq=False)
+class ConfigError(StrongroomError):
+    """A setting, or the state folder, is not usable; the sentence names it."""
+
+    template: ClassVar[str] = "{reason}"
+    reason: str
+
+
+# --- store ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class StoreError(StrongroomError):
+    """The store refused or broke. Nothing is known to be stored after it."""
+
+    template: ClassVar[str] = "The backup store failed on {name}."
+    name: str
+
+
+class ObjectMissing(StoreError):
+    template = "The backup store does not hold {name}."
+
+
+class ObjectExists(StoreError):
+    template = "The backup store already holds {name}."
+
+
+class StoreFull(StoreError):
+    code = "BackupService.6107"
+    template = "The backup store is full. Free space or enlarge it, then run the task again."
+
+
+class StoreDenied(StoreError):
+    template = "The backup store denied access to {name}."
+
+
+class StoreTimeout(StoreError):
+    template = "The backup store did not answer in time on {name}."
+    retryable = True
+
+
+@dataclass(kw_only=True, eq=False)
+class ShortRead(StoreError):
+    template: ClassVar[str] = "The backup store returned {got} of {wanted} bytes of {name}."
+    retryable: ClassVar[bool] = True
+    wanted: int
+    got: int
+
+
+# --- repository -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class RepositoryError(StrongroomError):
+    template: ClassVar[str] = "The repository cannot be used: {reason}"
+    reason: str
+
+
+class Fenced(RepositoryError):
+    """A newer attempt of the same task exists; this one must not write any more."""
+
+    template = "A newer attempt of this task took over: {reason}"
+
+
+class FormatUnknown(RepositoryError):
+    template = "The repository is of a format this version does not read: {reason}"
+
+
+class KeyWrong(RepositoryError):
+    template = "The key does not open this repository: {reason}"
+
+
+class Corrupt(RepositoryError):
+    """Stored bytes are not what was written. Never retried, never swallowed."""
+
+    template = "Damaged data in the repository: {reason}"
+
+
+class ChunkCorrupt(Corrupt):
+    template = "A damaged chunk: {reason}"
+
+
+class PackCorrupt(Corrupt):
+    template = "A damaged pack: {reason}"
+
+
+class IndexIncomplete(Corrupt):
+    template = "The index is damaged or incomplete: {reason}"
+
+
+class ManifestCorrupt(Corrupt):
+    template = "A damaged manifest: {reason}"
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class SourceError(StrongroomError):
+    """The protected resource cannot be read, or the target cannot be written."""
+
+    code: ClassVar[str] = "BackupService.6215"
+    template: ClassVar[str] = "{reason}"
+    reason: str
+
+
+class SourceGone(SourceError):
+    """What was registered is not there (any more)."""
+
+
+class SourceDenied(SourceError):
+    """The service may not read or write it."""
+
+
+class SourceShort(SourceError):
+    """Fewer bytes came than the source said it has."""
+
+
+class SourceChanged(SourceError):
+    """It changed in a way that makes this point useless."""
+
+
+class TargetBusy(SourceError):
+    """Another process has the target open."""
+
+    code = "BackupService.2011"
+
+
+class TargetTooSmall(SourceError):
+    """The backup does not fit."""
+
+    code = "BackupService.2001"
+
+
+class TargetDenied(SourceError):
+    """The target refuses writes, or its layout would lead a restore out of its root."""
+
+    code = "BackupService.2011"

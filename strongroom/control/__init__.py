@@ -1,0 +1,1 @@
+"""The control plane: rows and rules. It knows no HTTP and moves no bytes."""
