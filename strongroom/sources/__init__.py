@@ -1,1 +1,1 @@
-"""What is protected: drivers that open consistent points of folders and disks, and write restores back."""
+"""What is protected: drivers that read resources and write them back. Knows only `base`."""
