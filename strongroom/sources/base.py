@@ -221,6 +221,6 @@ class Driver(Protocol):
     def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
         """Settle what crashed restores of `finished_tasks` left at the resource. Idempotent.
 
-        Those are tasks nobody works on any more. Leftovers of others, and those a living process holds, are not touched.
+        Nobody works on those tasks any more. Leftovers of others, and those a living process holds, stay.
         """
         ...
