@@ -1,0 +1,257 @@
+"""The ASGI application: routes made from the table of operations, and the walk of one request through them."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from strongroom.api.errors import error_response, gateway_response
+from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Operation
+from strongroom.api.services import Services
+from strongroom.base.errors import Forbidden, InvalidRequest, StrongroomError, TooLarge, Unavailable
+from strongroom.base.ids import is_hex_id, is_id, new_id
+from strongroom.control.access import ANONYMOUS, Caller, allowed
+
+log = structlog.get_logger("api")
+
+_PARAMETER = re.compile(r"\{(\w+)\}")
+QUERY_ITEMS_MAX = 1000  # 300 ids in one list call is the most a real client sends; beyond this it is abuse
+ID_PARAMETERS_FREE = frozenset({"project_id", "user_id", "member_id", "access_key"})  # not UUIDs, checked elsewhere
+
+
+class Router:
+    """Literal segments win over parameters, so `vaults/summary` is found before `vaults/{vault_id}`."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self._tree: dict[str, Any] = {}
+        for operation in operations:
+            node = self._tree
+            for part in operation.path.strip("/").split("/"):
+                node = node.setdefault("{}" if _PARAMETER.fullmatch(part) else part, {})
+            methods = node.setdefault("/methods", {})
+            if operation.method in methods:
+                raise ValueError(f"two operations answer {operation.method} {operation.path}")
+            methods[operation.method] = (operation, _PARAMETER.findall(operation.path))
+
+    def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | bool:
+        """The operation and its path values; True when the path exists with another method; False when it does not."""
+        parts = path.strip("/").split("/")
+        found = self._find(self._tree, parts, [])
+        if found is None:
+            return False
+        methods, values = found
+        if method not in methods:
+            return True
+        operation, names = methods[method]
+        return operation, dict(zip(names, values, strict=True))
+
+    def _find(self, node: dict[str, Any], parts: list[str], values: list[str]) -> tuple[Any, list[str]] | None:
+        if not parts:
+            return (node["/methods"], values) if "/methods" in node else None
+        head, rest = parts[0], parts[1:]
+        if head in node and head != "{}" and (found := self._find(node[head], rest, values)):
+            return found
+        if "{}" in node and head:
+            return self._find(node["{}"], rest, [*values, head])
+        return None
+
+
+class Application:
+    """One instance a process. Every answer carries X-Request-Id; every failure ends in `error_response`."""
+
+    def __init__(self, operations: Sequence[Operation], services: Services) -> None:
+        self._router = Router(operations)
+        self._services = services
+        self._running = 0
+        self._encoder = msgspec.json.Encoder()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        request_id = new_id()
+        started = time.monotonic()
+        self._running += 1
+        try:
+            response = await self._answer(request, request_id)
+        finally:
+            self._running -= 1
+        response.headers["X-Request-Id"] = request_id
+        log.info(
+            "request",
+            method=request.method,
+            path=request.url.path,
+            status=response.status_code,
+            ms=round((time.monotonic() - started) * 1000, 1),
+            request_id=request_id,
+        )
+        try:
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            log.info("client left", request_id=request_id)
+
+    async def _answer(self, request: Request, request_id: str) -> Response:
+        matched = self._router.match(request.method, request.url.path)
+        if matched is False:
+            return gateway_response(404, "APIGW.0101", "The API does not exist or has not been published.", request_id)
+        if matched is True:
+            return gateway_response(405, "APIGW.0101", "This path does not answer this method.", request_id)
+        assert not isinstance(matched, bool)
+        operation, path = matched
+        try:
+            return await self._perform(operation, path, request, request_id)
+        except StrongroomError as error:
+            response = error_response(error, keystone=operation.keystone, request_id=request_id)
+            if response.status_code >= 500:
+                log.error("failed", operation=operation.name, error=str(error), request_id=request_id, exc_info=True)
+            return response
+        except ClientDisconnect:
+            return gateway_response(400, "APIGW.0201", "The request body was cut off.", request_id)
+        except Exception as error:
+            log.exception("unexpected", operation=operation.name, error=repr(error), request_id=request_id)
+            return error_response(StrongroomError(), keystone=operation.keystone, request_id=request_id)
+
+    async def _perform(self, operation: Operation, path: dict[str, str], request: Request, request_id: str) -> Response:
+        if self._running > self._services.limits.concurrency_max:
+            raise Unavailable(reason="Too many requests at once. Try again in a few seconds.")
+        if "project_id" in path and not is_hex_id(path["project_id"]):
+            # The SDK without a project id sends the literal placeholder (contract/identity.md section 4).
+            return gateway_response(
+                404, "APIGW.0101", "The API does not exist: bad project id in the path.", request_id
+            )
+        body = await _read_body(request, self._services.limits.body_bytes_max)
+        caller = await self._authorized(operation, path, request, body, request_id)
+        _check_ids(path)
+        call = Call(
+            services=self._services,
+            caller=caller,
+            path=path,
+            query=_decode_query(operation, request),
+            body=_decode_body(operation, body),
+            request=request,
+            request_id=request_id,
+        )
+        result = await operation.handler(call)
+        if isinstance(result, Response):
+            return result
+        if result is None:
+            return Response(
+                status_code=operation.status, headers=dict(operation.headers), media_type="application/json"
+            )
+        return Response(
+            self._encoder.encode(result), operation.status, dict(operation.headers), media_type="application/json"
+        )
+
+    async def _authorized(
+        self, operation: Operation, path: dict[str, str], request: Request, body: bytes, request_id: str
+    ) -> Caller:
+        if operation.action == PUBLIC:
+            return ANONYMOUS
+        caller = await self._services.authenticate(request, body, request_id)
+        if "project_id" in path and path["project_id"] != caller.project_id:
+            raise Forbidden(
+                reason="The project in the path is not the project of your credentials. "
+                "Use the project id that your token or access key belongs to."
+            )
+        if operation.action != AUTHENTICATED and not allowed(caller.roles, operation.action):
+            raise Forbidden(
+                reason=f"Your role does not allow {operation.action}. Ask an administrator for a role that does."
+            )
+        return caller
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """The whole body, never more than the limit in memory. Raises TooLarge."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLarge(limit_bytes=limit)
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise TooLarge(limit_bytes=limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _check_ids(path: dict[str, str]) -> None:
+    for name, value in path.items():
+        if name.endswith("_id") and name not in ID_PARAMETERS_FREE and not is_id(value):
+            raise InvalidRequest(reason=f"Invalid {name} provided.")
+
+
+def _decode_query(operation: Operation, request: Request) -> msgspec.Struct | None:
+    if operation.query is None:
+        return None
+    try:
+        pairs = parse_qsl(
+            request.scope["query_string"].decode("ascii"),
+            keep_blank_values=True,
+            max_num_fields=QUERY_ITEMS_MAX,
+            errors="strict",
+        )
+    except ValueError as err:
+        raise InvalidRequest(reason="The query string is malformed.", detail=str(err)) from err
+    lists = {
+        f.encode_name
+        for f in msgspec.structs.fields(operation.query)
+        if "list" in str(f.type) or "tuple" in str(f.type)
+    }
+    values: dict[str, object] = {}
+    for name, value in pairs:
+        if name in lists:
+            values.setdefault(name, [])
+            values[name].append(value)  # type: ignore[attr-defined]
+        else:
+            values[name] = value
+    if any("\x00" in value for _, value in pairs):
+        raise InvalidRequest(reason="The query string holds a NUL character.")
+    try:
+        return msgspec.convert(values, operation.query, strict=False)
+    except msgspec.ValidationError as err:
+        raise InvalidRequest(reason=sentence(str(err))) from err
+
+
+def _decode_body(operation: Operation, body: bytes) -> msgspec.Struct | None:
+    if operation.body is None:
+        return None
+    if not body:
+        raise InvalidRequest(reason="The request needs a JSON body.")
+    if b"\\u0000" in body or b"\x00" in body:
+        raise InvalidRequest(reason="The request body holds a NUL character.")
+    try:
+        return msgspec.json.decode(body, type=operation.body)
+    except msgspec.ValidationError as err:
+        raise InvalidRequest(reason=sentence(str(err))) from err
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as err:
+        raise InvalidRequest(reason="The request body is not valid JSON.", detail=str(err)) from err
+
+
+def sentence(text: str) -> str:
+    """msgspec's `Expected `int`, got `str` - at `$.vault.billing.size`` as a sentence that names the member."""
+    what, _, where = text.partition(" - at `")
+    member = where.rstrip("`").removeprefix("$.").removeprefix("$")
+    return f"Invalid {member}: {what}." if member else f"Invalid request: {what}."
+
+
+def build_app(operations: Sequence[Operation], services: Services) -> ASGIApp:
+    """The application for an ASGI server."""
+    return Application(operations, services)

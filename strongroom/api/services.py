@@ -1,0 +1,78 @@
+"""What handlers work with, made once by server.py and handed to every call."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from starlette.requests import Request
+
+from strongroom.base.clock import Clock
+from strongroom.control.access import Caller
+from strongroom.control.db import Database
+
+# Who sends this request? Gets the raw request and its whole body (a signature covers it). Raises Unauthenticated.
+Authenticate = Callable[[Request, bytes, str], Awaitable[Caller]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryView:
+    """One name inside a restore point, for people and programs.
+
+    path is relative, with `/`; bytes that are not UTF-8 arrive percent-encoded in `path` and exactly in `raw_path`.
+    kind: file, folder, symlink, fifo, char-device, block-device, disk
+    """
+
+    raw_path: bytes
+    kind: str
+    size_bytes: int
+    mode: int
+    uid: int
+    gid: int
+    modified_at: datetime
+    target: bytes
+    changed_while_read: bool
+
+
+class Inspector(Protocol):
+    """Looks at what an operator registers or a tenant binds, on the host that can reach it."""
+
+    async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
+        """Size in bytes, and the reason why it cannot be protected (None: it can)."""
+        ...
+
+
+class Browser(Protocol):
+    """Reads inside restore points. Wired by server.py, because `api` does not know `operations`."""
+
+    async def entries(
+        self, project_id: str, backup_id: str, path: bytes, after: bytes | None, limit: int
+    ) -> Sequence[EntryView]:
+        """Names of one folder of a restore point, sorted by bytes, after the given name. Raises EntryNotFound."""
+        ...
+
+    async def open_file(self, project_id: str, backup_id: str, path: bytes) -> tuple[EntryView, AsyncIterator[bytes]]:
+        """One file (or the disk, path b""), verified chunk by chunk while it streams. Raises EntryNotFound."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request may cost. Reasons: a body of the API is a few KB (256 resources with extra_info: 100 KB)."""
+
+    body_bytes_max: int = 1 << 20
+    concurrency_max: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Constructor arguments of the request side."""
+
+    database: Database
+    clock: Clock
+    region: str
+    endpoint: str | None  # base URL as clients see it; None: taken from the Host header of the request
+    authenticate: Authenticate
+    browser: Browser
+    inspector: Inspector
+    limits: Limits = Limits()

@@ -1,0 +1,115 @@
+"""Pages of rows: filters first, then a stable order, then limit with offset or marker, and the count of all matches.
+
+Rules of contract/behaviour.md section 0: the count is of all matches; an offset past the end is an empty page; a marker
+starts after that row; a marker nobody knows is refused, because page 1 again would loop a client for ever.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, LiteralString, cast
+
+from psycopg import AsyncConnection, sql
+from psycopg.rows import dict_row
+
+from strongroom.base.errors import InvalidRequest
+
+OFFSET_MAX = 1_000_000  # an offset costs what it skips; deeper pages go by marker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """limit 1..., offset rows to skip, marker: id of the last row already seen (wins over offset)."""
+
+    limit: int
+    offset: int = 0
+    marker: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One key of the order. `column` is ours, never a client's text."""
+
+    column: LiteralString
+    descending: bool = True
+
+
+NEWEST_FIRST = (Order(column="created_at"), Order(column="id"))
+
+
+@dataclass(kw_only=True)
+class Filters:
+    """Conditions joined by AND. Texts are ours; values are bound.
+
+    Opened with the project, so that no list is ever asked without it (RULINGS 21).
+    """
+
+    project_id: str
+    texts: list[LiteralString] = field(default_factory=lambda: ["project_id = %s"])
+    values: list[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = [self.project_id]
+
+    def add(self, text: LiteralString, *values: object) -> None:
+        """Append one condition, such as `add("status = ANY(%s)", ["available"])`."""
+        self.texts.append(text)
+        self.values.extend(values)
+
+
+async def fetch_page(
+    conn: AsyncConnection[Any],
+    *,
+    columns: LiteralString,
+    table: LiteralString,
+    filters: Filters,
+    page: Page,
+    order: Sequence[Order] = NEWEST_FIRST,
+) -> tuple[list[dict[str, Any]], int]:
+    """Rows of one page as dicts, and how many rows match in all. Raises InvalidRequest for an unknown marker."""
+    if page.offset > OFFSET_MAX:
+        raise InvalidRequest(reason=f"offset must be at most {OFFSET_MAX}. Page by marker instead.")
+    where = sql.SQL(" AND ").join(sql.SQL(cast("LiteralString", f"({text})")) for text in filters.texts)
+    source = sql.SQL(table)
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(sql.SQL("SELECT count(*) AS n FROM {} WHERE {}").format(source, where), filters.values)
+        counted = await cursor.fetchone()
+        assert counted is not None
+        values = list(filters.values)
+        if page.marker is not None:
+            where = sql.SQL("{} AND {}").format(
+                where, await _after(cursor, source, filters, page.marker, order, values)
+            )
+        keys = sql.SQL(", ").join(
+            sql.SQL(cast("LiteralString", f"{_key(o)} {'DESC' if o.descending else 'ASC'}")) for o in order
+        )
+        query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s OFFSET %s").format(
+            sql.SQL(columns), source, where, keys
+        )
+        await cursor.execute(query, [*values, page.limit, 0 if page.marker else page.offset])
+        return await cursor.fetchall(), int(counted["n"])
+
+
+def _key(order: Order) -> str:
+    # Rows without a time sort as the oldest, so that comparisons never meet NULL.
+    return f"coalesce({order.column}, '-infinity')" if order.column.endswith("_at") else order.column
+
+
+async def _after(
+    cursor: Any, source: sql.Composable, filters: Filters, marker: str, order: Sequence[Order], values: list[Any]
+) -> sql.Composable:
+    """Condition for rows behind the marker's row: (a > A) OR (a = A AND b > B) ..., for keys of mixed direction."""
+    columns = sql.SQL(", ").join(sql.SQL(cast("LiteralString", f"{_key(o)} AS k{i}")) for i, o in enumerate(order))
+    await cursor.execute(
+        sql.SQL("SELECT {} FROM {} WHERE project_id = %s AND id = %s").format(columns, source),
+        [filters.project_id, marker],
+    )
+    at = await cursor.fetchone()
+    if at is None:
+        raise InvalidRequest(reason="Invalid marker provided: no item of this list has that id.")
+    alternatives = []
+    for i, last in enumerate(order):
+        tests = [sql.SQL(cast("LiteralString", f"{_key(o)} = %s")) for o in order[:i]]
+        tests.append(sql.SQL(cast("LiteralString", f"{_key(last)} {'<' if last.descending else '>'} %s")))
+        values.extend(at[f"k{j}"] for j in range(i + 1))
+        alternatives.append(sql.SQL("({})").format(sql.SQL(" AND ").join(tests)))
+    return sql.SQL("({})").format(sql.SQL(" OR ").join(alternatives))

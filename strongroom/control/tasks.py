@@ -1,0 +1,287 @@
+"""Tasks: the operation log's row is the task and decides (RULINGS 1).
+
+    request   INSERT the row with the other rows of the request, NOTIFY, commit, answer
+    worker    claim (short transaction: waiting, or running with a lapsed lease; limits checked under the vault's row
+              lock) -> generation + 1, lease set -> work -> every later write guarded by `generation = mine`
+    renewal   a thread of the worker extends the leases of its rows; who cannot renew must stop
+    sweeper   in every worker: rows whose attempts are used up end as failed, with the reason
+
+Delivery is this table too: FOR UPDATE SKIP LOCKED finds a row, NOTIFY only shortens the wait. docs/decisions/0002 has
+the numbers that made a second job table unnecessary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from strongroom.base.clock import Clock
+from strongroom.base.errors import Fenced, StrongroomError
+from strongroom.base.ids import new_id
+from strongroom.control.db import Database
+
+CHANNEL = "strongroom_tasks"
+LEASE_S = 10  # renewed every 2 s, so four renewals may fail before somebody else takes over (RULINGS 1)
+ATTEMPTS_MAX = 5  # a task that killed five workers will kill the sixth
+VAULT_RUNNING_MAX = 4  # tasks of one vault at once, so that one vault cannot take every thread of a worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTask:
+    """What a request writes. Ids are text; None where the operation has none."""
+
+    project_id: str
+    operation_type: str
+    request_id: str
+    vault_id: str | None = None
+    vault_name: str | None = None
+    provider_id: str | None = None
+    checkpoint_id: str | None = None
+    backup_id: str | None = None
+    backup_name: str | None = None
+    resource_id: str | None = None
+    resource_type: str | None = None
+    resource_name: str | None = None
+    target_resource_id: str | None = None
+    target_resource_name: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    listed: bool = True
+    worker_group: str = "default"
+    id: str = field(default_factory=new_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A claimed row. `generation` is the fencing number of this attempt, `state` what earlier attempts left for it."""
+
+    id: str
+    project_id: str
+    operation_type: str
+    generation: int
+    attempts: int
+    vault_id: str | None
+    vault_name: str | None
+    provider_id: str | None
+    checkpoint_id: str | None
+    backup_id: str | None
+    resource_id: str | None
+    resource_type: str | None
+    resource_name: str | None
+    target_resource_id: str | None
+    request_id: str
+    parameters: dict[str, Any]
+    state: dict[str, Any]
+
+
+_CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, vault_name, provider_id, checkpoint_id,
+    backup_id, resource_id, resource_type, resource_name, target_resource_id, request_id, parameters, state"""
+
+
+async def insert(conn: AsyncConnection[Any], tasks: Sequence[NewTask], now: datetime) -> None:
+    """Write the rows of a request and wake the workers when the caller's transaction commits.
+
+    Raises psycopg's UniqueViolation when a resource, target, backup or vault has an open task of that kind already:
+    callers that did not check under a lock translate it.
+    """
+    if not tasks:
+        return
+    columns = list(NewTask.__dataclass_fields__)
+    marks = ", ".join(["%s"] * (len(columns) + 3))
+    rows = [
+        [*(Jsonb(v) if isinstance(v := getattr(task, name), dict) else v for name in columns), "waiting", now, now]
+        for task in tasks
+    ]
+    statement = (
+        f"INSERT INTO operation_logs ({', '.join(columns)}, status, created_at, updated_at) "  # noqa: S608 -- names are ours
+        f"VALUES {', '.join([f'({marks})'] * len(rows))}"
+    )
+    await conn.execute(statement.encode(), [value for row in rows for value in row])
+    await conn.execute(f"NOTIFY {CHANNEL}".encode())
+
+
+async def claim(database: Database, worker: str, group: str) -> Task | None:
+    """Take one claimable task, oldest tenant's turn first, and make it ours for LEASE_S. None: nothing to do now.
+
+    Round robin over tenants: the project with the fewest running tasks goes first, so that one tenant's thousand
+    waiting backups do not hold up another's one.
+    """
+    async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            """
+            SELECT t.id, t.vault_id FROM operation_logs t
+            WHERE t.worker_group = %(group)s AND t.attempts < %(attempts)s
+              AND (t.status = 'waiting' OR (t.status = 'running' AND t.lease_until < now()))
+              AND (t.not_before IS NULL OR t.not_before <= now())
+              AND (t.vault_id IS NULL OR (
+                    SELECT count(*) FROM operation_logs o WHERE o.vault_id = t.vault_id AND o.id <> t.id
+                       AND o.status = 'running' AND o.lease_until >= now()) < %(vault_max)s)
+              AND (t.operation_type NOT IN ('vault_delete', 'remove_resource') OR NOT EXISTS (
+                    SELECT 1 FROM operation_logs o WHERE o.vault_id = t.vault_id AND o.id <> t.id
+                       AND o.operation_type <> 'prune' AND o.status IN ('waiting', 'running')
+                       AND (o.created_at, o.id) < (t.created_at, t.id)
+                       AND (t.operation_type = 'vault_delete' OR o.resource_id = t.resource_id)))
+            ORDER BY (SELECT count(*) FROM operation_logs o
+                      WHERE o.project_id = t.project_id AND o.status = 'running'), t.created_at, t.id
+            LIMIT 1 FOR UPDATE SKIP LOCKED
+            """,
+            {"group": group, "attempts": ATTEMPTS_MAX, "vault_max": VAULT_RUNNING_MAX},
+        )
+        found = await cursor.fetchone()
+        if found is None:
+            return None
+        if found["vault_id"] is not None:
+            # Two workers must not both see room under the vault's limit: the count above is repeated under its lock.
+            await cursor.execute("SELECT 1 FROM vaults WHERE id = %s FOR UPDATE", [found["vault_id"]])
+            await cursor.execute(
+                "SELECT count(*) AS n FROM operation_logs WHERE vault_id = %s AND id <> %s AND status = 'running' "
+                "AND lease_until >= now()",
+                [found["vault_id"], found["id"]],
+            )
+            counted = await cursor.fetchone()
+            if counted is None or counted["n"] >= VAULT_RUNNING_MAX:
+                return None
+        await cursor.execute(
+            f"""
+            UPDATE operation_logs SET status = 'running', generation = generation + 1, attempts = attempts + 1,
+                worker = %s, lease_until = now() + make_interval(secs => %s), not_before = NULL,
+                started_at = coalesce(started_at, now()), updated_at = now()
+            WHERE id = %s RETURNING {_CLAIMED}
+            """.encode(),  # noqa: S608 -- the columns are ours
+            [worker, LEASE_S, found["id"]],
+        )
+        row = await cursor.fetchone()
+        return Task(**row) if row is not None else None
+
+
+async def renew(database: Database, worker: str, mine: dict[str, int]) -> tuple[set[str], set[str]]:
+    """Extend the leases of this worker's tasks ({id: generation}). Returns (still ours, cancel requested)."""
+    if not mine:
+        return set(), set()
+    async with database.transaction() as conn, conn.cursor() as cursor:
+        await cursor.execute(
+            """
+            UPDATE operation_logs t SET lease_until = now() + make_interval(secs => %s)
+            FROM unnest(%s::text[], %s::int[]) AS m(id, generation)
+            WHERE t.id = m.id AND t.generation = m.generation AND t.status = 'running' AND t.worker = %s
+            RETURNING t.id, t.cancel_requested
+            """,
+            [LEASE_S, list(mine), list(mine.values()), worker],
+        )
+        rows = await cursor.fetchall()
+    return {r[0] for r in rows}, {r[0] for r in rows if r[1]}
+
+
+async def end_leases(database: Database, group: str) -> int:
+    """The holder of the state folder's lock knows that every earlier worker of it is dead (RULINGS 6)."""
+    async with database.transaction() as conn:
+        done = await conn.execute(
+            "UPDATE operation_logs SET lease_until = now() - interval '1 second' "
+            "WHERE status = 'running' AND worker_group = %s",
+            [group],
+        )
+        return done.rowcount
+
+
+async def still_mine(conn: AsyncConnection[Any], task: Task) -> None:
+    """Lock the row of this attempt until the transaction ends. Raises Fenced when a newer attempt has it, or it ended."""
+    found = await conn.execute(
+        "SELECT 1 FROM operation_logs WHERE id = %s AND generation = %s AND status = 'running' FOR UPDATE",
+        [task.id, task.generation],
+    )
+    if await found.fetchone() is None:
+        raise Fenced(reason="its lease ran out", detail=f"task {task.id} generation {task.generation}")
+
+
+async def note_progress(
+    database: Database, task: Task, *, bytes_done: int, bytes_total: int, entries_done: int, progress: int
+) -> None:
+    """Written at most once a second by the worker's renewal thread; lost progress is only a number on a screen."""
+    async with database.transaction() as conn:
+        await conn.execute(
+            "UPDATE operation_logs SET bytes_done = %s, bytes_total = %s, entries_done = %s, progress = %s, "
+            "updated_at = now() WHERE id = %s AND generation = %s AND status = 'running'",
+            [bytes_done, bytes_total, entries_done, progress, task.id, task.generation],
+        )
+
+
+async def save_state(database: Database, task: Task, state: dict[str, Any]) -> None:
+    """What the next attempt needs, durable before the work goes on. Raises Fenced."""
+    async with database.transaction() as conn:
+        await still_mine(conn, task)
+        await conn.execute("UPDATE operation_logs SET state = %s WHERE id = %s", [Jsonb(state), task.id])
+
+
+async def finish(
+    conn: AsyncConnection[Any],
+    task: Task,
+    clock: Clock,
+    *,
+    status: str = "success",
+    error: StrongroomError | None = None,
+    outcome: dict[str, Any] | None = None,
+) -> None:
+    """End the task, in the transaction of what it changed; `still_mine` MUST have been called in it."""
+    now = clock.now()
+    await conn.execute(
+        "UPDATE operation_logs SET status = %s, ended_at = %s, updated_at = %s, lease_until = NULL, "
+        "error_code = %s, error_message = %s, error_detail = %s, outcome = %s, "
+        "progress = CASE WHEN %s = 'success' THEN 100 ELSE progress END WHERE id = %s AND generation = %s",
+        [
+            status,
+            now,
+            now,
+            error.published_code if error else "",
+            error.message if error else "",
+            error.detail if error else "",
+            Jsonb(outcome or {}),
+            status,
+            task.id,
+            task.generation,
+        ],
+    )
+
+
+async def put_back(database: Database, task: Task, delay_s: float, *, count: bool) -> None:
+    """Give the task back for a later attempt: a retryable failure, or a worker that drains (count=False)."""
+    async with database.transaction() as conn:
+        await still_mine(conn, task)
+        await conn.execute(
+            "UPDATE operation_logs SET status = 'waiting', lease_until = NULL, worker = NULL, "
+            "not_before = now() + make_interval(secs => %s), attempts = attempts - %s WHERE id = %s",
+            [delay_s, 0 if count else 1, task.id],
+        )
+        await conn.execute(f"NOTIFY {CHANNEL}".encode())
+
+
+async def exhausted(database: Database, group: str) -> list[Task]:
+    """Tasks whose attempts are used up and whose last worker is gone: to be ended by `operations`, with the reason.
+
+    Each is claimed once more (generation raised, lease set), so that two sweepers and a zombie cannot both end it.
+    """
+    async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            f"""
+            UPDATE operation_logs SET generation = generation + 1, status = 'running',
+                lease_until = now() + make_interval(secs => %s)
+            WHERE id IN (SELECT id FROM operation_logs WHERE worker_group = %s AND attempts >= %s
+                         AND (status = 'waiting' OR (status = 'running' AND lease_until < now()))
+                         ORDER BY created_at LIMIT 100 FOR UPDATE SKIP LOCKED)
+            RETURNING {_CLAIMED}
+            """.encode(),  # noqa: S608 -- the columns are ours
+            [LEASE_S, group, ATTEMPTS_MAX],
+        )
+        return [Task(**row) for row in await cursor.fetchall()]
+
+
+async def request_cancel(conn: AsyncConnection[Any], project_id: str, task_id: str) -> bool:
+    """Set the flag a running job reads between segments. False: no such open task in this project."""
+    done = await conn.execute(
+        "UPDATE operation_logs SET cancel_requested = true WHERE project_id = %s AND id = %s "
+        "AND status IN ('waiting', 'running')",
+        [project_id, task_id],
+    )
+    return done.rowcount == 1
