@@ -31,10 +31,15 @@ class ObjectInfo(NamedTuple):
     size: int
 
 
+def is_part(text: str) -> bool:
+    """True when `text` may stand between two slashes of a name."""
+    return len(text) <= PART_BYTES_MAX and _PART.fullmatch(text) is not None
+
+
 def require_name(name: str) -> tuple[str, ...]:
     """The parts of a legal object name such as `packs/3f/3f09`. Raises StoreError for any other text."""
     parts = tuple(name.split("/"))
-    if len(name) <= NAME_BYTES_MAX and all(len(part) <= PART_BYTES_MAX and _PART.fullmatch(part) for part in parts):
+    if len(name) <= NAME_BYTES_MAX and all(is_part(part) for part in parts):
         return parts
     raise StoreError(name=name[:NAME_BYTES_MAX], detail="not a legal object name")
 
@@ -87,7 +92,7 @@ class Store(Protocol):
         ...
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Bytes [offset, offset + length), or to the end. Raises ObjectMissing; ShortRead when the object ends sooner."""
+        """Bytes [offset, offset + length), or to the end. Raises ObjectMissing; ShortRead when it ends sooner."""
         ...
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
