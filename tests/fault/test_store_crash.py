@@ -31,16 +31,20 @@ def violations(events: list[Event], contents: dict[str, bytes]) -> list[str]:
     """Crash at every event in many ways: what was acknowledged is there, whole; what was not is whole or absent."""
     found = []
     for cut in range(len(events) + 1):
-        alive: dict[str, bool] = {}
+        last: dict[str, str] = {}
         for mark in acknowledged(events[:cut]):
             assert isinstance(mark, tuple)
-            alive[mark[1]] = mark[0] == "put"
+            last[mark[1]] = mark[0]
         for seed in SEEDS:
             disk = disk_after_crash(events[:cut], seed)
             there = {info.name: disk.read(info.name) for info in disk.list("")}
             found += [f"{cut}/{seed}: {name} is torn" for name, data in there.items() if data != contents[name]]
-            found += [f"{cut}/{seed}: {name} is lost" for name, put in alive.items() if put and name not in there]
-            found += [f"{cut}/{seed}: {name} is back" for name, put in alive.items() if not put and name in there]
+            found += [
+                f"{cut}/{seed}: {name} is lost" for name, what in last.items() if what == "put" and name not in there
+            ]
+            found += [
+                f"{cut}/{seed}: {name} is back" for name, what in last.items() if what == "delete" and name in there
+            ]
     return found
 
 
@@ -57,6 +61,7 @@ def write_all(store: PosixStore, recorder: Recorder) -> None:
         else:
             store.put(name, [data[:50], data[50:]])
         recorder.mark(("put", name))
+    recorder.mark(("deleting", "packs/3f/a"))
     store.delete("packs/3f/a")
     recorder.mark(("delete", "packs/3f/a"))
 
