@@ -1,0 +1,174 @@
+"""The database as the control plane uses it: one pool a process, transactions, reads, notifications.
+
+SQL stays visible in the modules that own it; nothing here knows a table. Vendor errors end here: what the database
+refuses for the moment (gone, starting, busy, a deadlock, a lost serialization) leaves as Unavailable, which may be
+tried again. Broken constraints pass through as psycopg's IntegrityError: only the caller knows the sentence for them.
+"""
+
+import select
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, Self, TypeVar, overload
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from strongroom.base.errors import Unavailable
+
+Row = TypeVar("Row")
+
+OPEN_S_MAX = 15.0  # until the first connection stands; an embedded PostgreSQL recovers within seconds
+CHECKOUT_S_MAX = 10.0  # a request that waited longer for a connection is better refused
+_PREPARE_AFTER = 1  # executions of a statement on a connection before it is prepared there
+_CONNECTION_AGE_S_MAX = 3600.0
+
+# No statement and no forgotten transaction holds locks for ever. Migrations run on a connection of their own.
+_SESSION_SETTINGS = {
+    "statement_timeout": "30s",
+    "lock_timeout": "10s",
+    "idle_in_transaction_session_timeout": "60s",
+    "timezone": "UTC",
+}
+
+
+class Database:
+    """A pool of connections. Made by `open`; every method may be called by many tasks at once."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], url: str) -> None:
+        self._pool = pool
+        self._url = url
+
+    @classmethod
+    async def open(cls, url: str, *, min_size: int = 1, max_size: int = 16) -> Self:
+        """Connect; `min_size` connections stand when this returns. Raises Unavailable, leaving nothing behind."""
+        pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(
+            url,
+            kwargs={"autocommit": True, "prepare_threshold": _PREPARE_AFTER, "application_name": "strongroom"},
+            min_size=min_size,
+            max_size=max_size,
+            timeout=CHECKOUT_S_MAX,
+            max_lifetime=_CONNECTION_AGE_S_MAX,
+            configure=_configure,
+            check=_check_alive,
+            open=False,
+        )
+        with _translated():
+            try:
+                await pool.open(wait=True, timeout=OPEN_S_MAX)
+            except BaseException:
+                await pool.close()
+                raise
+        return cls(pool, url)
+
+    async def close(self) -> None:
+        """Close every connection; what is checked out is closed when it comes back."""
+        await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @overload
+    def transaction(self) -> AbstractAsyncContextManager[AsyncConnection[TupleRow]]: ...
+    @overload
+    def transaction(self, row_factory: AsyncRowFactory[Row]) -> AbstractAsyncContextManager[AsyncConnection[Row]]: ...
+    def transaction(
+        self, row_factory: AsyncRowFactory[Any] = tuple_row
+    ) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        """A connection inside one transaction: committed when the block ends, rolled back when it raises.
+
+        Rows come in the shape of `row_factory`: `transaction(dict_row)`, `transaction(class_row(Vault))`. When the
+        commit itself fails with Unavailable, the rows may have been written: only the next read tells.
+        """
+        return self._connection(row_factory, in_transaction=True)
+
+    @overload
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection[TupleRow]]: ...
+    @overload
+    def read(self, row_factory: AsyncRowFactory[Row]) -> AbstractAsyncContextManager[AsyncConnection[Row]]: ...
+    def read(self, row_factory: AsyncRowFactory[Any] = tuple_row) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        """A connection without a transaction round its statements: one round trip each, each sees its own moment."""
+        return self._connection(row_factory, in_transaction=False)
+
+    @asynccontextmanager
+    async def _connection(
+        self, row_factory: AsyncRowFactory[Any], *, in_transaction: bool
+    ) -> AsyncIterator[AsyncConnection[Any]]:
+        with _translated():
+            async with self._pool.connection() as conn:
+                conn.row_factory = row_factory
+                if in_transaction:
+                    async with conn.transaction():
+                        yield conn
+                else:
+                    yield conn
+
+    @asynccontextmanager
+    async def listen(self, *channels: str) -> AsyncIterator["Listener"]:
+        """LISTEN on a connection of its own. Notifications sent while the connection was lost are lost: they are
+        hints to look at rows, never the message itself."""
+        with _translated():
+            async with await AsyncConnection.connect(
+                self._url, autocommit=True, application_name="strongroom listen"
+            ) as conn:
+                for channel in channels:
+                    await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                yield Listener(conn)
+
+
+class Listener:
+    """One LISTENing connection, for one task."""
+
+    def __init__(self, conn: AsyncConnection[TupleRow]) -> None:
+        self._conn = conn
+
+    async def wait(self, timeout_s: float) -> list[psycopg.Notify]:
+        """What arrived since the last call, waiting for the first up to `timeout_s`; empty when it stayed quiet.
+
+        Raises Unavailable when the connection is lost; the caller then listens anew and looks at its rows.
+        """
+        with _translated():
+            return [notify async for notify in self._conn.notifies(timeout=timeout_s, stop_after=1)]
+
+
+async def _configure(conn: AsyncConnection[Any]) -> None:
+    for name, value in _SESSION_SETTINGS.items():
+        await conn.execute("SELECT set_config(%s, %s, false)", (name, value), prepare=False)
+
+
+async def _check_alive(conn: AsyncConnection[Any]) -> None:
+    """Make the pool replace a connection whose server ended. No round trip: an idle one has nothing to say but that.
+
+    Asking it would be slow besides: psycopg takes a second to notice (3.3, measured).
+    """
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await conn.close()
+        raise psycopg.OperationalError("the server closed the idle connection")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.OperationalError as err:
+        raise Unavailable(reason=_sentence(err), detail=f"{type(err).__name__}: {err}".strip()) from err
+
+
+def _sentence(err: psycopg.OperationalError) -> str:
+    match err:
+        case PoolTimeout():
+            return "The service is busy: no database connection came free in time. Try again in a moment."
+        case psycopg.errors.QueryCanceled() | psycopg.errors.LockNotAvailable():
+            return "The database did not finish in time. Try again in a moment."
+        case psycopg.errors.DeadlockDetected() | psycopg.errors.SerializationFailure():
+            return "Another request changed the same objects. Try again."
+        case psycopg.errors.DiskFull():
+            return "The disk of the database is full. The operator has to free space."
+        case _:
+            return "The database does not answer. Try again in a moment; if it stays so, tell the operator."

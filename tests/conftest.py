@@ -1,0 +1,61 @@
+"""Fixtures that several tests share. A database is real, fresh, and nobody else's: see `postgres_url`."""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from strongroom.control import migrate
+from strongroom.control.db import Database
+from strongroom.control.embedded_postgres import EmbeddedPostgres
+
+TEMPLATE = "strongroom"  # the embedded server's own database, migrated once and copied per test
+_numbers = itertools.count()
+
+# Nothing of a test has to survive a power cut.
+SPEED = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One PostgreSQL per pytest process (so per xdist worker), with a migrated template; its URL."""
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("database") / "postgres", settings=SPEED)
+    url = postgres.start()
+    try:
+        migrate.upgrade(url)
+        yield url
+    finally:
+        postgres.stop()
+
+
+@contextmanager
+def _fresh_database(template_url: str, template: str) -> Iterator[str]:
+    admin_url = template_url.replace(f"/{TEMPLATE}?", "/postgres?")
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        yield template_url.replace(f"/{TEMPLATE}?", f"/{name}?")
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_postgres_url(_postgres_template: str) -> Iterator[str]:
+    """The URL of a database of the test's own, without any schema."""
+    with _fresh_database(_postgres_template, "template0") as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(_postgres_template: str) -> Iterator[str]:
+    """The URL of a migrated, empty database of the test's own."""
+    with _fresh_database(_postgres_template, TEMPLATE) as url:
+        yield url
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[Database]:
+    """An open pool on `postgres_url`."""
+    async with await Database.open(postgres_url, max_size=8) as opened:
+        yield opened
