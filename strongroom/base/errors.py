@@ -317,3 +317,14 @@ class TargetDenied(SourceError):
     """The target refuses writes, or its layout would lead a restore out of its root."""
 
     code = "BackupService.2011"
+
+
+# --- jobs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class WorkerStops(StrongroomError):
+    """The worker was asked to end; the task is given back and goes on elsewhere or later."""
+
+    template: ClassVar[str] = "The worker is stopping. The task goes on when a worker is there again."
+    retryable: ClassVar[bool] = True

@@ -187,7 +187,7 @@ async def end_leases(database: Database, group: str) -> int:
 
 
 async def still_mine(conn: AsyncConnection[Any], task: Task) -> None:
-    """Lock the row of this attempt until the transaction ends. Raises Fenced when a newer attempt has it, or it ended."""
+    """Lock the row of this attempt until the transaction ends. Raises Fenced when it ended, or a newer attempt has it."""
     found = await conn.execute(
         "SELECT 1 FROM operation_logs WHERE id = %s AND generation = %s AND status = 'running' FOR UPDATE",
         [task.id, task.generation],
@@ -257,7 +257,7 @@ async def put_back(database: Database, task: Task, delay_s: float, *, count: boo
         await conn.execute(f"NOTIFY {CHANNEL}".encode())
 
 
-async def exhausted(database: Database, group: str) -> list[Task]:
+async def exhausted(database: Database, worker: str, group: str) -> list[Task]:
     """Tasks whose attempts are used up and whose last worker is gone: to be ended by `operations`, with the reason.
 
     Each is claimed once more (generation raised, lease set), so that two sweepers and a zombie cannot both end it.
@@ -265,14 +265,14 @@ async def exhausted(database: Database, group: str) -> list[Task]:
     async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             f"""
-            UPDATE operation_logs SET generation = generation + 1, status = 'running',
+            UPDATE operation_logs SET generation = generation + 1, status = 'running', worker = %s,
                 lease_until = now() + make_interval(secs => %s)
             WHERE id IN (SELECT id FROM operation_logs WHERE worker_group = %s AND attempts >= %s
                          AND (status = 'waiting' OR (status = 'running' AND lease_until < now()))
                          ORDER BY created_at LIMIT 100 FOR UPDATE SKIP LOCKED)
             RETURNING {_CLAIMED}
             """.encode(),  # noqa: S608 -- the columns are ours
-            [LEASE_S, group, ATTEMPTS_MAX],
+            [worker, LEASE_S, group, ATTEMPTS_MAX],
         )
         return [Task(**row) for row in await cursor.fetchall()]
 

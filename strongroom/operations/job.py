@@ -1,0 +1,119 @@
+"""What every job works with, and how a vault's repository is opened for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from strongroom.base.clock import Clock
+from strongroom.control import sessions as session_rows
+from strongroom.control.backups import ResourceRef, VaultRef
+from strongroom.control.db import Database
+from strongroom.control.tasks import Task
+from strongroom.control.vault_keys import ensure_vault_keys
+from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
+from strongroom.engine.model import SessionKind
+from strongroom.engine.pool import Pool
+from strongroom.engine.repository import Repository
+from strongroom.engine.store.base import Store
+from strongroom.operations.monitor import JobMonitor
+from strongroom.operations.portal import Portal
+from strongroom.operations.watched_store import Spend, WatchedStore, free
+from strongroom.sources.base import SourceOptions, SourceRef
+
+log = structlog.get_logger("job")
+
+
+def vault_prefix(project_id: str, vault_id: str) -> str:
+    """Where a vault lives in the store: the tenant is part of every name."""
+    return f"vaults/{project_id}/{vault_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """One a process: what jobs share. `pool` holds compressors and buffers under one byte budget (RULINGS 3)."""
+
+    database: Database
+    portal: Portal
+    store: Store
+    master: MasterKey
+    pool: Pool
+    clock: Clock
+    settings: DomainSettings
+
+    @contextmanager
+    def repository(
+        self, vault: VaultRef, task_id: str | None, kind: SessionKind, spend: Spend = free
+    ) -> Iterator[Repository]:
+        """The vault's repository, made at its first use. Its session stays open until the task is final (RULINGS 9);
+        one without a task ends here."""
+        prefix = vault_prefix(vault.project_id, vault.id)
+        store = WatchedStore(self.store, spend)
+        self.portal.call(
+            ensure_vault_keys(self.database, vault.project_id, vault.id, lambda: self._domain_keys(store, prefix))
+        )
+        sessions = RowSessions(self, vault, task_id)
+        with open_repository(store, prefix, self.master, pool=self.pool, sessions=sessions, session_kind=kind) as opened:
+            yield opened
+
+    def _domain_keys(self, store: Store, prefix: str) -> bytes:
+        """Wrapped keys of the vault's domain. Runs under the vault's row lock, so two first backups make one domain;
+        a domain that a crash left without its row is adopted."""
+        return create_repository(store, prefix, self.master, self.settings, adopt=True).wrapped_keys
+
+
+class RowSessions:
+    """engine.Sessions with rows: seen by every process (RULINGS 9)."""
+
+    def __init__(self, tools: Tools, vault: VaultRef, task_id: str | None) -> None:
+        self._tools, self._vault, self._task_id = tools, vault, task_id
+
+    def open(self, kind: SessionKind, index_number: int) -> str:
+        return self._tools.portal.call(
+            session_rows.open_session(
+                self._tools.database,
+                vault_id=self._vault.id,
+                project_id=self._vault.project_id,
+                task_id=self._task_id,
+                kind=kind,
+                index_number=index_number,
+            )
+        )
+
+    def close(self, token: str) -> None:
+        # A task's sessions end with the task, in the transaction that makes it final: not with the worker's attempt.
+        if self._task_id is None:
+            self._tools.portal.call(session_rows.close_session(self._tools.database, token))
+
+    def oldest_pinned(self) -> int | None:
+        return self._tools.portal.call(session_rows.oldest_pinned(self._tools.database, self._vault.id))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One attempt of one task."""
+
+    task: Task
+    tools: Tools
+    monitor: JobMonitor
+
+    def fence(self) -> None:
+        """Last look before something is committed outside the database. Raises Fenced, Canceled or WorkerStops."""
+        self.monitor.check()
+
+
+def source_ref(resource: ResourceRef) -> SourceRef:
+    """A registered resource as drivers know it."""
+    options = resource.options
+    return SourceRef(
+        resource_id=resource.id,
+        type=resource.type,
+        path=resource.path,
+        options=SourceOptions(
+            exclude=tuple(options.get("exclude", ())),
+            one_file_system=bool(options.get("one_file_system", False)),
+            read_limit_bytes_s=options.get("read_limit_bytes_s"),
+            privileged=bool(options.get("privileged", False)),
+        ),
+    )

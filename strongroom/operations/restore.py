@@ -1,0 +1,130 @@
+"""The story of a restore: a restore point, or one path of it, onto a registered resource.
+
+    before   rows of task, backup (restoring) and target (restoring) are written
+    1 start  rows: what, from which root, onto which resource
+    2 plan   the source looks at the target and names conflicts; nothing is touched
+    3 stage  folders and image files are put together beside the live content, every chunk checked against its id;
+             a block device has no room beside it: blocks that differ are written in place, done ranges kept in the row
+    4 swap   the source makes the staged content durable and moves it into place, under a journal of its own
+    5 commit rows, one transaction WHERE generation = mine: target and backup available, task success
+
+Death in 3 leaves the old content and a staging place that the next attempt settles; in 4 the journal goes forward, or
+back when staging was not complete; a device is `error`, "half restored", until the same restore has run to its end.
+"""
+
+import threading
+
+from strongroom.base.errors import SourceError, StrongroomError
+from strongroom.base.streams import Path
+from strongroom.control import restores, tasks
+from strongroom.control.restores import RestoreJob
+from strongroom.engine import RestoreReport, restore_block, restore_tree
+from strongroom.engine.repository import Repository
+from strongroom.operations.job import Job, source_ref
+from strongroom.sources.base import RestoreWanted, Target, TargetReport
+from strongroom.sources.open import driver_for
+
+STATE_INTERVAL_S = 1.0  # done ranges of a device are saved at most this often; what is lost is written again
+LEFT_OUT_MAX = 100  # named in the row; the count is exact
+
+
+def run(job: Job) -> None:
+    """One attempt. Raises what stops it."""
+    tools, task = job.tools, job.task
+    plan = tools.portal.call(restores.start_restore(tools.database, task))
+    driver = driver_for(plan.target.type, plan.target.path)
+    started_s = tools.clock.monotonic_s()
+    with tools.repository(plan.vault, task.id, "restore") as repository:
+        root = repository.load_root(plan.root)
+        wanted = RestoreWanted(
+            task_id=task.id,
+            target=source_ref(plan.target),
+            same_resource=plan.same_resource,
+            kind=root.kind,
+            size_bytes=root.size,
+            entries=root.report.entries,
+            selection=(split(plan.path),) if plan.path else (),
+            sub_path=split(plan.target_path) if plan.target_path is not None else None,
+            force=plan.force,
+            done_ranges=tuple((int(o), int(n)) for o, n in task.state.get("done", ())),
+        )
+        prepared = driver.plan_restore(wanted)
+        with driver.open_target(prepared, _Ranges(job).add) as target:
+            report = _pour(job, plan, repository, target)
+            job.fence()
+            finished = target.finish()
+    outcome = _outcome(finished, (*prepared.warnings, *report.warnings, *finished.warnings)) | {
+        "bytes": report.bytes,
+        "entries": report.entries,
+        "seconds": round(tools.clock.monotonic_s() - started_s, 3),
+    }
+    tools.portal.call(restores.commit_restore(tools.database, task, outcome, tools.clock))
+
+
+def fail(job: Job, error: StrongroomError) -> None:
+    """Settle what the attempts left at the target, then end the task; a device may stay half restored and says so."""
+    tools = job.tools
+    plan = tools.portal.call(restores.start_restore(tools.database, job.task))
+    driver = driver_for(plan.target.type, plan.target.path)
+    half = plan.in_place
+    try:
+        driver.recover(source_ref(plan.target), frozenset({job.task.id}))
+    except SourceError as err:
+        error.detail = f"{error.detail}; leftovers at the target not settled: {err}".lstrip("; ")
+    tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=half))
+
+
+def split(path: bytes) -> Path:
+    """`a/b` as a path of the stream; empty parts are dropped, so `/a//b/` is the same place."""
+    return tuple(part for part in path.split(b"/") if part)
+
+
+def _pour(job: Job, plan: RestoreJob, repository: Repository, target: Target) -> RestoreReport:
+    if target.kind == "tree":
+        path = split(plan.path) if plan.path else ()
+        return restore_tree(repository, plan.root, target.stream, path=path, monitor=job.monitor)  # type: ignore[arg-type]
+    return restore_block(repository, plan.root, target.stream, monitor=job.monitor)  # type: ignore[arg-type]
+
+
+def _outcome(report: TargetReport, warnings: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "warnings": list(dict.fromkeys(warnings)),
+        "left_out_count": len(report.left_out),
+        "left_out": [
+            {"path": b"/".join(s.path).decode("utf-8", "backslashreplace"), "reason": s.reason}
+            for s in report.left_out[:LEFT_OUT_MAX]
+        ],
+    }
+
+
+class _Ranges:
+    """Done ranges of a device, merged, saved in the task's row at most once a second."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._lock = threading.Lock()
+        self._done = sorted((int(o), int(n)) for o, n in job.task.state.get("done", ()))
+        self._saved_s = job.tools.clock.monotonic_s()
+
+    def add(self, offset: int, length: int) -> None:
+        """A range is durable and was read back. Called from writing threads."""
+        clock = self._job.tools.clock
+        with self._lock:
+            self._done = merged([*self._done, (offset, length)])
+            if clock.monotonic_s() - self._saved_s < STATE_INTERVAL_S:
+                return
+            self._saved_s = clock.monotonic_s()
+            state = {"done": [list(r) for r in self._done]}
+            self._job.tools.portal.call(tasks.save_state(self._job.tools.database, self._job.task, state))
+
+
+def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Half-open ranges (offset, length), sorted and joined where they touch."""
+    joined: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if joined and offset <= joined[-1][0] + joined[-1][1]:
+            start = joined[-1][0]
+            joined[-1] = (start, max(joined[-1][1], offset + length - start))
+        else:
+            joined.append((offset, length))
+    return joined

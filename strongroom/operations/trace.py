@@ -1,0 +1,73 @@
+"""Trace points: places where a test may end the process with SIGKILL, counted, never timed (RULINGS 26).
+
+    STRONGROOM_KILL_AT=backup:store:7      kill at the 7th store trace point while a backup runs
+    STRONGROOM_KILL_AT=restore:files:3     kill at the 3rd change of a file system (rename, mkdir, link, unlink, ...)
+    STRONGROOM_KILL_AT=restore:database:2  kill before or after the n-th call into the database
+
+Store points are before every call, and after those that change something. Without the setting `point` is a comparison.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from strongroom.base.errors import ConfigError
+
+KINDS = ("store", "database", "files")
+FILE_EVENTS = frozenset(
+    {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "os.chmod", "os.setxattr"}
+)
+
+
+@dataclass(kw_only=True)
+class _Fuse:
+    operation: str
+    kind: str
+    number: int
+    count: int = 0
+    jobs: int = 0
+
+
+_fuse: _Fuse | None = None
+_lock = threading.Lock()
+
+
+def arm(text: str) -> None:
+    """Parse `operation:kind:n` and wait for that point. Raises ConfigError."""
+    global _fuse  # noqa: PLW0603 -- one process dies once
+    operation, _, rest = text.partition(":")
+    kind, _, number = rest.partition(":")
+    if kind not in KINDS or not number.isdigit():
+        raise ConfigError(reason=f"kill_at must be OPERATION:{'|'.join(KINDS)}:NUMBER, not {text!r}.")
+    _fuse = _Fuse(operation=operation, kind=kind, number=int(number))
+    if kind == "files":
+        sys.addaudithook(lambda event, _: point("files") if event in FILE_EVENTS else None)
+
+
+def point(kind: str) -> None:
+    """One place where the process may die. Never returns at the chosen one."""
+    if _fuse is None or _fuse.kind != kind or not _fuse.jobs:
+        return
+    with _lock:
+        _fuse.count += 1
+        if _fuse.count == _fuse.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def running(operation: str) -> Iterator[None]:
+    """Points count only while a job of the chosen operation runs."""
+    if _fuse is None or _fuse.operation != operation:
+        yield
+        return
+    with _lock:
+        _fuse.jobs += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _fuse.jobs -= 1

@@ -1,0 +1,101 @@
+"""The store as a job sees it: every call passes a trace point, and what a backup writes is counted against its vault.
+
+    engine -> WatchedStore -> the real store
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from strongroom.base.errors import Conflict
+from strongroom.base.units import GIB, human_bytes
+from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
+from strongroom.operations import trace
+
+Spend = Callable[[int], None]
+
+
+class Room:
+    """Bytes a vault still takes. A backup that passes it fails with 6114, others go on (RULINGS 19)."""
+
+    def __init__(self, *, used_bytes: int, size_bytes: int) -> None:
+        self._left = max(0, size_bytes - used_bytes)
+        self._size = size_bytes
+        self._lock = threading.Lock()
+
+    def spend(self, count: int) -> None:
+        """Called for sealed bytes before they are written to a pack. Raises Conflict 6114."""
+        with self._lock:
+            self._left -= count
+            full = self._left < 0
+        if full:
+            raise Conflict(
+                conflict_code="6114",
+                reason=f"The vault became full ({self._size // GIB} GB) while the backup ran. "
+                "Delete restore points or enlarge the vault, then back up again.",
+                detail=f"short by {human_bytes(-self._left)} at least",
+            )
+
+
+def free(_: int) -> None:
+    """Spend of jobs that are not limited: deletes and prune always go through."""
+
+
+class _WatchedWriter:
+    def __init__(self, inner: ObjectWriter, spend: Spend) -> None:
+        self._inner, self._spend = inner, spend
+
+    def write_at(self, offset: int, data: Buffer) -> None:
+        trace.point("store")
+        self._spend(memoryview(data).nbytes)
+        self._inner.write_at(offset, data)
+
+    def commit(self) -> None:
+        trace.point("store")
+        self._inner.commit()
+        trace.point("store")
+
+    def discard(self) -> None:
+        self._inner.discard()
+
+
+class WatchedStore:
+    """Implements engine.store.base.Store; adds nothing to what the inner store promises."""
+
+    def __init__(self, inner: Store, spend: Spend = free) -> None:
+        self._inner, self._spend = inner, spend
+
+    def put(self, name: str, data: Sequence[Buffer]) -> None:
+        trace.point("store")
+        self._inner.put(name, data)
+        trace.point("store")
+
+    def writer(self, name: str) -> ObjectWriter:
+        trace.point("store")
+        return _WatchedWriter(self._inner.writer(name), self._spend)
+
+    def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        trace.point("store")
+        return self._inner.read(name, offset, length)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        trace.point("store")
+        self._inner.read_into(name, offset, buffer)
+
+    def size(self, name: str) -> int:
+        trace.point("store")
+        return self._inner.size(name)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        trace.point("store")
+        return self._inner.list(prefix)
+
+    def delete(self, name: str) -> None:
+        trace.point("store")
+        self._inner.delete(name)
+        trace.point("store")
+
+    def sweep_temporary(self, prefix: str, older_than_s: float) -> int:
+        return self._inner.sweep_temporary(prefix, older_than_s)
+
+    def check(self) -> None:
+        self._inner.check()

@@ -1,0 +1,272 @@
+"""The worker: claims tasks, runs each in a thread, keeps their leases, ends them whatever happens.
+
+It lives on a thread of its own with its own event loop and pool, so that a busy request side cannot starve the leases:
+
+    loop     claim -> start a job's thread; LISTEN wakes it; every RENEW_S: extend leases, write progress, pass on cancels;
+             every SWEEP_S: end tasks whose attempts are used up
+    threads  one a running job, bounded; they enter `control` through the portal
+
+A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims, running jobs are
+told to stop and their tasks are given back without counting the attempt.
+"""
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+
+from strongroom.base.clock import Clock
+from strongroom.base.errors import Canceled, Fenced, StrongroomError, Unavailable, WorkerStops
+from strongroom.base.ids import new_id
+from strongroom.control import tasks
+from strongroom.control.db import Database
+from strongroom.control.tasks import Task
+from strongroom.operations import trace
+from strongroom.operations.job import Job, Tools
+from strongroom.operations.monitor import JobMonitor
+from strongroom.operations.portal import Portal
+from strongroom.operations.registry import WORK
+
+log = structlog.get_logger("worker")
+
+RENEW_S = 2.0  # a fifth of the lease
+POLL_S = 2.0  # NOTIFY shortens it; this is what a lost notification or a lapsed lease costs
+SWEEP_S = 5.0
+RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
+DRAIN_S_MAX = 20.0  # then the process ends and the leases run out by themselves
+CONNECTIONS_EXTRA = 3  # loop: claim, renewal, sweep; each job needs one at a time
+
+MakeTools = Callable[[Database, Portal], Tools]
+
+
+@dataclass(kw_only=True)
+class _Running:
+    task: Task
+    monitor: JobMonitor = field(default_factory=JobMonitor)
+
+
+class Worker:
+    """Start it once, stop it once. `group` names the sources it can reach."""
+
+    def __init__(
+        self, *, database_url: str, make_tools: MakeTools, clock: Clock, group: str, concurrency: int, alone: bool
+    ) -> None:
+        self._url = database_url
+        self._make_tools = make_tools
+        self._clock = clock
+        self._group = group
+        self._concurrency = concurrency
+        self._alone = alone  # the state folder's lock is ours: every earlier worker of this group is dead (RULINGS 6)
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self._running: dict[str, _Running] = {}
+        self._ready = threading.Event()
+        self._failed: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.Event | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._main, name="worker", daemon=True)
+
+    def start(self) -> None:
+        """Connect and begin to claim; returns when that works, raises when it does not."""
+        self._thread.start()
+        self._ready.wait()
+        if self._failed is not None:
+            raise self._failed
+
+    def stop(self) -> None:
+        """Drain and end; returns when the thread is gone, or after DRAIN_S_MAX with jobs left to their leases."""
+        self._stopping = True
+        if self._loop is not None and self._wake is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._wake.set)
+        self._thread.join(DRAIN_S_MAX + 5)
+
+    @property
+    def alive(self) -> bool:
+        """False when the worker's thread ended although nobody asked for it: the process should end too."""
+        return self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._work())
+        except BaseException as error:  # handed to start(), or logged: the thread has nobody else to tell
+            self._failed = error
+            log.error("the worker ended", error=repr(error), exc_info=True)
+            raise
+        finally:
+            self._ready.set()
+
+    async def _work(self) -> None:
+        self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
+        size = self._concurrency + CONNECTIONS_EXTRA
+        async with await Database.open(self._url, min_size=2, max_size=size) as database:
+            tools = self._make_tools(database, Portal(self._loop))
+            if self._alone:
+                await tasks.end_leases(database, self._group)
+            jobs = ThreadPoolExecutor(self._concurrency, "job")
+            beside = [
+                asyncio.create_task(self._forever(RENEW_S, lambda: self._renew(database))),
+                asyncio.create_task(self._forever(SWEEP_S, lambda: self._sweep(database, tools, jobs))),
+                asyncio.create_task(self._listen(database)),
+            ]
+            self._ready.set()
+            log.info("worker ready", worker=self.name, group=self._group, concurrency=self._concurrency)
+            try:
+                while not self._stopping:
+                    if not await self._claim_one(database, tools, jobs):
+                        await self._sleep()
+                await self._drain()
+            finally:
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
+                jobs.shutdown(wait=False, cancel_futures=True)
+
+    async def _claim_one(self, database: Database, tools: Tools, jobs: ThreadPoolExecutor) -> bool:
+        if len(self._running) >= self._concurrency:
+            return False
+        try:
+            task = await tasks.claim(database, self.name, self._group)
+        except Unavailable as error:
+            log.warning("cannot claim", error=str(error))
+            return False
+        if task is None:
+            return False
+        self._start(task, tools, jobs, lambda job: _perform(job))
+        return True
+
+    def _start(self, task: Task, tools: Tools, jobs: ThreadPoolExecutor, perform: Callable[[Job], None]) -> None:
+        running = _Running(task=task)
+        self._running[task.id] = running
+        assert self._loop is not None
+        future = self._loop.run_in_executor(jobs, perform, Job(task=task, tools=tools, monitor=running.monitor))
+        future.add_done_callback(lambda _: self._ended(task))
+
+    def _ended(self, task: Task) -> None:
+        self._running.pop(task.id, None)
+        if self._wake is not None:
+            self._wake.set()
+
+    async def _sleep(self) -> None:
+        assert self._wake is not None
+        try:
+            await asyncio.wait_for(self._wake.wait(), POLL_S)
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    async def _forever(self, interval_s: float, step: Callable[[], object]) -> None:
+        while True:
+            try:
+                await step()  # type: ignore[misc]
+            except StrongroomError as error:
+                log.warning("the database does not answer the worker", error=str(error))
+            await asyncio.sleep(interval_s)
+
+    async def _listen(self, database: Database) -> None:
+        assert self._wake is not None
+        while True:
+            try:
+                async with database.listen(tasks.CHANNEL) as listener:
+                    async for _ in listener:
+                        self._wake.set()
+            except StrongroomError as error:
+                log.warning("lost the notifications, polling", error=str(error))
+            await asyncio.sleep(POLL_S)
+
+    async def _renew(self, database: Database) -> None:
+        """Extend, or tell to stop: a job that may have lost its lease must not write any more."""
+        mine = {id_: r.task.generation for id_, r in self._running.items()}
+        if not mine:
+            return
+        try:
+            async with asyncio.timeout(tasks.LEASE_S - RENEW_S * 2):
+                ours, canceled = await tasks.renew(database, self.name, mine)
+        except (StrongroomError, TimeoutError) as error:
+            for id_ in mine:
+                self._tell(id_, Fenced(reason="its lease could not be renewed", detail=repr(error)))
+            return
+        for id_, generation in mine.items():
+            running = self._running.get(id_)
+            if running is None or running.task.generation != generation:
+                continue
+            if id_ not in ours:
+                self._tell(id_, Fenced(reason="its lease ran out"))
+            elif id_ in canceled:
+                self._tell(id_, Canceled())
+            else:
+                monitor = running.monitor
+                await tasks.note_progress(
+                    database,
+                    running.task,
+                    bytes_done=monitor.bytes_done,
+                    bytes_total=monitor.bytes_total,
+                    entries_done=monitor.entries_done,
+                    progress=monitor.progress,
+                )
+
+    def _tell(self, task_id: str, stop: StrongroomError) -> None:
+        running = self._running.get(task_id)
+        if running is not None and running.monitor.stop is None:
+            running.monitor.stop = stop
+
+    async def _sweep(self, database: Database, tools: Tools, jobs: ThreadPoolExecutor) -> None:
+        for task in await tasks.exhausted(database, self.name, self._group):
+            self._start(task, tools, jobs, _give_up)
+
+    async def _drain(self) -> None:
+        for id_ in list(self._running):
+            self._tell(id_, WorkerStops())
+        try:
+            async with asyncio.timeout(DRAIN_S_MAX):
+                while self._running:
+                    await self._sleep()
+        except TimeoutError:
+            log.warning("jobs did not stop in time; their leases run out", jobs=list(self._running))
+
+
+def _perform(job: Job) -> None:
+    """One attempt, to one of its ends. Nothing leaves this function: it is the bottom of a job's thread."""
+    task, work = job.task, WORK[job.task.operation_type]
+    bound = log.bind(task=task.id, operation=task.operation_type, generation=task.generation)
+    bound.info("task begins", attempt=task.attempts)
+    try:
+        with trace.running(task.operation_type):
+            work.run(job)
+        bound.info("task done")
+    except Fenced as error:
+        bound.warning("task left to a newer attempt", error=str(error))
+    except WorkerStops:
+        bound.info("task given back")
+        _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, 0, count=False)))
+    except StrongroomError as error:
+        bound.warning("task failed", error=str(error), code=error.published_code)
+        if error.retryable and task.attempts < tasks.ATTEMPTS_MAX:
+            delay_s = min(RETRY_S_MAX, RETRY_S_FIRST * 2**task.attempts)
+            _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, delay_s, count=True)))
+        else:
+            _settle(job, lambda: work.fail(job, error))
+    except Exception as error:
+        bound.exception("unexpected failure")
+        unexpected = StrongroomError(detail=repr(error))
+        _settle(job, lambda: work.fail(job, unexpected))
+
+
+def _give_up(job: Job) -> None:
+    """End a task whose attempts are used up: every one of them ended with its worker."""
+    error = StrongroomError(detail=f"{job.task.attempts} attempts ended without a result")
+    _settle(job, lambda: WORK[job.task.operation_type].fail(job, error))
+
+
+def _settle(job: Job, end: Callable[[], None]) -> None:
+    """Write the end of an attempt. If even that fails the lease runs out, and another attempt or the sweep ends it."""
+    try:
+        end()
+    except StrongroomError as error:
+        log.error("the end of a task could not be written", task=job.task.id, error=str(error))
+    except Exception:
+        log.exception("the end of a task could not be written", task=job.task.id)
