@@ -1,0 +1,354 @@
+"""Every setting of a server, and the only file that reads the environment and `strongroom.toml`.
+
+A setting has one name: `listen` in strongroom.toml, STRONGROOM_LISTEN in the environment, `--listen` where a command
+has such an option. The option wins over the environment, that over the file, that over the default. What is unknown is
+refused, with the nearest name there is: a misspelt `insecure` must not pass for the default.
+"""
+
+import difflib
+import fcntl
+import ipaddress
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from strongroom.base.errors import ConfigError
+from strongroom.base.units import GIB, KIB, MIB
+
+FILE_NAME = "strongroom.toml"
+PREFIX = "STRONGROOM_"
+_FILE_BYTES_MAX = MIB  # a real one has a few hundred bytes
+# Of the programs that speak to a server, and of its tests; not settings of a server.
+_OTHER_VARIABLES = frozenset({"STRONGROOM_STATE", "STRONGROOM_ENDPOINT", "STRONGROOM_CREDENTIALS"})
+
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_SIZE = re.compile(r"(\d{1,15})\s*(|B|KiB|MiB|GiB)")
+_UNIT_BYTES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listen:
+    """Where the server waits: a host (address or name) and a port, 0 for any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Checked settings of one process. Paths are absolute; None means not set.
+
+    runtime_dir  short-lived small files of this user: XDG_RUNTIME_DIR, else /tmp
+    """
+
+    state_dir: Path
+    listen: Listen
+    tls_cert: Path | None
+    tls_key: Path | None
+    insecure: bool
+    endpoint: str | None
+    database_url: str | None = field(repr=False)
+    database_direct_url: str | None = field(repr=False)
+    database_connections: int
+    store_url: str
+    master_key_file: Path
+    region: str
+    worker_group: str
+    worker_concurrency: int
+    worker_memory_bytes: int
+    token_ttl_s: int
+    body_bytes_max: int
+    requests_max: int
+    log_level: str
+    log_format: str
+    kill_at: str | None
+    runtime_dir: Path
+
+
+# --- the texts of settings ------------------------------------------------------------------------------------------
+# Each takes the text and returns the value, or raises ValueError with the end of the sentence "NAME must be ...".
+
+
+def _listen(text: str) -> Listen:
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:8799")
+    return Listen(host=host, port=int(port))
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError("true or false")
+    return text.lower() in ("true", "1", "yes")
+
+
+def _number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,15}", text) or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _size(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        found = _SIZE.fullmatch(text)
+        value = int(found[1]) * _UNIT_BYTES[found[2]] if found else -1
+        if not low <= value <= high:
+            raise ValueError(f"a size from {low} to {high} bytes, such as 512MiB")
+        return value
+
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(what)
+        return text
+
+    return parse
+
+
+def _url(schemes: tuple[str, ...], example: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if urlsplit(text).scheme not in schemes:
+            raise ValueError(f"a URL such as {example}")
+        return text
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One row of the table: how its text is read, the default as text (None: not set), and what it is for."""
+
+    parse: Callable[[str], Any]
+    default: str | None
+    meaning: str
+
+
+_DATABASE = _url(("postgresql", "postgres"), "postgresql://user@host/database")
+
+SETTINGS: dict[str, Setting] = {
+    "listen": Setting(parse=_listen, default="127.0.0.1:8799", meaning="Address and port of the API."),
+    "tls_cert": Setting(parse=_path, default=None, meaning="Certificate chain of the API (PEM)."),
+    "tls_key": Setting(parse=_path, default=None, meaning="Private key of that certificate (PEM)."),
+    "insecure": Setting(parse=_boolean, default="false", meaning="Allow to listen beyond loopback without TLS."),
+    "endpoint": Setting(
+        parse=_url(("http", "https"), "https://backup.example.org"),
+        default=None,
+        meaning="The API's base URL as clients see it; without it, taken from each request's Host header.",
+    ),
+    "database_url": Setting(
+        parse=_DATABASE, default=None, meaning="A PostgreSQL of your own; without it, one in the state folder."
+    ),
+    "database_direct_url": Setting(
+        parse=_DATABASE, default=None, meaning="The same PostgreSQL, not through a pooler in transaction mode."
+    ),
+    "database_connections": Setting(parse=_number(2, 500), default="16", meaning="Connections of this process."),
+    "store_url": Setting(
+        parse=_url(("file", "s3"), "file:///srv/strongroom/store"),
+        default=None,
+        meaning="Where backups are stored; without it, `store` in the state folder.",
+    ),
+    "master_key_file": Setting(
+        parse=_path, default=None, meaning="The master key; without it, `master.key` in the state folder."
+    ),
+    "region": Setting(
+        parse=_matching(_REGION, "1 to 64 letters, digits, - and _"),
+        default="local",
+        meaning="Name of the region in the catalog, and of the first project.",
+    ),
+    "worker_group": Setting(
+        parse=_matching(_GROUP, "1 to 64 lower-case letters, digits, - and _"),
+        default="default",
+        meaning="The group of this worker: it runs the tasks whose sources that group reaches.",
+    ),
+    "worker_concurrency": Setting(parse=_number(1, 64), default="4", meaning="Tasks that a worker runs at once."),
+    "worker_memory": Setting(
+        parse=_size(128 * MIB, 1024 * GIB), default="1GiB", meaning="Buffers of all tasks of a worker together."
+    ),
+    "token_ttl_s": Setting(parse=_number(60, 7 * 86400), default="86400", meaning="How long a token is valid."),
+    "body_bytes_max": Setting(parse=_size(64 * KIB, 64 * MIB), default="1MiB", meaning="Longest request body."),
+    "requests_max": Setting(parse=_number(1, 10_000), default="200", meaning="Requests in work at once."),
+    "log_level": Setting(parse=_one_of("debug", "info", "warning", "error"), default="info", meaning="Least to log."),
+    "log_format": Setting(parse=_one_of("text", "json"), default="text", meaning="Log lines for people or programs."),
+    "kill_at": Setting(parse=str, default=None, meaning="For tests: kill this process at a trace point."),
+}
+
+
+def load_settings(options: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
+    """Read and check everything. `options` are the command's, by setting name, plus `state`; None means not given.
+
+    Nothing is created. Raises ConfigError with a sentence that names the setting and where it was read.
+    """
+    named = options.get("state") or environ.get("STRONGROOM_STATE") or ""
+    state_dir = Path(named).expanduser().absolute() if named else Path.home() / ".local" / "share" / "strongroom"
+    texts: dict[str, tuple[str, str]] = {}  # name -> (text, where it was read)
+    texts |= _from_file(state_dir / FILE_NAME)
+    texts |= _from_environment(environ)
+    texts |= {
+        name: (text, f"--{name.replace('_', '-')}")
+        for name, text in options.items()
+        if text is not None and name != "state"
+    }
+    values = {name: _value(name, texts) for name in SETTINGS}
+    settings = Settings(
+        state_dir=state_dir,
+        store_url=values.pop("store_url") or (state_dir / "store").as_uri(),
+        master_key_file=values.pop("master_key_file") or state_dir / "master.key",
+        worker_memory_bytes=values.pop("worker_memory"),
+        runtime_dir=Path(environ.get("XDG_RUNTIME_DIR") or "/tmp"),  # noqa: S108
+        **values,
+    )
+    _check_transport(settings)
+    return settings
+
+
+def _value(name: str, texts: Mapping[str, tuple[str, str]]) -> Any:
+    setting = SETTINGS[name]
+    text, where = texts.get(name, (setting.default, "the default"))
+    if text is None:
+        return None
+    try:
+        return setting.parse(text)
+    except ValueError as err:
+        raise ConfigError(reason=f"{where} must be {err}.") from err
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    found = {}
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX) and variable not in _OTHER_VARIABLES and text:
+            name = variable.removeprefix(PREFIX).lower()
+            _require_known(name, f"The environment variable {variable}", lambda near: PREFIX + near.upper())
+            found[name] = (text, variable)
+    return found
+
+
+def _from_file(path: Path) -> dict[str, tuple[str, str]]:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(_FILE_BYTES_MAX + 1)
+        if len(data) > _FILE_BYTES_MAX:
+            raise ConfigError(reason=f"{path} is larger than {_FILE_BYTES_MAX} bytes.")
+        table = tomllib.loads(data.decode())
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        raise ConfigError(reason=f"{path} cannot be read: {err.strerror}.") from err
+    except ValueError as err:  # of TOML or of UTF-8
+        raise ConfigError(reason=f"{path} is not valid TOML: {err}.") from err
+    found = {}
+    for name, value in table.items():
+        _require_known(name, f"The key {name} in {path}", str)
+        if not isinstance(value, str | int):
+            raise ConfigError(reason=f"The key {name} in {path} must be a text, a number, true or false.")
+        found[name] = (str(value).lower() if isinstance(value, bool) else str(value), f"The key {name} in {path}")
+    return found
+
+
+def _require_known(name: str, what: str, spelt: Callable[[str], str]) -> None:
+    if name in SETTINGS:
+        return
+    near = [spelt(match) for match in difflib.get_close_matches(name, SETTINGS, n=3)]
+    raise ConfigError(
+        reason=f"{what} is not a setting of Strongroom. "
+        + (f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(map(spelt, SETTINGS))}.")
+    )
+
+
+def _check_transport(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError(reason="TLS needs both tls_cert and tls_key; only one of them is set.")
+    for path in (settings.tls_cert, settings.tls_key):
+        if path is not None and not path.is_file():
+            raise ConfigError(reason=f"The TLS file {path} does not exist.")
+    if settings.tls_cert is None and not settings.listen.is_loopback and not settings.insecure:
+        raise ConfigError(
+            reason=f"Listening on {settings.listen} without TLS would show passwords and tokens to the network. "
+            "Give --tls-cert and --tls-key, or --insecure if a proxy in front speaks TLS."
+        )
+
+
+# --- the state folder -----------------------------------------------------------------------------------------------
+
+
+def prepare_state(settings: Settings) -> None:
+    """Make the state folder, closed to others. One that others may enter is closed if it is empty or already ours,
+    else refused: it may be somebody's home. Raises ConfigError."""
+    folder = settings.state_dir
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.geteuid():
+            raise ConfigError(reason=f"The state folder {folder} belongs to another user. Name one of your own.")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            names = {entry.name for entry in folder.iterdir()}
+            if names and "lock" not in names and FILE_NAME not in names:
+                raise ConfigError(
+                    reason=f"Others may enter {folder}, and it holds files that are not Strongroom's. "
+                    "Name another state folder, or close this one with chmod 700."
+                )
+            folder.chmod(0o700)
+    except OSError as err:
+        raise ConfigError(reason=f"The state folder {folder} cannot be used: {err.strerror}.") from err
+
+
+@contextmanager
+def state_lock(settings: Settings) -> Iterator[None]:
+    """Own the state folder. Who gets it knows that every earlier server of this folder is dead (RULINGS 6).
+
+    Raises ConfigError naming the process that has it. The kernel frees it with the process.
+    """
+    path = settings.state_dir / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise ConfigError(
+                reason=f"The state folder {settings.state_dir} is in use by process {holder}. "
+                "Stop that server first, or name another folder with --state."
+            ) from err
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
