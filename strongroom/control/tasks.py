@@ -6,7 +6,7 @@
     renewal   a thread of the worker extends the leases of its rows; who cannot renew must stop
     sweeper   in every worker: rows whose attempts are used up end as failed, with the reason
 
-Delivery is this table too: FOR UPDATE SKIP LOCKED finds a row, NOTIFY only shortens the wait. docs/decisions/0002 has
+Delivery is this table too: FOR UPDATE SKIP LOCKED finds a row, NOTIFY only shortens the wait. docs/decisions/0001 has
 the numbers that made a second job table unnecessary.
 """
 
@@ -112,21 +112,23 @@ async def claim(database: Database, worker: str, group: str) -> Task | None:
     async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             """
+            WITH running AS MATERIALIZED (
+                SELECT project_id, vault_id FROM operation_logs WHERE status = 'running' AND lease_until >= now()),
+            of_project AS (SELECT project_id, count(*) AS n FROM running GROUP BY project_id),
+            of_vault AS (SELECT vault_id, count(*) AS n FROM running GROUP BY vault_id)
             SELECT t.id, t.vault_id FROM operation_logs t
-            WHERE t.worker_group = %(group)s AND t.attempts < %(attempts)s
-              AND (t.status = 'waiting' OR (t.status = 'running' AND t.lease_until < now()))
+            LEFT JOIN of_project p ON p.project_id = t.project_id LEFT JOIN of_vault v ON v.vault_id = t.vault_id
+            WHERE t.worker_group = %(group)s AND t.attempts < %(attempts)s AND t.status IN ('waiting', 'running')
+              AND (t.status = 'waiting' OR t.lease_until < now())
               AND (t.not_before IS NULL OR t.not_before <= now())
-              AND (t.vault_id IS NULL OR (
-                    SELECT count(*) FROM operation_logs o WHERE o.vault_id = t.vault_id AND o.id <> t.id
-                       AND o.status = 'running' AND o.lease_until >= now()) < %(vault_max)s)
+              AND coalesce(v.n, 0) < %(vault_max)s
               AND (t.operation_type NOT IN ('vault_delete', 'remove_resource') OR NOT EXISTS (
                     SELECT 1 FROM operation_logs o WHERE o.vault_id = t.vault_id AND o.id <> t.id
                        AND o.operation_type <> 'prune' AND o.status IN ('waiting', 'running')
                        AND (o.created_at, o.id) < (t.created_at, t.id)
                        AND (t.operation_type = 'vault_delete' OR o.resource_id = t.resource_id)))
-            ORDER BY (SELECT count(*) FROM operation_logs o
-                      WHERE o.project_id = t.project_id AND o.status = 'running'), t.created_at, t.id
-            LIMIT 1 FOR UPDATE SKIP LOCKED
+            ORDER BY coalesce(p.n, 0), t.created_at, t.id
+            LIMIT 1 FOR UPDATE OF t SKIP LOCKED
             """,
             {"group": group, "attempts": ATTEMPTS_MAX, "vault_max": VAULT_RUNNING_MAX},
         )
