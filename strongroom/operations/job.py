@@ -54,7 +54,9 @@ class Tools:
             ensure_vault_keys(self.database, vault.project_id, vault.id, lambda: self._domain_keys(store, prefix))
         )
         sessions = RowSessions(self, vault, task_id)
-        with open_repository(store, prefix, self.master, pool=self.pool, sessions=sessions, session_kind=kind) as opened:
+        with open_repository(
+            store, prefix, self.master, pool=self.pool, sessions=sessions, session_kind=kind
+        ) as opened:
             yield opened
 
     def _domain_keys(self, store: Store, prefix: str) -> bytes:
@@ -84,10 +86,12 @@ class RowSessions:
     def close(self, token: str) -> None:
         # A task's sessions end with the task, in the transaction that makes it final: not with the worker's attempt.
         if self._task_id is None:
-            self._tools.portal.call(session_rows.close_session(self._tools.database, token))
+            self._tools.portal.call(session_rows.close_session(self._tools.database, self._vault.project_id, token))
 
     def oldest_pinned(self) -> int | None:
-        return self._tools.portal.call(session_rows.oldest_pinned(self._tools.database, self._vault.id))
+        return self._tools.portal.call(
+            session_rows.oldest_pinned(self._tools.database, self._vault.project_id, self._vault.id)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,402 @@
+"""Deletions and what frees their space: one backup, the backups of a removed resource, a whole vault, and prune.
+
+Delete runs the other way round than backup (RULINGS 7): row `deleting`, then the root object, then the row. Space is
+freed later by one prune a vault, queued in the transaction that ends a deletion.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from strongroom.base.clock import Clock
+from strongroom.base.errors import BackupNotFound, Conflict, StrongroomError
+from strongroom.control import checkpoints, tasks
+from strongroom.control.db import Database
+from strongroom.control.sessions import close_sessions_of
+from strongroom.control.subjects import VaultRef, lock_vault
+from strongroom.control.tasks import NewTask, Task
+
+REMOVAL_FAILED = "Removing failed half-way: remove the resource again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteJob:
+    """Backups to delete, oldest first, each with the name of its root (None: it never had one).
+
+    keep  roots of the vault that stay
+    """
+
+    vault: VaultRef
+    backups: tuple[tuple[str, str | None], ...]
+    keep: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneJob:
+    """What a prune must keep: roots named by a row, and every root of the backups that open tasks are making."""
+
+    vault: VaultRef
+    keep: frozenset[str]
+    open_backups: frozenset[str]
+
+
+# --- request side ---------------------------------------------------------------------------------------------------
+
+
+async def request_delete_backup(
+    database: Database, project_id: str, backup_id: str, *, request_id: str, clock: Clock
+) -> str:
+    """Begin to delete one backup; it shows `deleting` until it is gone. Returns the id of the operation log.
+
+    Raises BackupNotFound; Conflict 6112 (vault), 6134 (resource being removed), 6201 (status), 6216 (in use) and 6220
+    (automatic backup in a locked vault).
+    """
+    async with database.transaction() as conn:
+        vault = await lock_vault(conn, project_id, await _vault_of(conn, project_id, backup_id))
+        async with conn.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(
+                """
+                SELECT b.name, b.status, b.auto_trigger, b.checkpoint_id, b.provider_id,
+                       b.resource_id, b.resource_type, b.resource_name,
+                       EXISTS (SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id
+                               AND r.vault_id = b.vault_id AND r.resource_id = b.resource_id
+                               AND r.protect_status = 'removing') AS removing,
+                       b.id = (SELECT n.id FROM backups n WHERE n.project_id = b.project_id
+                               AND n.vault_id = b.vault_id AND n.resource_id = b.resource_id AND n.status = 'available'
+                               ORDER BY n.created_at DESC, n.id DESC LIMIT 1)
+                       AND EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = b.project_id
+                               AND o.vault_id = b.vault_id AND o.resource_id = b.resource_id
+                               AND o.operation_type = 'backup' AND o.status IN ('waiting', 'running')) AS parent_in_use
+                FROM backups b WHERE b.project_id = %s AND b.id = %s FOR UPDATE
+                """,
+                [project_id, backup_id],
+            )
+            row = await cursor.fetchone()
+        if row is None:
+            raise BackupNotFound(id=backup_id)
+        _refuse_delete(vault, row)
+        await conn.execute(
+            "UPDATE backups SET status = 'deleting', updated_at = %s WHERE project_id = %s AND id = %s",
+            [clock.now(), project_id, backup_id],
+        )
+        await checkpoints.settle(conn, project_id, [row["checkpoint_id"]], clock.now())
+        task = NewTask(
+            project_id=project_id,
+            operation_type="delete",
+            request_id=request_id,
+            vault_id=vault.id,
+            vault_name=vault.name,
+            provider_id=row["provider_id"],
+            checkpoint_id=row["checkpoint_id"],
+            backup_id=backup_id,
+            backup_name=row["name"],
+            resource_id=row["resource_id"],
+            resource_type=row["resource_type"],
+            resource_name=row["resource_name"],
+        )
+        await tasks.insert(conn, [task], clock.now())
+    return task.id
+
+
+async def _vault_of(conn: AsyncConnection[Any], project_id: str, backup_id: str) -> str:
+    found = await conn.execute(
+        "SELECT vault_id FROM backups WHERE project_id = %s AND id = %s", [project_id, backup_id]
+    )
+    row = await found.fetchone()
+    if row is None:
+        raise BackupNotFound(id=backup_id)
+    return str(row[0])
+
+
+def _refuse_delete(vault: VaultRef, row: dict[str, Any]) -> None:
+    if vault.status == "deleting":
+        raise Conflict(conflict_code="6112", reason=f"Vault {vault.name} is being deleted, and its backups with it.")
+    if row["removing"]:
+        raise Conflict(
+            conflict_code="6134",
+            reason=f"Resource {row['resource_name']} is being removed from the vault, and its backups with it.",
+        )
+    if row["status"] in ("restoring", "waiting_restore"):
+        raise Conflict(conflict_code="6216", reason="The backup is being restored. Delete it when that has ended.")
+    if row["status"] not in ("available", "error"):
+        raise Conflict(
+            conflict_code="6201",
+            reason=f"The backup is {row['status']}; only available and error backups can be deleted.",
+        )
+    if row["parent_in_use"]:
+        raise Conflict(
+            conflict_code="6216",
+            reason="The next backup of the resource is compared with this one. Delete it when that run has ended.",
+        )
+    if row["auto_trigger"] and vault.locked:
+        raise Conflict(
+            conflict_code="6220",
+            reason="Automatic backups in a locked vault cannot be deleted; they go when they expire.",
+        )
+
+
+# --- job side -------------------------------------------------------------------------------------------------------
+
+
+async def start_delete(database: Database, task: Task) -> DeleteJob:
+    """What a delete, remove_resource or vault_delete task has to remove; its backups show `deleting`. May run again:
+    what is gone already is not listed. Raises Fenced, VaultNotFound."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        vault = await lock_vault(conn, task.project_id, task.vault_id)
+        async with conn.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(
+                "SELECT id, root, checkpoint_id, resource_id FROM backups WHERE project_id = %s AND vault_id = %s "
+                "ORDER BY created_at, id FOR UPDATE",
+                [task.project_id, vault.id],
+            )
+            rows = await cursor.fetchall()
+        doomed = [row for row in rows if _doomed(task, row)]
+        ids = [row["id"] for row in doomed]
+        await conn.execute(
+            "UPDATE backups SET status = 'deleting', updated_at = now() WHERE project_id = %s AND id = ANY(%s)",
+            [task.project_id, ids],
+        )
+        await _settle(conn, task, {row["checkpoint_id"] for row in doomed})
+        # What finish_delete measures the freed bytes against: backups may be committed in between.
+        await _save_used(conn, task, vault)
+    return DeleteJob(
+        vault=vault,
+        backups=tuple((row["id"], row["root"]) for row in doomed),
+        keep=frozenset(row["root"] for row in rows if row["root"] and row["id"] not in set(ids)),
+    )
+
+
+def _doomed(task: Task, row: dict[str, Any]) -> bool:
+    match task.operation_type:
+        case "delete":
+            return bool(row["id"] == task.backup_id)
+        case "remove_resource":
+            return row["resource_id"] in removed_resources(task.parameters)
+        case _:
+            return True
+
+
+def removed_resources(parameters: dict[str, Any]) -> list[str]:
+    """Ids of the resources that a remove_resource task removes."""
+    return [entry["id"] if isinstance(entry, dict) else entry for entry in parameters.get("resources", [])]
+
+
+async def finish_delete(
+    database: Database, task: Task, *, used_bytes: int | None, outcome: dict[str, Any], clock: Clock
+) -> None:
+    """The roots are gone: rows of backups, of checkpoints without any, of removed resources, or the vault itself go
+    too, usage falls, and a prune is queued unless one waits or the vault is gone. used_bytes: live sealed bytes
+    without the deleted backups, measured after start_delete; None: not measured. A second call raises Fenced."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        vault = await lock_vault(conn, task.project_id, task.vault_id)
+        match task.operation_type:
+            case "vault_delete":
+                counted = await _delete_vault(conn, task)
+            case "remove_resource":
+                counted = await _delete_resources(conn, task)
+            case _:
+                counted = {}
+                await _delete_backups(conn, task, "id", [task.backup_id])
+        if task.operation_type != "vault_delete":
+            await _set_used(conn, task, vault, used_bytes)
+            await queue_prune(conn, vault, request_id=task.request_id, clock=clock)
+        await close_sessions_of(conn, task)
+        await tasks.finish(conn, task, clock, outcome={**outcome, **counted})
+
+
+async def _delete_backups(conn: AsyncConnection[Any], task: Task, column: str, values: Sequence[str | None]) -> int:
+    """Backup rows of the vault whose `id` or `resource_id` is listed, and the checkpoints they leave empty."""
+    assert column in ("id", "resource_id")
+    found = await conn.execute(
+        f"DELETE FROM backups WHERE project_id = %s AND vault_id = %s AND {column} = ANY(%s) "  # noqa: S608 -- ours
+        "RETURNING checkpoint_id".encode(),
+        [task.project_id, task.vault_id, list(values)],
+    )
+    touched = [row[0] for row in await found.fetchall()]
+    await conn.execute(
+        "DELETE FROM checkpoints c WHERE c.project_id = %s AND c.id = ANY(%s) AND NOT EXISTS "
+        "(SELECT 1 FROM backups b WHERE b.project_id = c.project_id AND b.checkpoint_id = c.id)",
+        [task.project_id, touched],
+    )
+    await _settle(conn, task, set(touched))
+    return len(touched)
+
+
+async def _delete_resources(conn: AsyncConnection[Any], task: Task) -> dict[str, Any]:
+    removed = removed_resources(task.parameters)
+    deleted = await _delete_backups(conn, task, "resource_id", removed)
+    await conn.execute(
+        "DELETE FROM vault_resources WHERE project_id = %s AND vault_id = %s AND resource_id = ANY(%s)",
+        [task.project_id, task.vault_id, removed],
+    )
+    return {"total_count": len(removed), "fail_count": 0, "deleted_backups": deleted}
+
+
+async def _delete_vault(conn: AsyncConnection[Any], task: Task) -> dict[str, Any]:
+    deleted = await conn.execute(
+        "DELETE FROM backups WHERE project_id = %s AND vault_id = %s", [task.project_id, task.vault_id]
+    )
+    # Downloads and a prune of this vault have nothing left to read.
+    await conn.execute("DELETE FROM sessions WHERE project_id = %s AND vault_id = %s", [task.project_id, task.vault_id])
+    await conn.execute("DELETE FROM vaults WHERE project_id = %s AND id = %s", [task.project_id, task.vault_id])
+    return {"total_count": deleted.rowcount, "fail_count": 0}
+
+
+async def fail_delete(
+    database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
+) -> None:
+    """End a deletion that did not work: backups that remain stand in error and can be deleted again, as can the
+    resource or the vault. Works without the vault's row. Raises Fenced."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        await _lock_if_there(conn, task)
+        async with conn.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(
+                "SELECT id, checkpoint_id, resource_id FROM backups "
+                "WHERE project_id = %s AND vault_id = %s AND status IN ('waiting_delete', 'deleting')",
+                [task.project_id, task.vault_id],
+            )
+            left = [row for row in await cursor.fetchall() if _doomed(task, row)]
+        await conn.execute(
+            "UPDATE backups SET status = 'error', updated_at = %s WHERE project_id = %s AND id = ANY(%s)",
+            [clock.now(), task.project_id, [row["id"] for row in left]],
+        )
+        await checkpoints.settle(
+            conn, task.project_id, [row["checkpoint_id"] for row in left], clock.now(), without="error-deleting"
+        )
+        counted: dict[str, Any] = {}
+        if task.operation_type == "vault_delete":
+            counted = {"total_count": len(left), "fail_count": len(left)}
+            await conn.execute(
+                "UPDATE vaults SET status = 'error', updated_at = %s WHERE project_id = %s AND id = %s",
+                [clock.now(), task.project_id, task.vault_id],
+            )
+        if task.operation_type == "remove_resource":
+            removed = removed_resources(task.parameters)
+            counted = {"total_count": len(removed), "fail_count": len(removed)}
+            await conn.execute(
+                "UPDATE vault_resources SET protect_status = 'error', status_reason = %s WHERE project_id = %s "
+                "AND vault_id = %s AND resource_id = ANY(%s) AND protect_status = 'removing'",
+                [REMOVAL_FAILED, task.project_id, task.vault_id, removed],
+            )
+        await close_sessions_of(conn, task)
+        await tasks.finish(conn, task, clock, status=status, error=error, outcome=counted)
+
+
+# --- prune ----------------------------------------------------------------------------------------------------------
+
+
+async def queue_prune(conn: AsyncConnection[Any], vault: VaultRef, *, request_id: str, clock: Clock) -> None:
+    """One prune of the vault, unless one is open. The vault's lock MUST be held."""
+    found = await conn.execute(
+        "SELECT 1 FROM operation_logs WHERE project_id = %s AND vault_id = %s AND operation_type = 'prune' "
+        "AND status IN ('waiting', 'running')",
+        [vault.project_id, vault.id],
+    )
+    if await found.fetchone() is None:
+        task = NewTask(
+            project_id=vault.project_id,
+            operation_type="prune",
+            request_id=request_id,
+            vault_id=vault.id,
+            vault_name=vault.name,
+            provider_id=vault.provider_id,
+            listed=False,
+        )
+        await tasks.insert(conn, [task], clock.now())
+
+
+async def start_prune(database: Database, task: Task) -> PruneJob:
+    """What a prune has to keep. Raises Fenced, VaultNotFound (deleted meanwhile)."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        vault = await lock_vault(conn, task.project_id, task.vault_id)
+        roots = await conn.execute(
+            "SELECT root FROM backups WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL",
+            [task.project_id, vault.id],
+        )
+        keep = frozenset(row[0] for row in await roots.fetchall())
+        making = await conn.execute(
+            "SELECT backup_id FROM operation_logs WHERE project_id = %s AND vault_id = %s "
+            "AND operation_type = 'backup' AND backup_id IS NOT NULL AND status IN ('waiting', 'running')",
+            [task.project_id, vault.id],
+        )
+        open_backups = frozenset(row[0] for row in await making.fetchall())
+        await _save_used(conn, task, vault)
+    return PruneJob(vault=vault, keep=keep, open_backups=open_backups)
+
+
+async def finish_prune(
+    database: Database, task: Task, outcome: dict[str, Any], clock: Clock, *, used_bytes: int | None = None
+) -> None:
+    """End a prune. used_bytes: live sealed bytes as measured by it. What was deleted while it ran is pruned next."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        vault = await lock_vault(conn, task.project_id, task.vault_id)
+        await _set_used(conn, task, vault, used_bytes)
+        await close_sessions_of(conn, task)
+        await tasks.finish(conn, task, clock, outcome=outcome)
+        later = await conn.execute(
+            "SELECT 1 FROM operation_logs d JOIN operation_logs p ON d.ended_at >= p.started_at "
+            "WHERE p.project_id = %(project)s AND p.id = %(task)s AND d.project_id = %(project)s "
+            "AND d.vault_id = %(vault)s AND d.operation_type IN ('delete', 'remove_resource') AND d.status = 'success' "
+            "LIMIT 1",
+            {"project": task.project_id, "task": task.id, "vault": vault.id},
+        )
+        if await later.fetchone() is not None:
+            await queue_prune(conn, vault, request_id=task.request_id, clock=clock)
+
+
+async def fail_prune(
+    database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
+) -> None:
+    """End a prune that did not work; the next deletion queues another. Works without the vault's row. Raises Fenced."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        await close_sessions_of(conn, task)
+        await tasks.finish(conn, task, clock, status=status, error=error)
+
+
+# --- shared ---------------------------------------------------------------------------------------------------------
+
+
+async def _lock_if_there(conn: AsyncConnection[Any], task: Task) -> None:
+    await conn.execute(
+        "SELECT 1 FROM vaults WHERE project_id = %s AND id = %s FOR UPDATE", [task.project_id, task.vault_id]
+    )
+
+
+async def _settle(conn: AsyncConnection[Any], task: Task, checkpoint_ids: set[str]) -> None:
+    found = await conn.execute("SELECT now()")
+    row = await found.fetchone()
+    assert row is not None
+    await checkpoints.settle(conn, task.project_id, sorted(checkpoint_ids), row[0])
+
+
+async def _save_used(conn: AsyncConnection[Any], task: Task, vault: VaultRef) -> None:
+    await conn.execute(
+        "UPDATE operation_logs SET state = state || %s WHERE project_id = %s AND id = %s",
+        [Jsonb({"used_bytes_at_start": vault.used_bytes}), task.project_id, task.id],
+    )
+
+
+async def _set_used(conn: AsyncConnection[Any], task: Task, vault: VaultRef, measured: int | None) -> None:
+    """Apply a measurement as the change since the start, so that backups committed meanwhile stay counted."""
+    if measured is None:
+        return
+    found = await conn.execute(
+        "SELECT (state ->> 'used_bytes_at_start')::bigint FROM operation_logs WHERE project_id = %s AND id = %s",
+        [task.project_id, task.id],
+    )
+    row = await found.fetchone()
+    before = vault.used_bytes if row is None or row[0] is None else int(row[0])
+    await conn.execute(
+        "UPDATE vaults SET used_bytes = %s WHERE project_id = %s AND id = %s",
+        [max(0, vault.used_bytes + measured - before), task.project_id, vault.id],
+    )

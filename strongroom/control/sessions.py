@@ -1,0 +1,52 @@
+"""Sessions: which index number a reader or writer of a vault's repository still needs (RULINGS 9).
+
+A session of a task lives until the task is final, not until its worker dies; the functions that end a task close them.
+A session without a task is a download: its process closes it, and its age ends it if the process died.
+"""
+
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from strongroom.base.ids import new_id
+from strongroom.control.db import Database
+from strongroom.control.tasks import Task
+
+DOWNLOAD_HOURS_MAX = 24  # a download that died without closing holds deleted space for at most this long (RULINGS 9)
+
+
+async def open_session(
+    database: Database, *, project_id: str, vault_id: str, task_id: str | None, kind: str, index_number: int
+) -> str:
+    """Pin an index number; durable on return. kind: backup, restore, verify, copy, mount, prune."""
+    session_id = new_id()
+    async with database.transaction() as conn:
+        await conn.execute(
+            "INSERT INTO sessions (id, project_id, vault_id, task_id, kind, index_number, opened_at) "
+            "VALUES (%s, %s, %s, %s, %s, %s, now())",
+            [session_id, project_id, vault_id, task_id, kind, index_number],
+        )
+    return session_id
+
+
+async def close_session(database: Database, project_id: str, session_id: str) -> None:
+    """Give the pin up. Idempotent. For downloads: sessions of tasks are closed by what ends the task."""
+    async with database.transaction() as conn:
+        await conn.execute("DELETE FROM sessions WHERE project_id = %s AND id = %s", [project_id, session_id])
+
+
+async def close_sessions_of(conn: AsyncConnection[Any], task: Task) -> None:
+    """Close every session of a task, in the transaction that makes it final."""
+    await conn.execute("DELETE FROM sessions WHERE project_id = %s AND task_id = %s", [task.project_id, task.id])
+
+
+async def oldest_pinned(database: Database, project_id: str, vault_id: str) -> int | None:
+    """The lowest index number that a session of this vault still needs; None: nobody pins anything."""
+    async with database.read() as conn:
+        found = await conn.execute(
+            "SELECT min(index_number) FROM sessions WHERE project_id = %s AND vault_id = %s "
+            "AND (task_id IS NOT NULL OR opened_at > now() - make_interval(hours => %s))",
+            [project_id, vault_id, DOWNLOAD_HOURS_MAX],
+        )
+        row = await found.fetchone()
+    return None if row is None else row[0]

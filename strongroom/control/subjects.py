@@ -1,0 +1,122 @@
+"""What jobs and requests work on: a vault and a resource as values, and the locks in their fixed order.
+
+Order of locks, the same everywhere: the task's own row (job side only), then vaults by id, then rows below them. A
+request that holds a vault's lock never waits for a task's row, so the two sides cannot wait for each other.
+"""
+
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+from psycopg import AsyncConnection
+from psycopg.rows import class_row, dict_row
+
+from strongroom.base.errors import ResourceNotFound, VaultNotFound
+from strongroom.base.units import GIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultRef:
+    """A vault as a job sees it.
+
+    size_bytes  capacity; 0: no limit (auto_expand or demand_billing)
+    used_bytes  live sealed bytes of its restore points (RULINGS 19)
+    """
+
+    id: str
+    project_id: str
+    name: str
+    provider_id: str
+    protect_type: str
+    status: str
+    size_bytes: int
+    used_bytes: int
+    consistent_level: str
+    locked: bool
+
+    @property
+    def full(self) -> bool:
+        """True when no further backup may begin (RULINGS 19)."""
+        return 0 < self.size_bytes <= self.used_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceRef:
+    """A registered resource: what a source driver needs to open it. size_bytes is of the last look at it."""
+
+    id: str
+    type: str
+    name: str
+    path: bytes
+    options: dict[str, Any]
+    worker_group: str
+    size_bytes: int
+
+
+async def lock_vault(conn: AsyncConnection[Any], project_id: str, vault_id: str | None) -> VaultRef:
+    """Lock the vault's row until the transaction ends. Raises VaultNotFound."""
+    found = await lock_vaults(conn, project_id, vault_id)
+    return found[vault_id or ""]
+
+
+async def lock_vaults(
+    conn: AsyncConnection[Any], project_id: str, vault_id: str | None, *, binding: str | None = None
+) -> dict[str, VaultRef]:
+    """Lock this vault and every vault that binds the resource `binding`, by id. Raises VaultNotFound for the first."""
+    rows = await _select_vaults(
+        conn,
+        "WHERE project_id = %(project)s AND (id = %(vault)s OR id IN (SELECT vault_id FROM vault_resources "
+        "WHERE project_id = %(project)s AND resource_id = %(binding)s)) ORDER BY id FOR UPDATE",
+        {"project": project_id, "vault": vault_id, "binding": binding},
+    )
+    found = {vault.id: vault for vault in rows}
+    if vault_id not in found:
+        raise VaultNotFound(id=vault_id or "(none)")
+    return found
+
+
+async def load_vault(conn: AsyncConnection[Any], project_id: str, vault_id: str | None) -> VaultRef:
+    """The vault as it is now, without a lock. Raises VaultNotFound."""
+    rows = await _select_vaults(
+        conn, "WHERE project_id = %(project)s AND id = %(vault)s", {"project": project_id, "vault": vault_id}
+    )
+    if not rows:
+        raise VaultNotFound(id=vault_id or "(none)")
+    return rows[0]
+
+
+async def _select_vaults(
+    conn: AsyncConnection[Any], condition: LiteralString, values: dict[str, object]
+) -> list[VaultRef]:
+    async with conn.cursor(row_factory=class_row(VaultRef)) as cursor:
+        await cursor.execute(
+            f"""
+            SELECT id, project_id, name, provider_id, protect_type, status, used_bytes, consistent_level, locked,
+                   CASE WHEN auto_expand OR demand_billing THEN 0 ELSE size_gb::bigint * {GIB} END AS size_bytes
+            FROM vaults {condition}
+            """.encode(),  # noqa: S608 -- texts are ours, and each binds the project_id
+            values,
+        )
+        return await cursor.fetchall()
+
+
+async def load_resource(conn: AsyncConnection[Any], project_id: str, resource_id: str | None) -> ResourceRef:
+    """The registration of a resource of this project. Raises ResourceNotFound, also when it was removed."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "SELECT id, resource_type AS type, name, path, options, worker_group, size_bytes FROM protectables "
+            "WHERE project_id = %s AND id = %s AND removed_at IS NULL",
+            [project_id, resource_id],
+        )
+        row = await cursor.fetchone()
+    if row is None:
+        raise ResourceNotFound(id=resource_id or "(none)")
+    return ResourceRef(**{**row, "path": bytes(row["path"])})
+
+
+async def release_resource(conn: AsyncConnection[Any], project_id: str, resource_id: str | None, busy: str) -> None:
+    """End the busy status of a resource in its vaults: available, or error while an older reason stands."""
+    await conn.execute(
+        "UPDATE vault_resources SET protect_status = CASE WHEN status_reason IS NULL THEN 'available' ELSE 'error' END "
+        "WHERE project_id = %s AND resource_id = %s AND protect_status = %s",
+        [project_id, resource_id, busy],
+    )
