@@ -1,0 +1,59 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need; the second time that costs nothing.
+#   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
+#   demo       setup, then back up, damage and restore real data on a real server; under a minute
+#   test       setup, the tests' packages, then every check but the long ones
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint format clean
+
+# The lock file was made for 3.11; a newer one serves where 3.11 is not found under its own name.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+setup: .venv/.setup-done
+
+.venv/.created:
+	@test -n "$(PYTHON)" || { echo "Strongroom needs Python 3.11 or newer; name one: make setup PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/system-packages --install python3-venv
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.setup-done: .venv/.created requirements/base.txt pyproject.toml
+	$(PIP) install --require-hashes -r requirements/base.txt
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv/.test-done: .venv/.setup-done requirements/test.txt
+	$(PIP) install --require-hashes -r requirements/test.txt
+	@touch $@
+
+demo: setup
+	@.ci/system-packages mkfs.ext4:e2fsprogs unshare:util-linux
+	@$(BIN)/strongroom demo
+
+lint: .venv/.test-done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	@.ci/system-packages mkfs.ext4:e2fsprogs setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	$(BIN)/pytest -n auto -m 'not long'
+
+test-long: .venv/.test-done
+	@.ci/system-packages mkfs.ext4:e2fsprogs setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	$(BIN)/pytest -m long
+
+format: .venv/.test-done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info

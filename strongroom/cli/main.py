@@ -1,0 +1,59 @@
+"""The command line's table of commands, and the one place where an error becomes an exit code (docs/CLI.md)."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from strongroom.base.errors import Canceled, StrongroomError
+from strongroom.cli import accounts, backups, checkpoints, demo, local, protectables, restores, tasks, vaults
+from strongroom.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from strongroom.cli.output import print_error
+
+app = typer.Typer(
+    help="Strongroom: self-hosted backup and recovery with the CBR v3 API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+local.register(app)
+demo.register(app)
+app.add_typer(accounts.projects, name="project")
+app.add_typer(accounts.users, name="user")
+app.add_typer(accounts.keys, name="key")
+app.add_typer(protectables.app, name="protectable")
+app.add_typer(vaults.app, name="vault")
+app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(backups.app, name="backup")
+restores.register(app)
+app.add_typer(tasks.app, name="task")
+
+
+@app.command(
+    "engine", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False
+)
+def engine() -> None:
+    """A repository without a server: init, backup, restore, verify, prune, recover."""
+    raise AssertionError("strongroom/__main__.py sends `engine` to its own parser")
+
+
+def exit_code(error: StrongroomError) -> int:
+    """Every class of error ends a command with 1, except a task or command that was told to stop."""
+    return EXIT_INTERRUPTED if isinstance(error, Canceled) else EXIT_FAILED
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code."""
+    try:
+        app(args=list(argv), prog_name="strongroom")
+    except StrongroomError as error:
+        print_error(error, as_json="--json" in argv)
+        return exit_code(error)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_OK
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): nothing to tell, and nothing to flush at exit.
+        sys.stderr.close()
+        return EXIT_FAILED
+    return EXIT_OK

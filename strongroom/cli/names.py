@@ -1,0 +1,91 @@
+"""Names where ids are wanted: an exact name that is unambiguous stands for its id."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from strongroom.base.ids import is_hex_id, is_id
+from strongroom.cli.client import Client, Json
+from strongroom.cli.errors import NameAmbiguous, NameUnknown
+
+PROTECTABLE_TYPES = ("turbo", "disk")  # the kinds this server has sources for
+PROTECTABLES_PAGE = 50  # the most this list answers at once
+
+
+def vault_id(client: Client, text: str) -> str:
+    if is_id(text):
+        return text
+    rows = client.pages(client.v3("vaults"), "vaults", name=text)
+    return _only(rows, text, kind="vault", command="strongroom vault list")
+
+
+def backup_id(client: Client, text: str) -> str:
+    if is_id(text):
+        return text
+    rows = client.pages(client.v3("backups"), "backups", name=text)
+    return _only(rows, text, kind="backup", command="strongroom backup list")
+
+
+def project_id(client: Client, text: str) -> str:
+    if is_hex_id(text):
+        return text
+    rows = client.get("/ext/v1/admin/projects")["projects"]
+    return _only(rows, text, kind="project", command="strongroom project list")
+
+
+def user_id(client: Client, text: str) -> str:
+    if is_hex_id(text):
+        return text
+    rows = client.get("/ext/v1/admin/users")["users"]
+    return _only(rows, text, kind="user", command="strongroom user list")
+
+
+def registered_id(client: Client, text: str, project: str) -> str:
+    """The operator's view: a registration of one project."""
+    if is_id(text):
+        return text
+    rows = client.get("/ext/v1/admin/protectables", project_id=project)["protectables"]
+    return _only(rows, text, kind="registration", command="strongroom protectable list")
+
+
+def protectables(client: Client, kinds: Sequence[str] = PROTECTABLE_TYPES, **query: Any) -> list[Json]:
+    """What the tenant may protect, kind after kind."""
+    rows: list[Json] = []
+    for kind in kinds:
+        path, offset = client.v3(f"protectables/{kind}/instances"), 0
+        while True:
+            page = client.get(path, **query, limit=PROTECTABLES_PAGE, offset=offset)["instances"]
+            rows.extend(page)
+            offset += len(page)
+            if len(page) < PROTECTABLES_PAGE:
+                break
+    return rows
+
+
+def resources(client: Client, texts: Sequence[str], kinds: Sequence[str] = PROTECTABLE_TYPES) -> list[Json]:
+    """Protectables by name or id, in the order given, each as the API wants a resource: id, type, name."""
+    found = []
+    for text in texts:
+        rows = protectables(client, kinds, **({"id": text} if is_id(text) else {"name": text}))
+        matches = [row for row in rows if text in (row["id"], row["name"])]
+        chosen = _only(matches, text, kind="resource", command="strongroom protectable available")
+        row = next(row for row in matches if row["id"] == chosen)
+        found.append({"id": row["id"], "type": row["type"], "name": row["name"]})
+    return found
+
+
+def resource_ids_of_vault(vault: Json, texts: Sequence[str]) -> list[str]:
+    """Resources of one vault by name or id: also those whose registration the operator has removed."""
+    ids = []
+    for text in texts:
+        matches = [row for row in vault["resources"] if text in (row["id"], row["name"])]
+        ids.append(_only(matches, text, kind="resource", command=f"strongroom vault show {vault['name']}"))
+    return ids
+
+
+def _only(rows: Sequence[Json], text: str, *, kind: str, command: str) -> str:
+    ids = [str(row["id"]) for row in rows if text in (row.get("name"), row["id"])]
+    if not ids:
+        raise NameUnknown(kind=kind, name=text, command=command)
+    if len(ids) > 1:
+        raise NameAmbiguous(kind=kind, name=text, ids=", ".join(ids))
+    return ids[0]

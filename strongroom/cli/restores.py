@@ -1,0 +1,69 @@
+"""`restore`: a backup, or a path inside it, back to where it came from or to another resource."""
+
+from typing import Annotated, Any
+
+import typer
+
+from strongroom.cli import names
+from strongroom.cli.backups import BackupArgument
+from strongroom.cli.command import Session, WaitOption, YesOption, remote
+from strongroom.cli.errors import EXIT_OK
+from strongroom.cli.watching import outcome_code, tell_failures, watch
+
+
+def restore(
+    session: Session,
+    backup: BackupArgument,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="RESOURCE", help="Another resource, id or name. Default: where it came from."),
+    ] = None,
+    path: Annotated[str | None, typer.Option(metavar="PATH", help="Only this file or folder of the backup.")] = None,
+    target_path: Annotated[
+        str | None,
+        typer.Option("--target-path", metavar="PATH", help="With --path: under this name inside the target."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also when another program has the target open.")] = False,
+    wait: WaitOption = False,
+    yes: YesOption = False,
+) -> int:
+    """Restore a backup. What is at the target is replaced when everything has been verified."""
+    client = session.client
+    chosen = names.backup_id(client, backup)
+    body: dict[str, Any] = {"force": force}
+    if path is not None:
+        body["path"] = path
+    if target_path is not None:
+        body["target_path"] = target_path
+    if to is not None:
+        body["target_resource_id"] = names.resources(client, [to])[0]["id"]
+    where = to if to is not None else "where it came from"
+    what = f"{path} of {backup}" if path is not None else backup
+    session.confirm(f"Restore {what} to {where}, replacing what is there?", yes=yes)
+    job_id = client.post(client.ext(f"backups/{chosen}/restore"), {"restore": body})["job_id"]
+    if not wait:
+        if session.output.as_json:
+            session.output.document({"job_id": job_id})
+        else:
+            session.output.say(f"Task {job_id}")
+        return EXIT_OK
+    ended = watch(client, session.output, [job_id])
+    code = outcome_code(ended)
+    tell_failures(session.output, ended)
+    session.output.line("summary", task=ended[0], exit_code=code)
+    if code == EXIT_OK:
+        session.output.note("Restored and verified.")
+        tell_left_out(session, ended[0])
+    return code
+
+
+def tell_left_out(session: Session, task: dict[str, Any]) -> None:
+    """Attributes that a restore to another resource must not carry over (setuid bits, device nodes) are listed."""
+    left_out = (task.get("outcome") or {}).get("left_out") or []
+    if left_out:
+        session.output.warn(f"Left out {len(left_out)}: `strongroom task show {task['id']} --json` lists them.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    remote(app, "restore")(restore)

@@ -1,0 +1,145 @@
+"""`vault`: where restore points are kept, and which resources are bound to it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from strongroom.cli import names
+from strongroom.cli.command import Session, YesOption, group, remote
+from strongroom.cli.protectables import Kind
+
+app = group("Vaults: each keeps the restore points of its resources under a key of its own.")
+
+VaultArgument = Annotated[str, typer.Argument(metavar="VAULT", help="Id or name.")]
+ResourcesArgument = Annotated[list[str], typer.Argument(metavar="RESOURCE...", help="Ids or names.")]
+
+MEMBERS = {
+    "Id": "id",
+    "Name": "name",
+    "Description": "description",
+    "Holds": "billing.object_type",
+    "Size GB": "billing.size",
+    "Used MB": "billing.used",
+    "Status": "billing.status",
+    "Created": "created_at",
+}
+RESOURCE_COLUMNS = {
+    "Id": "id",
+    "Name": "name",
+    "Type": "type",
+    "Size GB": "size",
+    "Backups": "backup_count",
+    "Stored MB": "backup_size",
+    "Status": "protect_status",
+}
+
+
+@remote(app, "create")
+def create(
+    session: Session,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="1-64 letters, digits, _ or -.")],
+    kind: Annotated[Kind, typer.Option("--type", help="turbo: for folders; disk: for image files and block devices.")],
+    size: Annotated[int, typer.Option(metavar="GB", help="How much it may keep, 10-10485760 GB.")] = 100,
+    resource: Annotated[
+        list[str] | None, typer.Option(metavar="RESOURCE", help="Bind it at once, id or name; repeatable.")
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="At most 64 characters.")] = None,
+    auto_expand: Annotated[bool, typer.Option("--auto-expand", help="Grow by a quarter when it is full.")] = False,
+) -> None:
+    """Make a vault."""
+    body: dict[str, Any] = {
+        "name": name,
+        "resources": names.resources(session.client, resource or [], [kind.value]),
+        "auto_expand": auto_expand,
+        "billing": {
+            "object_type": kind.value,
+            "protect_type": "backup",
+            "consistent_level": "crash_consistent",
+            "size": size,
+        },
+    }
+    if description is not None:
+        body["description"] = description
+    made = session.client.post(session.client.v3("vaults"), {"vault": body})["vault"]
+    session.output.details(made, MEMBERS)
+
+
+@remote(app, "list")
+def list_vaults(session: Session) -> None:
+    """Show your vaults."""
+    rows = session.client.pages(session.client.v3("vaults"), "vaults")
+    session.output.table(rows, {label: MEMBERS[label] for label in MEMBERS if label != "Description"})
+
+
+@remote(app, "show")
+def show(session: Session, vault: VaultArgument) -> None:
+    """Show one vault and its resources."""
+    found = load_vault(session, vault)
+    session.output.details(found, MEMBERS)
+    if not session.output.as_json and found["resources"]:
+        session.output.say("")
+        session.output.table(found["resources"], RESOURCE_COLUMNS)
+
+
+@remote(app, "update")
+def update(
+    session: Session,
+    vault: VaultArgument,
+    name: Annotated[str | None, typer.Option(help="New name.")] = None,
+    size: Annotated[int | None, typer.Option(metavar="GB", help="New size; not below what is used.")] = None,
+    auto_expand: Annotated[bool | None, typer.Option(help="Grow by a quarter when it is full.")] = None,
+    threshold: Annotated[int | None, typer.Option(metavar="PERCENT", help="Warn when so much is used, 1-100.")] = None,
+) -> None:
+    """Change a vault."""
+    wanted = {"name": name, "auto_expand": auto_expand, "threshold": threshold}
+    body: dict[str, Any] = {member: value for member, value in wanted.items() if value is not None}
+    if size is not None:
+        body["billing"] = {"size": size}
+    if not body:
+        raise typer.BadParameter("Say what to change: --name, --size, --auto-expand or --threshold.")
+    path = session.client.v3(f"vaults/{names.vault_id(session.client, vault)}")
+    session.output.details(session.client.put(path, {"vault": body})["vault"], MEMBERS)
+
+
+@remote(app, "delete")
+def delete(session: Session, vault: VaultArgument, yes: YesOption = False) -> None:
+    """Delete a vault and all restore points in it. It ends in the background; `task list` shows it."""
+    chosen = names.vault_id(session.client, vault)
+    session.confirm(f"Delete the vault {vault} and ALL restore points in it?", yes=yes)
+    session.client.delete(session.client.v3(f"vaults/{chosen}"))
+    session.output.note("Accepted.")
+
+
+@remote(app, "add")
+def add(session: Session, vault: VaultArgument, resources: ResourcesArgument) -> None:
+    """Bind resources to a vault."""
+    found = load_vault(session, vault)
+    chosen = names.resources(session.client, resources, [found["billing"]["object_type"]])
+    path = session.client.v3(f"vaults/{found['id']}/addresources")
+    answer = session.client.post(path, {"resources": chosen})
+    if session.output.as_json:
+        session.output.document(answer)
+    else:
+        session.output.note(f"Bound {len(answer['add_resource_ids'])}.")
+
+
+@remote(app, "remove")
+def remove(session: Session, vault: VaultArgument, resources: ResourcesArgument, yes: YesOption = False) -> None:
+    """Unbind resources and delete all their backups in this vault. It ends in the background."""
+    found = load_vault(session, vault)
+    chosen = names.resource_ids_of_vault(found, resources)
+    session.confirm(f"Unbind {', '.join(resources)} and delete ALL their backups in {found['name']}?", yes=yes)
+    path = session.client.v3(f"vaults/{found['id']}/removeresources")
+    answer = session.client.post(path, {"resource_ids": chosen})
+    if session.output.as_json:
+        session.output.document(answer)
+    else:
+        session.output.note("Accepted.")
+
+
+def load_vault(session: Session, text: str) -> dict[str, Any]:
+    """The vault with this id or name, as GET answers it."""
+    found: dict[str, Any] = session.client.get(session.client.v3(f"vaults/{names.vault_id(session.client, text)}"))[
+        "vault"
+    ]
+    return found
