@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 import structlog
+from prometheus_client import Histogram
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,6 +21,9 @@ from strongroom.base.ids import is_hex_id, is_id, new_id
 from strongroom.control.access import ANONYMOUS, Caller, allowed
 
 log = structlog.get_logger("api")
+REQUESTS = Histogram(
+    "strongroom_request_seconds", "Seconds from the first byte of a request to the answer.", ["operation", "status"]
+)
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 QUERY_ITEMS_MAX = 1000  # 300 ids in one list call is the most a real client sends; beyond this it is abuse
@@ -83,10 +87,11 @@ class Application:
         started = time.monotonic()
         self._running += 1
         try:
-            response = await self._answer(request, request_id)
+            name, response = await self._answer(request, request_id)
         finally:
             self._running -= 1
         response.headers["X-Request-Id"] = request_id
+        REQUESTS.labels(name, response.status_code).observe(time.monotonic() - started)
         log.info(
             "request",
             method=request.method,
@@ -100,14 +105,19 @@ class Application:
         except ClientDisconnect:
             log.info("client left", request_id=request_id)
 
-    async def _answer(self, request: Request, request_id: str) -> Response:
+    async def _answer(self, request: Request, request_id: str) -> tuple[str, Response]:
+        """Name of the operation (never the path: metrics must not grow with what clients make up) and the answer."""
         matched = self._router.match(request.method, request.url.path)
         if matched is False:
-            return gateway_response(404, "APIGW.0101", "The API does not exist or has not been published.", request_id)
+            text = "The API does not exist or has not been published."
+            return "none", gateway_response(404, "APIGW.0101", text, request_id)
         if matched is True:
-            return gateway_response(405, "APIGW.0101", "This path does not answer this method.", request_id)
+            return "none", gateway_response(405, "APIGW.0101", "This path does not answer this method.", request_id)
         assert not isinstance(matched, bool)
         operation, path = matched
+        return operation.name, await self._guarded(operation, path, request, request_id)
+
+    async def _guarded(self, operation: Operation, path: dict[str, str], request: Request, request_id: str) -> Response:
         try:
             return await self._perform(operation, path, request, request_id)
         except StrongroomError as error:

@@ -1,12 +1,12 @@
 """What handlers work with, made once by server.py and handed to every call."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from starlette.requests import Request
 
+from strongroom.base.browsing import EntryView
 from strongroom.base.clock import Clock
 from strongroom.control.access import Caller
 from strongroom.control.db import Database
@@ -14,24 +14,8 @@ from strongroom.control.db import Database
 # Who sends this request? Gets the raw request and its whole body (a signature covers it). Raises Unauthenticated.
 Authenticate = Callable[[Request, bytes, str], Awaitable[Caller]]
 
-
-@dataclass(frozen=True, kw_only=True)
-class EntryView:
-    """One name inside a restore point, for people and programs.
-
-    path is relative, with `/`; bytes that are not UTF-8 arrive percent-encoded in `path` and exactly in `raw_path`.
-    kind: file, folder, symlink, fifo, char-device, block-device, disk
-    """
-
-    raw_path: bytes
-    kind: str
-    size_bytes: int
-    mode: int
-    uid: int
-    gid: int
-    modified_at: datetime
-    target: bytes
-    changed_while_read: bool
+# Returns when a part that the service needs answers. Raises StrongroomError with the sentence for operators.
+Probe = Callable[[], Awaitable[None]]
 
 
 class Inspector(Protocol):
@@ -75,4 +59,5 @@ class Services:
     authenticate: Authenticate
     browser: Browser
     inspector: Inspector
+    probes: Mapping[str, Probe] = field(default_factory=dict)
     limits: Limits = Limits()

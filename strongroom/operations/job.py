@@ -8,7 +8,7 @@ import structlog
 
 from strongroom.base.clock import Clock
 from strongroom.control import sessions as session_rows
-from strongroom.control.backups import ResourceRef, VaultRef
+from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 from strongroom.control.vault_keys import ensure_vault_keys

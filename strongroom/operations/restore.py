@@ -49,6 +49,10 @@ def run(job: Job) -> None:
             done_ranges=tuple((int(o), int(n)) for o, n in task.state.get("done", ())),
         )
         prepared = driver.plan_restore(wanted)
+        if prepared.staging is None:
+            # From here on the target is neither old nor new, whatever ends this attempt: say so before the first write.
+            state = {"in_place": True, "done": [list(r) for r in wanted.done_ranges]}
+            tools.portal.call(tasks.save_state(tools.database, task, state))
         with driver.open_target(prepared, _Ranges(job).add) as target:
             report = _pour(job, plan, repository, target)
             job.fence()
@@ -66,12 +70,11 @@ def fail(job: Job, error: StrongroomError) -> None:
     tools = job.tools
     plan = tools.portal.call(restores.start_restore(tools.database, job.task))
     driver = driver_for(plan.target.type, plan.target.path)
-    half = plan.in_place
     try:
         driver.recover(source_ref(plan.target), frozenset({job.task.id}))
     except SourceError as err:
         error.detail = f"{error.detail}; leftovers at the target not settled: {err}".lstrip("; ")
-    tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=half))
+    tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=plan.in_place))
 
 
 def split(path: bytes) -> Path:
@@ -114,7 +117,7 @@ class _Ranges:
             if clock.monotonic_s() - self._saved_s < STATE_INTERVAL_S:
                 return
             self._saved_s = clock.monotonic_s()
-            state = {"done": [list(r) for r in self._done]}
+            state = {"in_place": True, "done": [list(r) for r in self._done]}
             self._job.tools.portal.call(tasks.save_state(self._job.tools.database, self._job.task, state))
 
 

@@ -136,7 +136,7 @@ class Worker:
             return False
         if task is None:
             return False
-        self._start(task, tools, jobs, lambda job: _perform(job))
+        self._start(task, tools, jobs, _perform)
         return True
 
     def _start(self, task: Task, tools: Tools, jobs: ThreadPoolExecutor, perform: Callable[[Job], None]) -> None:
@@ -172,8 +172,9 @@ class Worker:
         while True:
             try:
                 async with database.listen(tasks.CHANNEL) as listener:
-                    async for _ in listener:
-                        self._wake.set()
+                    while True:
+                        if await listener.wait(POLL_S):
+                            self._wake.set()
             except StrongroomError as error:
                 log.warning("lost the notifications, polling", error=str(error))
             await asyncio.sleep(POLL_S)

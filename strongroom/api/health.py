@@ -1,0 +1,44 @@
+"""Health of the process, readiness of what it needs, and metrics for operators. No credentials, no tenant's data."""
+
+import asyncio
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from strongroom import __version__
+from strongroom.api.operation import PUBLIC, Call, Operation
+from strongroom.base.errors import StrongroomError
+
+PROBE_S_MAX = 5.0  # load balancers give up sooner than that
+
+
+async def healthz(call: Call) -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok", "version": __version__}
+
+
+async def readyz(call: Call) -> Response:
+    """Database, store and worker answer; 503 names those that do not."""
+    parts: dict[str, str] = {}
+    for name, probe in call.services.probes.items():
+        try:
+            await asyncio.wait_for(probe(), PROBE_S_MAX)
+            parts[name] = "ok"
+        except TimeoutError:
+            parts[name] = "does not answer"
+        except StrongroomError as error:
+            parts[name] = error.message
+    ready = all(state == "ok" for state in parts.values())
+    return JSONResponse({"status": "ok" if ready else "not ready", "parts": parts}, 200 if ready else 503)
+
+
+async def metrics(call: Call) -> Response:
+    """Prometheus text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+OPERATIONS = (
+    Operation(name="healthz", method="GET", path="/healthz", action=PUBLIC, handler=healthz),
+    Operation(name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz),
+    Operation(name="metrics", method="GET", path="/metrics", action=PUBLIC, handler=metrics),
+)
