@@ -1,0 +1,299 @@
+"""The driver of folders (OS::Sfs::Turbo): a mounted share or any directory of this host.
+
+Point: the live tree, crash-consistent at best: t0, syncfs, then the walk (RULINGS 15).
+Restore of all: the folder becomes equal to the restore point. What is not in it is removed, but for names in the root
+that the exclude patterns match and sockets in the root, which no restore point ever holds. Restore of selected paths:
+only these are replaced, their neighbours stay.
+
+Programs that keep old files open go on with the old ones until they open them again.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Final, Literal
+
+from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied
+from strongroom.sources.base import (
+    Detail,
+    DoneCallback,
+    Inspection,
+    Kind,
+    PointWanted,
+    Recovered,
+    ResourceType,
+    RestorePlan,
+    RestoreWanted,
+    SourceRef,
+    TargetReport,
+)
+from strongroom.sources.files import FolderTree
+from strongroom.sources.folder_plan import Live, plan_folder, plan_moves
+from strongroom.sources.inodes import OPEN_FOLDER, open_quietly, syncfs
+from strongroom.sources.journal import write_journal
+from strongroom.sources.metadata import LeftOut, MetadataWriter
+from strongroom.sources.mounts import load_mounts, mount_of, real_path
+from strongroom.sources.oserrors import shown, source_error, target_error
+from strongroom.sources.patterns import compile_patterns
+from strongroom.sources.selection import Selection, select
+from strongroom.sources.stage import Stage, find_stages, stage_name
+from strongroom.sources.swap import Trace, complete, go_back, no_trace, tidy_up
+from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds, unchanged_before
+from strongroom.sources.tree_target import StagedTree
+
+Outcome = Literal["forward", "back"]
+
+MEASURE_S_MAX = 1.0  # of a walk that only sums sizes for a listing
+MEASURE_ENTRIES_MAX = 200_000
+
+
+class FolderPoint:
+    """An open folder to read; Point."""
+
+    kind: Final[Kind] = "tree"
+    consistency: Final = "crash_consistent"
+
+    def __init__(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
+        self._ref = ref
+        self._fd = open_root(ref.path)
+        try:
+            self.taken_at_ns = nanoseconds(clock.now())
+            syncfs(self._fd)
+            info = os.fstat(self._fd)
+            own: Values = {"dev": info.st_dev, "ino": info.st_ino}
+            self.token = dump_token("folder", own)
+            self.full_reason = _full_reason(own, wanted)
+            self._file_system = _file_system(self._fd)
+            before_ns = unchanged_before(self.taken_at_ns, self._file_system)
+            self.stream = FolderTree(self._fd, ref.path, ref.options, before_ns)
+        except OSError as err:
+            self.abort()
+            raise source_error(err, ref.path, "read") from err
+
+    def __enter__(self) -> "FolderPoint":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.abort()
+
+    @property
+    def metadata(self) -> Mapping[str, Detail]:
+        return {"file_system": self._file_system, "exclude_patterns": len(self._ref.options.exclude)}
+
+    def commit(self) -> None:
+        self.abort()  # a folder holds nothing but a descriptor
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FolderTarget:
+    """A staged restore of a folder; Target."""
+
+    kind: Final[Kind] = "tree"
+
+    def __init__(self, plan: RestorePlan, selection: Selection, root_fd: int, stage: Stage, trace: Trace) -> None:
+        wanted = plan.wanted
+        self._wanted = wanted
+        self._selection = selection
+        self._root_fd = root_fd
+        self._stage = stage
+        self._trace = trace
+        self._left_out = LeftOut()
+        self._metadata = MetadataWriter(
+            self._left_out, trusted=wanted.same_resource or wanted.target.options.privileged
+        )
+        self.stream = StagedTree(stage.new_fd, wanted.target.path, selection, self._metadata)
+        self._state = "staging"
+
+    def __enter__(self) -> "FolderTarget":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._state == "staging":
+                self._trace("roll back")
+                self._stage.remove()
+        except OSError as err:
+            if error is None:
+                raise target_error(err, self._wanted.target.path, "clean up in") from err
+            error.add_note(f"The staging place could not be removed: {err}")  # recover will
+        finally:
+            self._stage.close()
+            if self._root_fd >= 0:
+                os.close(self._root_fd)
+                self._root_fd = -1
+
+    def finish(self) -> TargetReport:
+        root = self._wanted.target.path
+        self._trace("finish stream")
+        self.stream.finish()
+        try:
+            live = Live(
+                root_fd=self._root_fd,
+                new_fd=self._stage.new_fd,
+                patterns=compile_patterns(self._wanted.target.options.exclude),
+            )
+            journal = plan_moves(self._selection, live, self.stream, trusted=self._metadata.trusted)
+            self._trace("journal swapping")
+            write_journal(self._stage.fd, journal)
+        except OSError as err:
+            raise target_error(err, root, "prepare the restore in") from err
+        self._state = "swapping"  # from here on only the journal says what is to be done
+        warnings = complete(self._root_fd, root, self._stage, journal, self._left_out, self._trace)
+        return TargetReport(left_out=self._left_out.items(), written_bytes=self.stream.written_bytes, warnings=warnings)
+
+
+class FolderDriver:
+    """Driver of folders. `trace` is for tests that die at every step."""
+
+    type: Final[ResourceType] = "OS::Sfs::Turbo"
+    kind: Final[Kind] = "tree"
+
+    def __init__(self, clock: Clock | None = None, trace: Trace = no_trace) -> None:
+        self._clock = clock or SystemClock()
+        self._trace = trace
+
+    def inspect(self, ref: SourceRef, *, measure: bool = False) -> Inspection:
+        try:
+            fd = open_root(ref.path)
+        except SourceGone as err:
+            return Inspection(exists=False, readable=False, reason=err.message)
+        except SourceError as err:
+            return Inspection(exists=True, readable=False, reason=err.message)
+        try:
+            size = self._measure(fd, ref) if measure else None
+            detail: Mapping[str, Detail] = {"file_system": _file_system(fd)}
+            return Inspection(exists=True, readable=True, size_bytes=size, detail=detail)
+        except SourceError as err:
+            return Inspection(exists=True, readable=False, reason=err.message)
+        finally:
+            os.close(fd)
+
+    def open_point(self, ref: SourceRef, wanted: PointWanted) -> FolderPoint:
+        return FolderPoint(ref, wanted, self._clock)
+
+    def plan_restore(self, wanted: RestoreWanted) -> RestorePlan:
+        root_fd = open_root(wanted.target.path)
+        try:
+            return plan_folder(root_fd, wanted, select(wanted))
+        except OSError as err:
+            raise source_error(err, wanted.target.path, "look at") from err
+        finally:
+            os.close(root_fd)
+
+    def open_target(self, plan: RestorePlan, on_done: DoneCallback | None = None) -> FolderTarget:
+        wanted = plan.wanted
+        if plan.conflicts:
+            raise TargetDenied(reason=" ".join(plan.conflicts))
+        name = stage_name(wanted.task_id)
+        selection = select(wanted)
+        root_fd = open_root(wanted.target.path)
+        try:
+            self._settle(root_fd, wanted.target.path, name)
+            self._trace("make stage")
+            stage = Stage.make(root_fd, name)
+        except OSError as err:
+            os.close(root_fd)
+            raise target_error(err, wanted.target.path, "make a staging folder in") from err
+        except SourceError:
+            os.close(root_fd)
+            raise
+        return FolderTarget(plan, selection, root_fd, stage, self._trace)
+
+    def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
+        try:
+            root_fd = open_root(ref.path)
+        except SourceGone:
+            return ()
+        wanted = {stage_name(task_id): task_id for task_id in finished_tasks}
+        settled = []
+        try:
+            for name in find_stages(root_fd):
+                if name not in wanted:
+                    continue
+                try:
+                    outcome = self._settle(root_fd, ref.path, name)
+                except TargetBusy:
+                    continue
+                if outcome is not None:
+                    settled.append(Recovered(task_id=wanted[name], outcome=outcome))
+        except OSError as err:
+            raise target_error(err, ref.path, "clean up in") from err
+        finally:
+            os.close(root_fd)
+        return tuple(settled)
+
+    def _measure(self, fd: int, ref: SourceRef) -> int | None:
+        """Sum of the file sizes; None when there are too many to count now. Raises SourceError."""
+        total = entries = 0
+        begun_s = self._clock.monotonic_s()
+        for folder in FolderTree(fd, ref.path, ref.options, 0).folders():
+            total += sum(entry.size for entry in folder.entries)
+            entries += len(folder.entries)
+            if entries > MEASURE_ENTRIES_MAX or self._clock.monotonic_s() - begun_s > MEASURE_S_MAX:
+                return None
+        return total
+
+    def _settle(self, root_fd: int, root: bytes, name: bytes) -> Outcome | None:
+        """Bring one leftover to its end; None when there was none. Raises OSError, SourceError, TargetBusy."""
+        stage = Stage.find(root_fd, name)
+        if stage is None:
+            return None
+        try:
+            journal = stage.journal()
+            if journal is None or journal.state == "staging":
+                begun = not stage.is_empty()
+                self._trace("remove staged")
+                stage.remove()
+                return "back" if begun else None
+            if journal.state == "undoing":
+                go_back(root_fd, root, stage, journal, self._trace)
+                return "back"
+            left_out = LeftOut()
+            if journal.state == "swapping":
+                complete(root_fd, root, stage, journal, left_out, self._trace)
+            else:
+                tidy_up(root_fd, stage, journal, MetadataWriter(left_out, trusted=journal.trusted), self._trace)
+            return "forward"
+        finally:
+            stage.close()
+
+
+def open_root(path: bytes) -> int:
+    """A descriptor of a registered folder. Raises SourceGone, SourceDenied, SourceError; the last part is no link."""
+    try:
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            raise SourceError(reason=f"{shown(path)} is a symbolic link. Register the folder it leads to.")
+        if not stat.S_ISDIR(info.st_mode):
+            raise SourceError(reason=f"{shown(path)} is not a folder. Register a folder.")
+        return open_quietly(path, OPEN_FOLDER, None)
+    except (OSError, ValueError) as err:
+        known = err if isinstance(err, OSError) else OSError(str(err))
+        raise source_error(known, path, "read") from err
+
+
+def _full_reason(own: Values, wanted: PointWanted) -> str | None:
+    if wanted.full:
+        return "A full backup was asked for."
+    if wanted.parent_token is None:
+        return "It is the first backup of this folder in the vault."
+    if load_token("folder", wanted.parent_token) != own:
+        return "The path leads to another folder or file system than at the last backup."
+    return None
+
+
+def _file_system(fd: int) -> str:
+    """Its kind, such as "ext4"; "unknown" without a mount table."""
+    try:
+        mount = mount_of(real_path(fd), load_mounts())
+    except OSError:
+        return "unknown"
+    return mount.kind if mount else "unknown"
