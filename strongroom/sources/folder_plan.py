@@ -12,7 +12,7 @@ from strongroom.base.errors import EntryNotFound, TargetDenied
 from strongroom.base.streams import Path
 from strongroom.base.units import KIB, human_bytes
 from strongroom.sources.base import STAGING_PREFIX, RestorePlan, RestoreWanted
-from strongroom.sources.inodes import FLAGS_PINNING, OPEN_FOLDER, OPEN_READ, exists, get_flags
+from strongroom.sources.inodes import FLAGS_PINNING, OPEN_FOLDER, OPEN_READ, exists, get_flags, list_names
 from strongroom.sources.journal import Journal, Move, Record
 from strongroom.sources.mounts import load_mounts, mounts_at_or_below, real_path
 from strongroom.sources.oserrors import below, shown
@@ -142,12 +142,8 @@ def _warnings(wanted: RestoreWanted, selection: Selection) -> Iterable[str]:
 
 def _all_units(live: Live) -> list[Unit]:
     """Every name of the staged root, and every live one but those that no restore point can hold."""
-    staged = {os.fsencode(name) for name in os.listdir(live.new_fd)}
-    names = set(staged)
-    for text in os.listdir(live.root_fd):
-        name = os.fsencode(text)
-        if name not in staged and not _stays(live, name):
-            names.add(name)
+    staged = set(list_names(live.new_fd))
+    names = staged | {name for name in list_names(live.root_fd) if name not in staged and not _stays(live, name)}
     return [Unit(staged=(name,), live=(name,)) for name in sorted(names)]
 
 

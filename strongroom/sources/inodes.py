@@ -67,6 +67,15 @@ def exists(folder_fd: int, name: bytes) -> bool:
     return True
 
 
+def list_names(folder_fd: int) -> list[bytes]:
+    """All names in an open folder, sorted; by a fresh descriptor, as btrfs lists what was there when it was opened."""
+    fd = os.open(b".", OPEN_FOLDER, dir_fd=folder_fd)
+    try:
+        return sorted(os.fsencode(name) for name in os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
 def punch_hole(fd: int, offset: int, length: int) -> bool:
     """Make a range read as zeros and free it; False when the file system cannot."""
     if _libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:

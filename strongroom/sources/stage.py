@@ -18,7 +18,7 @@ import stat
 
 from strongroom.base.errors import InvalidRequest, TargetBusy
 from strongroom.sources.base import STAGING_PREFIX
-from strongroom.sources.inodes import OPEN_FOLDER
+from strongroom.sources.inodes import OPEN_FOLDER, list_names
 from strongroom.sources.journal import JOURNAL, Journal, is_ours, load_journal, write_journal
 from strongroom.sources.metadata import make_plain
 from strongroom.sources.removal import remove_tree
@@ -94,7 +94,7 @@ class Stage:
         return load_journal(self.fd)
 
     def is_empty(self) -> bool:
-        return not os.listdir(self.fd)
+        return not list_names(self.fd)
 
     def remove(self) -> None:
         """Remove it with all that is in it, and close it. After OSError or TargetDenied it can be tried again."""
@@ -136,8 +136,8 @@ class Stage:
 
 def find_stages(root_fd: int) -> list[bytes]:
     """Names of all staging places in an open folder, sorted."""
-    names = (os.fsencode(name) for name in os.listdir(root_fd))
-    return sorted(name for name in names if name.startswith(STAGING_PREFIX) and is_folder(root_fd, name))
+    names = list_names(root_fd)
+    return [name for name in names if name.startswith(STAGING_PREFIX) and is_folder(root_fd, name)]
 
 
 def is_folder(folder_fd: int, name: bytes) -> bool:

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from strongroom.base.errors import SourceError, TargetDenied
 from strongroom.base.streams import Path
-from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, change_flags, exists, rename_new, syncfs
+from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, change_flags, exists, list_names, rename_new, syncfs
 from strongroom.sources.journal import Journal, Move, Record, write_journal
 from strongroom.sources.metadata import LeftOut, MetadataWriter, loosen
 from strongroom.sources.oserrors import target_error
@@ -71,7 +71,7 @@ class Swap:
                 clean = self._undo_one(move, folder_fd, staged) and clean
         for path in reversed(self._journal.missing):
             self._remove_parent(path)
-        return clean and not os.listdir(self._stage.old_fd)
+        return clean and not list_names(self._stage.old_fd)
 
     def _forward_one(self, move: Move, live_fd: int, staged: "_Folders") -> None:
         name = move.unit.live[-1]

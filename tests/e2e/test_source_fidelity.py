@@ -1,0 +1,85 @@
+"""A folder with everything that backups get wrong comes back as it was, on every file system this machine can mount."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from source_trees import differences, listing, loosen_all, make_tree, pump
+
+from strongroom.base.ids import new_id
+from strongroom.sources.base import PointWanted, RestoreWanted, SourceRef
+from strongroom.sources.folder import FolderDriver
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes, owners and trusted attributes need root")
+
+IMAGE_BYTES = 400 << 20  # XFS wants 300 MiB at least; the file is sparse
+
+
+def mounted(kind: str, base: Path) -> Path:
+    """A new file system of this kind in a loop image below `base`, or a skip."""
+    tool = shutil.which(f"mkfs.{kind}")
+    if tool is None:
+        pytest.skip(f"mkfs.{kind} is not installed")
+    image, point = base / f"{kind}.img", base / kind
+    with image.open("wb") as out:
+        out.truncate(IMAGE_BYTES)
+    point.mkdir()
+    force = {"xfs": ["-q"], "btrfs": ["-q"], "ext4": ["-q", "-F"]}[kind]
+    subprocess.run([tool, *force, str(image)], check=True, capture_output=True)
+    mount = subprocess.run(["mount", "-o", "loop", str(image), str(point)], capture_output=True, text=True)
+    if mount.returncode != 0:
+        pytest.skip(f"{kind} cannot be mounted here: {mount.stderr.strip()}")
+    return point
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs", "here"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    if request.param == "here":
+        yield tmp_path
+        loosen_all(tmp_path)
+        return
+    point = mounted(request.param, tmp_path)
+    yield point
+    subprocess.run(["umount", str(point)], check=True)
+
+
+def restore(source: Path, target: Path, *, same_resource: bool = True) -> tuple[list, object]:
+    driver = FolderDriver()
+    wanted = RestoreWanted(
+        task_id=new_id(),
+        target=SourceRef(resource_id=new_id(), type="OS::Sfs::Turbo", path=os.fsencode(target)),
+        same_resource=same_resource,
+        kind="tree",
+        size_bytes=1 << 20,
+    )
+    reference = SourceRef(resource_id=new_id(), type="OS::Sfs::Turbo", path=os.fsencode(source))
+    with driver.open_point(reference, PointWanted()) as point:
+        with driver.open_target(driver.plan_restore(wanted)) as opened:
+            skipped = pump(point.stream, opened.stream)
+            return skipped, opened.finish()
+
+
+def test_a_restored_folder_is_identical_but_for_sockets(place: Path) -> None:
+    """Names, content, holes, owners, modes, ACLs, attributes, flags, times, links and nodes come back as they were."""
+    source, target = place / "source", place / "target"
+    missed = make_tree(source)
+    target.mkdir()
+    (target / "stale").write_text("not in the restore point")
+    skipped, report = restore(source, target)
+    assert skipped == [(b"sock",)]
+    assert report.left_out == ()
+    assert differences(listing(source), listing(target)) == [], missed
+
+
+def test_restoring_over_the_same_tree_replaces_what_is_immutable(place: Path) -> None:
+    """A second restore over immutable, append-only and closed entries ends in the same tree."""
+    source, target = place / "source", place / "target"
+    make_tree(source)
+    target.mkdir()
+    restore(source, target)
+    _, report = restore(source, target)
+    assert report.warnings == ()
+    assert differences(listing(source), listing(target)) == []
