@@ -77,7 +77,7 @@ def _load_file(path: Path) -> dict[str, str]:
             data = stream.read(CREDENTIALS_BYTES_MAX + 1)
     except FileNotFoundError as err:
         raise ConfigError(
-            reason=f"{path} does not exist. The first `strongroom serve` writes it; --state or --credentials name others."
+            reason=f"{path} does not exist. The first `strongroom serve` writes it; --state names another."
         ) from err
     except OSError as err:
         raise ConfigError(reason=f"{path} cannot be read: {err.strerror}.") from err

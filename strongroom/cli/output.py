@@ -123,7 +123,7 @@ def print_error(error: StrongroomError, *, as_json: bool) -> None:
         sys.stderr.write(json.dumps(members) + "\n")
         return
     console = _console(stderr=True)
-    console.print(Text(shown(error.message), style="red"))
+    console.print(Text("\n".join(shown(line) for line in error.message.splitlines()), style="red"))
     if request_id:
         console.print(Text(f"code {error.published_code}, request {request_id}", style="dim"))
 

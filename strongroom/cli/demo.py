@@ -1,7 +1,0 @@
-"""`demo` placeholder written next."""
-
-import typer
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the program."""
