@@ -4,23 +4,210 @@ The job side changes rows only under `tasks.still_mine` and the vault's lock; an
 Fenced and leaves everything as it was. A root makes a backup restorable, `commit_backup` makes it reported (RULINGS 7).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import BackupNotFound, Conflict, ResourceNotFound, StrongroomError
+from strongroom.base.errors import BackupNotFound, Conflict, InvalidRequest, ResourceNotFound, StrongroomError
+from strongroom.base.units import GIB
 from strongroom.control import checkpoints, tasks
 from strongroom.control.db import Database
+from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
+from strongroom.control.names import ENTERPRISE_PROJECT_ALL, require_name
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import ResourceRef as ResourceRef
 from strongroom.control.subjects import VaultRef as VaultRef
-from strongroom.control.subjects import load_resource, load_vault, lock_vault, release_resource
+from strongroom.control.subjects import (
+    load_resource,
+    load_vault,
+    lock_vault,
+    release_resource,
+    vault_full_sentence,
+)
 from strongroom.control.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup:
+    """One backup as tenants see it.
+
+    incremental          as requested; a first backup reads everything all the same
+    is_multi_az          of its vault
+    progress             0-100 of the task that works on it; None: no task does
+    """
+
+    id: str
+    project_id: str
+    vault_id: str
+    checkpoint_id: str
+    resource_id: str
+    resource_type: str
+    resource_name: str
+    resource_size_bytes: int
+    name: str
+    description: str | None
+    provider_id: str
+    image_type: str
+    parent_id: str | None
+    status: str
+    incremental: bool
+    auto_trigger: bool
+    enterprise_project_id: str
+    stored_bytes: int
+    report: dict[str, Any]
+    created_at: datetime
+    protected_at: datetime | None
+    updated_at: datetime | None
+    expired_at: datetime | None
+    is_multi_az: bool
+    progress: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackupFilters:
+    """Conditions of a list, joined by AND; None: not asked for. Times are inclusive, on creation.
+
+    own_type      private and all_granted: own backups; shared: those received from others
+    used_percent  backups whose vault is filled at least this much
+    """
+
+    name: str | None = None
+    resource_name: str | None = None
+    checkpoint_id: str | None = None
+    resource_id: str | None = None
+    vault_id: str | None = None
+    parent_id: str | None = None
+    image_type: str | None = None
+    resource_type: str | None = None
+    resource_az: str | None = None
+    enterprise_project_id: str | None = None
+    statuses: tuple[str, ...] = ()
+    own_type: str = "private"
+    used_percent: int | None = None
+    start_time: str | None = None
+    end_time: str | None = None
+    incremental: bool | None = None
+
+
+# --- request side ---------------------------------------------------------------------------------------------------
+
+_COLUMNS: LiteralString = """id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name,
+    resource_size_bytes, name, description, provider_id, image_type, parent_id, status, incremental, auto_trigger,
+    enterprise_project_id, stored_bytes, report, created_at, protected_at, updated_at, expired_at,
+    (SELECT v.is_multi_az FROM vaults v WHERE v.project_id = backups.project_id AND v.id = backups.vault_id)
+        AS is_multi_az,
+    CASE WHEN status NOT IN ('available', 'error') THEN (
+        SELECT max(o.progress) FROM operation_logs o WHERE o.project_id = backups.project_id
+        AND o.vault_id = backups.vault_id AND o.backup_id = backups.id AND o.status IN ('waiting', 'running'))
+    END AS progress"""
+
+SORT_LENGTH_MAX = 255  # contract
+SORT_KEYS: dict[str, LiteralString] = {
+    key: key for key in ("created_at", "updated_at", "name", "status", "protected_at", "id")
+}
+
+
+async def show_backup(database: Database, project_id: str, backup_id: str) -> Backup:
+    """Raises BackupNotFound."""
+    async with database.read(class_row(Backup)) as conn:
+        found = await conn.execute(
+            f"SELECT {_COLUMNS} FROM backups WHERE project_id = %s AND id = %s",  # noqa: S608 -- the columns are ours
+            [project_id, backup_id],
+        )
+        backup = await found.fetchone()
+    if backup is None:
+        raise BackupNotFound(id=backup_id)
+    return backup
+
+
+async def list_backups(
+    database: Database, project_id: str, asked: BackupFilters, page: Page, order: Sequence[Order] = NEWEST_FIRST
+) -> tuple[list[Backup], int]:
+    """One page, and how many match in all. Raises InvalidRequest for a time or marker that is none."""
+    async with database.read() as conn:
+        rows, count = await fetch_page(
+            conn, columns=_COLUMNS, table="backups", filters=_filters(project_id, asked), page=page, order=order
+        )
+    return [Backup(**row) for row in rows], count
+
+
+def _filters(project_id: str, asked: BackupFilters) -> Filters:
+    filters = Filters(project_id=project_id)
+    exact: tuple[tuple[LiteralString, object], ...] = (
+        ("name = %s", asked.name),
+        ("strpos(resource_name, %s) > 0", asked.resource_name),
+        ("checkpoint_id = %s", asked.checkpoint_id),
+        ("resource_id = %s", asked.resource_id),
+        ("vault_id = %s", asked.vault_id),
+        ("image_type = %s", asked.image_type),
+        ("resource_type = %s", asked.resource_type),
+        ("incremental = %s", asked.incremental),
+    )
+    for text, value in exact:
+        if value is not None:
+            filters.add(text, value)
+    # Children of a backup are listed only when their parent is named.
+    if asked.parent_id is None:
+        filters.add("parent_id IS NULL")
+    else:
+        filters.add("parent_id = %s", asked.parent_id)
+    if asked.enterprise_project_id not in (None, ENTERPRISE_PROJECT_ALL):
+        filters.add("enterprise_project_id = %s", asked.enterprise_project_id)
+    if asked.statuses:
+        filters.add("status = ANY(%s)", list(asked.statuses))
+    if asked.own_type == "shared" or asked.resource_az is not None:
+        filters.add("false")  # nothing is received from others yet, and no resource lies in a named zone
+    if asked.used_percent is not None:
+        filters.add(
+            "vault_id IN (SELECT v.id FROM vaults v WHERE v.project_id = %s AND v.used_bytes::numeric * 100 >= "
+            "v.size_gb::numeric * %s * %s)",
+            project_id,
+            GIB,
+            asked.used_percent,
+        )
+    if asked.start_time is not None:
+        filters.add("created_at >= %s", require_time(asked.start_time, "start_time"))
+    if asked.end_time is not None:
+        filters.add("created_at <= %s", require_time(asked.end_time, "end_time"))
+    return filters
+
+
+def sort_order(text: str | None) -> tuple[Order, ...]:
+    """`key[:asc|desc],...` as a total order; descending where nothing is said. Raises InvalidRequest."""
+    if not text:
+        return NEWEST_FIRST
+    if len(text) > SORT_LENGTH_MAX:
+        raise InvalidRequest(reason=f"Invalid sort: use at most {SORT_LENGTH_MAX} characters.")
+    order: dict[str, Order] = {}
+    for part in text.split(","):
+        key, _, direction = part.strip().partition(":")
+        if key not in SORT_KEYS or direction not in ("", "asc", "desc") or key in order:
+            raise InvalidRequest(
+                reason=f"Invalid sort: give each of {', '.join(SORT_KEYS)} at most once, as key:asc or key:desc."
+            )
+        order[key] = Order(column=SORT_KEYS[key], descending=direction != "asc")
+    order.setdefault("id", Order(column="id"))
+    return tuple(order.values())
+
+
+async def rename_backup(database: Database, project_id: str, backup_id: str, name: str, clock: Clock) -> Backup:
+    """Give a backup another name. Raises InvalidRequest, BackupNotFound."""
+    require_name(name, "name")
+    async with database.transaction() as conn:
+        await conn.execute(
+            "UPDATE backups SET name = %s, updated_at = %s WHERE project_id = %s AND id = %s",
+            [name, clock.now(), project_id, backup_id],
+        )
+    return await show_backup(database, project_id, backup_id)
+
+
+# --- job side -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +297,6 @@ async def start_backup(database: Database, task: Task) -> BackupJob:
     return BackupJob(
         vault=vault, resource=resource, backup_id=task.backup_id, backup_name=row.pop("name"), parent=parent, **row
     )
-
-
-def vault_full_sentence(vault: VaultRef) -> str:
-    """The text of 6114."""
-    return f"Vault {vault.name} is full. Enlarge it, or delete backups, then back up again."
 
 
 async def _find_parent(

@@ -1,10 +1,446 @@
-"""Checkpoints (restore points): one run over one vault, one backup per resource (RULINGS 18)."""
+"""Checkpoints (restore points): one run over one vault, one backup per resource (RULINGS 18).
 
-from collections.abc import Sequence
-from datetime import datetime
+A request becomes rows in one transaction under the vault's lock: the checkpoint, its resources, their backups and one
+task each. Whoever comes second finds the first one's tasks and skips those resources, with code and reason.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg import AsyncConnection
+from psycopg.errors import UniqueViolation
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from strongroom.base.clock import Clock
+from strongroom.base.errors import CheckpointNotFound, Conflict, InvalidRequest, ResourceNotFound
+from strongroom.base.ids import new_id
+from strongroom.control import tasks
+from strongroom.control.db import Database
+from strongroom.control.names import require_description, require_id, require_name
+from strongroom.control.subjects import VaultRef, lock_vault, vault_full_sentence
+from strongroom.control.tasks import NewTask
+from strongroom.control.vault_resources import COUNTED_STATUSES, RESOURCES_PER_VAULT_MAX
+
+RETENTION_DAYS_MAX = 36500  # contract
+KEEP_FOR_EVER = -1
+
+# What a resource's protect_status says in a checkpoint, from the status of its backup there.
+PROTECT_STATUS = {
+    "waiting_protect": "protecting",
+    "protecting": "protecting",
+    "available": "available",
+    "waiting_restore": "restoring",
+    "restoring": "restoring",
+    "waiting_delete": "removing",
+    "deleting": "removing",
+    "error": "error",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewCheckpoint:
+    """What a request, or later a schedule, asks for.
+
+    name             None: made up, `manualbk_<4 hex>` or `autobk_<4 hex>`
+    resource_ids     None: all of the vault
+    extra_infos      resource id -> text kept with it
+    retention_days   -1: keep until deleted
+    """
+
+    vault_id: str
+    name: str | None = None
+    description: str | None = None
+    incremental: bool = True
+    auto_trigger: bool = False
+    resource_ids: tuple[str, ...] | None = None
+    extra_infos: Mapping[str, str] = field(default_factory=dict)
+    policy_id: str | None = None
+    retention_days: int = KEEP_FOR_EVER
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointResource:
+    """A resource with a backup in this checkpoint. stored_bytes: of that backup; backup_count: in the whole vault."""
+
+    id: str
+    type: str
+    name: str
+    size_bytes: int
+    extra_info: str | None
+    protect_status: str
+    stored_bytes: int
+    backup_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedResource:
+    """A resource that was busy at the start or failed in the run. code: `BackupService.nnnn`."""
+
+    id: str
+    type: str
+    name: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One restore point, resources in the order of the request."""
+
+    id: str
+    project_id: str
+    status: str
+    created_at: datetime
+    vault_id: str
+    vault_name: str
+    provider_id: str
+    name: str
+    description: str | None
+    retention_days: int
+    resources: tuple[CheckpointResource, ...] = ()
+    skipped_resources: tuple[SkippedResource, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A resource of the run, planned. skip: (code, reason), or None: it is backed up as `backup_id`."""
+
+    resource_id: str
+    type: str
+    name: str
+    size_bytes: int
+    worker_group: str
+    enterprise_project_id: str
+    protect_status: str
+    status_reason: str | None
+    backup_id: str = field(default_factory=new_id)
+    skip: tuple[str, str] | None = None
+
+
+# --- read -----------------------------------------------------------------------------------------------------------
+
+
+async def show_checkpoint(database: Database, project_id: str, checkpoint_id: str) -> Checkpoint:
+    """Raises CheckpointNotFound, also after its last backup was deleted."""
+    async with database.read() as conn:
+        return await _load(conn, project_id, checkpoint_id)
+
+
+async def _load(conn: AsyncConnection[Any], project_id: str, checkpoint_id: str) -> Checkpoint:
+    async with conn.cursor(row_factory=class_row(Checkpoint)) as cursor:
+        await cursor.execute(
+            "SELECT id, project_id, status, created_at, vault_id, vault_name, provider_id, name, description, "
+            "retention_days FROM checkpoints WHERE project_id = %s AND id = %s",
+            [project_id, checkpoint_id],
+        )
+        checkpoint = await cursor.fetchone()
+    if checkpoint is None:
+        raise CheckpointNotFound(id=checkpoint_id)
+    async with conn.cursor(row_factory=dict_row) as rows:
+        await rows.execute(
+            """
+            SELECT r.resource_id AS id, r.type, r.name, r.size_bytes, r.extra_info, r.skipped_code, r.skipped_reason,
+                   b.status, b.stored_bytes, (
+                       SELECT count(*) FROM backups n WHERE n.project_id = r.project_id AND n.vault_id = %(vault)s
+                       AND n.resource_id = r.resource_id AND n.status = ANY(%(counted)s)) AS backup_count
+            FROM checkpoint_resources r LEFT JOIN backups b ON b.project_id = r.project_id
+                AND b.checkpoint_id = r.checkpoint_id AND b.resource_id = r.resource_id
+            WHERE r.project_id = %(project)s AND r.checkpoint_id = %(checkpoint)s ORDER BY r.position
+            """,
+            {
+                "project": project_id,
+                "checkpoint": checkpoint_id,
+                "vault": checkpoint.vault_id,
+                "counted": COUNTED_STATUSES,
+            },
+        )
+        found = await rows.fetchall()
+    return replace(
+        checkpoint,
+        # A backup that was deleted leaves its resource without one here: neither listed nor skipped.
+        resources=tuple(_resource(row) for row in found if row["skipped_code"] is None and row["status"] is not None),
+        skipped_resources=tuple(_skipped(row) for row in found if row["skipped_code"] is not None),
+    )
+
+
+def _resource(row: dict[str, Any]) -> CheckpointResource:
+    return CheckpointResource(
+        id=row["id"],
+        type=row["type"],
+        name=row["name"],
+        size_bytes=row["size_bytes"],
+        extra_info=row["extra_info"],
+        protect_status=PROTECT_STATUS[row["status"]],
+        stored_bytes=row["stored_bytes"],
+        backup_count=row["backup_count"],
+    )
+
+
+def _skipped(row: dict[str, Any]) -> SkippedResource:
+    return SkippedResource(
+        id=row["id"], type=row["type"], name=row["name"], code=row["skipped_code"], reason=row["skipped_reason"]
+    )
+
+
+# --- create ---------------------------------------------------------------------------------------------------------
+
+
+async def create_checkpoint(
+    database: Database, project_id: str, new: NewCheckpoint, *, request_id: str, clock: Clock
+) -> Checkpoint:
+    """Write the rows of a run; workers do the rest. All rows or none.
+
+    Raises VaultNotFound, ResourceNotFound, InvalidRequest and Conflict: 6124 (vault type), 6113 (vault status), 6114
+    (full), 0001 (nothing to back up), 6135 (resource of no or another vault), 6104 (twice), 6125 (met another run).
+    """
+    _check(new)
+    now, checkpoint_id = clock.now(), new_id()
+    async with database.transaction() as conn:
+        vault = await lock_vault(conn, project_id, new.vault_id)
+        _require_ready(vault)
+        members = await _choose(conn, vault, new.resource_ids)
+        busy = await _busy(conn, project_id, [member.resource_id for member in members])
+        members = [replace(member, skip=_skip(member, busy.get(member.resource_id))) for member in members]
+        if all(member.skip for member in members):
+            reasons = " ".join(dict.fromkeys(member.skip[1] for member in members if member.skip))
+            raise Conflict(conflict_code="0001", reason=f"Nothing to back up in vault {vault.name}. {reasons}".strip())
+        new = replace(new, name=new.name or await _made_up_name(conn, vault, new.auto_trigger))
+        await _write_rows(conn, vault, new, members, checkpoint_id, now)
+        await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
+        return await _load(conn, project_id, checkpoint_id)
+
+
+def _check(new: NewCheckpoint) -> None:
+    if new.name is not None:
+        require_name(new.name, "name")
+    require_description(new.description, "description")
+    days = new.retention_days
+    if days != KEEP_FOR_EVER and not 1 <= days <= RETENTION_DAYS_MAX:
+        raise InvalidRequest(
+            reason=f"Invalid retention_duration_days: give 1 to {RETENTION_DAYS_MAX}, or {KEEP_FOR_EVER} to keep."
+        )
+    if days != KEEP_FOR_EVER and new.auto_trigger:
+        raise InvalidRequest(
+            reason="Invalid retention_duration_days: automatic backups expire by their policy. Leave one of both out."
+        )
+    if new.policy_id is not None:
+        require_id(new.policy_id, "policy_id")
+    ids = new.resource_ids or ()
+    if len(ids) > RESOURCES_PER_VAULT_MAX:
+        raise InvalidRequest(reason=f"Invalid resources: name at most {RESOURCES_PER_VAULT_MAX}.")
+    for resource_id in ids:
+        require_id(resource_id, "resource id")
+    if len(set(ids)) < len(ids):
+        raise Conflict(conflict_code="6104", reason="The request names a resource twice. Name each once.")
+
+
+def _require_ready(vault: VaultRef) -> None:
+    if vault.protect_type != "backup":
+        raise Conflict(
+            conflict_code="6124",
+            reason=f"Vault {vault.name} is a {vault.protect_type} vault. Back up to a vault of type backup.",
+        )
+    if vault.status != "available":
+        raise Conflict(
+            conflict_code="6113", reason=f"Vault {vault.name} is {vault.status}. Backups need an available vault."
+        )
+    if vault.full:
+        raise Conflict(conflict_code="6114", reason=vault_full_sentence(vault))
+
+
+async def _choose(conn: AsyncConnection[Any], vault: VaultRef, resource_ids: tuple[str, ...] | None) -> list[_Member]:
+    """Resources of the vault that the run covers, in the order of the request. Raises Conflict, ResourceNotFound."""
+    async with conn.cursor(row_factory=class_row(_Member)) as cursor:
+        await cursor.execute(
+            "SELECT r.resource_id, r.type, r.name, r.size_bytes, r.protect_status, r.status_reason, p.worker_group, "
+            "v.enterprise_project_id FROM vault_resources r JOIN protectables p ON p.id = r.resource_id "
+            "JOIN vaults v ON v.id = r.vault_id WHERE r.project_id = %s AND r.vault_id = %s AND p.project_id = %s "
+            "ORDER BY r.created_at, r.resource_id",
+            [vault.project_id, vault.id, vault.project_id],
+        )
+        bound = {member.resource_id: member for member in await cursor.fetchall()}
+    foreign = [resource_id for resource_id in resource_ids or () if resource_id not in bound]
+    if foreign:
+        found = await conn.execute(
+            "SELECT id FROM protectables WHERE project_id = %s AND id = ANY(%s) AND removed_at IS NULL",
+            [vault.project_id, foreign],
+        )
+        registered = {row[0] for row in await found.fetchall()}
+        for resource_id in foreign:
+            if resource_id not in registered:
+                raise ResourceNotFound(id=resource_id)
+        raise Conflict(
+            conflict_code="6135",
+            reason=f"Resource {foreign[0]} is not in vault {vault.name}. Add it to the vault first.",
+        )
+    if not bound:
+        raise Conflict(
+            conflict_code="0001", reason=f"Vault {vault.name} holds no resources. Add one, then back up again."
+        )
+    return [bound[resource_id] for resource_id in resource_ids] if resource_ids else list(bound.values())
+
+
+async def _busy(conn: AsyncConnection[Any], project_id: str, resource_ids: Sequence[str]) -> dict[str, str]:
+    """resource id -> `backup` or `restore`, for those that an open task works on; a backup's reason wins."""
+    found = await conn.execute(
+        """
+        SELECT target_resource_id, operation_type FROM operation_logs WHERE project_id = %(project)s
+            AND operation_type = 'restore' AND status IN ('waiting', 'running') AND target_resource_id = ANY(%(ids)s)
+        UNION ALL
+        SELECT resource_id, operation_type FROM operation_logs WHERE project_id = %(project)s
+            AND operation_type = 'backup' AND status IN ('waiting', 'running') AND resource_id = ANY(%(ids)s)
+        """,
+        {"project": project_id, "ids": list(resource_ids)},
+    )
+    return {row[0]: row[1] for row in await found.fetchall()}
+
+
+def _skip(member: _Member, busy: str | None) -> tuple[str, str] | None:
+    if busy == "backup":
+        return "BackupService.6125", "The resource is being backed up."
+    if busy == "restore":
+        return "BackupService.2010", "The resource is being restored."
+    if member.protect_status == "removing":
+        return "BackupService.6134", "The resource is being removed from the vault."
+    if member.status_reason is not None:
+        return "BackupService.6215", member.status_reason
+    return None
+
+
+async def _made_up_name(conn: AsyncConnection[Any], vault: VaultRef, auto_trigger: bool) -> str:
+    if not auto_trigger:
+        return f"manualbk_{secrets.token_hex(2)}"
+    found = await conn.execute(
+        "SELECT coalesce(backup_name_prefix, '') FROM vaults WHERE project_id = %s AND id = %s",
+        [vault.project_id, vault.id],
+    )
+    row = await found.fetchone()
+    return f"{row[0] if row else ''}autobk_{secrets.token_hex(2)}"
+
+
+async def _write_rows(
+    conn: AsyncConnection[Any],
+    vault: VaultRef,
+    new: NewCheckpoint,
+    members: Sequence[_Member],
+    checkpoint_id: str,
+    now: datetime,
+) -> None:
+    """One statement a table (RULINGS 4)."""
+    await conn.execute(
+        "INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, description, "
+        "retention_days, auto_trigger, created_at) VALUES (%s, %s, %s, %s, %s, 'protecting', %s, %s, %s, %s, %s)",
+        [checkpoint_id, vault.project_id, vault.id, vault.name, vault.provider_id, new.name, new.description,
+         new.retention_days, new.auto_trigger, now],
+    )  # fmt: skip
+    await conn.execute(
+        "INSERT INTO checkpoint_resources (project_id, checkpoint_id, resource_id, position, type, name, size_bytes, "
+        "extra_info, skipped_code, skipped_reason) SELECT %s, %s, r.* FROM unnest(%s::text[], %s::int[], %s::text[], "
+        "%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[]) AS r",
+        [
+            vault.project_id,
+            checkpoint_id,
+            [m.resource_id for m in members],
+            list(range(len(members))),
+            [m.type for m in members],
+            [m.name for m in members],
+            [m.size_bytes for m in members],
+            [new.extra_infos.get(m.resource_id) for m in members],
+            [m.skip[0] if m.skip else None for m in members],
+            [m.skip[1] if m.skip else None for m in members],
+        ],
+    )
+    ready = [m for m in members if m.skip is None]
+    expired_at = None if new.retention_days == KEEP_FOR_EVER else now + timedelta(days=new.retention_days)
+    await conn.execute(
+        "INSERT INTO backups (project_id, vault_id, checkpoint_id, provider_id, status, name, description, "
+        "incremental, auto_trigger, created_at, expired_at, id, resource_id, resource_type, resource_name, "
+        "resource_size_bytes, enterprise_project_id) "
+        "SELECT %s, %s, %s, %s, 'waiting_protect', %s, %s, %s, %s, %s, %s::timestamptz, r.* FROM unnest(%s::text[], "
+        "%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[]) AS r",
+        [
+            *(vault.project_id, vault.id, checkpoint_id, vault.provider_id, new.name, new.description),
+            *(new.incremental, new.auto_trigger, now, expired_at),
+            [m.backup_id for m in ready],
+            [m.resource_id for m in ready],
+            [m.type for m in ready],
+            [m.name for m in ready],
+            [m.size_bytes for m in ready],
+            [m.enterprise_project_id for m in ready],
+        ],
+    )
+    await conn.execute(
+        "UPDATE vault_resources SET protect_status = 'protecting' "
+        "WHERE project_id = %s AND vault_id = %s AND resource_id = ANY(%s)",
+        [vault.project_id, vault.id, [m.resource_id for m in ready]],
+    )
+
+
+async def _write_tasks(
+    conn: AsyncConnection[Any],
+    vault: VaultRef,
+    new: NewCheckpoint,
+    members: Sequence[_Member],
+    checkpoint_id: str,
+    request_id: str,
+    now: datetime,
+) -> None:
+    """One waiting log a backup, one skipped log a skipped resource."""
+    ready = [
+        NewTask(
+            project_id=vault.project_id,
+            operation_type="backup",
+            request_id=request_id,
+            vault_id=vault.id,
+            vault_name=vault.name,
+            provider_id=vault.provider_id,
+            checkpoint_id=checkpoint_id,
+            policy_id=new.policy_id,
+            backup_id=member.backup_id,
+            backup_name=new.name,
+            resource_id=member.resource_id,
+            resource_type=member.type,
+            resource_name=member.name,
+            parameters={"incremental": new.incremental},
+            worker_group=member.worker_group,
+        )
+        for member in members
+        if member.skip is None
+    ]
+    try:
+        await tasks.insert(conn, ready, now)
+    except UniqueViolation as err:
+        raise Conflict(
+            conflict_code="6125",
+            reason="Another backup of one of the resources began at the same moment. Try again.",
+            detail=str(err),
+        ) from err
+    skipped = [member for member in members if member.skip is not None]
+    if skipped:
+        await conn.execute(
+            "INSERT INTO operation_logs (project_id, operation_type, status, vault_id, vault_name, provider_id, "
+            "checkpoint_id, policy_id, request_id, parameters, created_at, started_at, ended_at, updated_at, id, "
+            "resource_id, resource_type, resource_name, error_code, error_message) "
+            "SELECT %s, 'backup', 'skipped', %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, r.* FROM unnest(%s::text[], "
+            "%s::text[], %s::text[], %s::text[], %s::text[], %s::text[]) AS r",
+            [
+                *(vault.project_id, vault.id, vault.name, vault.provider_id, checkpoint_id, new.policy_id, request_id),
+                *(Jsonb({"incremental": new.incremental}), now, now, now, now),
+                [new_id() for _ in skipped],
+                [m.resource_id for m in skipped],
+                [m.type for m in skipped],
+                [m.name for m in skipped],
+                [m.skip[0] for m in skipped if m.skip],
+                [m.skip[1] for m in skipped if m.skip],
+            ],
+        )
+
+
+# --- job side -------------------------------------------------------------------------------------------------------
 
 
 async def settle(

@@ -4,9 +4,11 @@ Rules of contract/behaviour.md section 0: the count is of all matches; an offset
 starts after that row; a marker nobody knows is refused, because page 1 again would loop a client for ever.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, LiteralString, cast
+from datetime import datetime
+from typing import Any, LiteralString
 
 from psycopg import AsyncConnection, sql
 from psycopg.rows import dict_row
@@ -56,6 +58,19 @@ class Filters:
         self.values.extend(values)
 
 
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+
+
+def require_time(text: str, member: str) -> datetime:
+    """The value of a time filter, `2020-02-05T10:38:34Z`, as an aware UTC time. Raises InvalidRequest."""
+    try:
+        if _TIME.fullmatch(text):
+            return datetime.fromisoformat(text)
+    except ValueError:
+        pass
+    raise InvalidRequest(reason=f"Invalid {member}: give a UTC time such as 2020-02-05T10:38:34Z.")
+
+
 async def fetch_page(
     conn: AsyncConnection[Any],
     *,
@@ -68,7 +83,7 @@ async def fetch_page(
     """Rows of one page as dicts, and how many rows match in all. Raises InvalidRequest for an unknown marker."""
     if page.offset > OFFSET_MAX:
         raise InvalidRequest(reason=f"offset must be at most {OFFSET_MAX}. Page by marker instead.")
-    where = sql.SQL(" AND ").join(sql.SQL(cast("LiteralString", f"({text})")) for text in filters.texts)
+    where = _joined(" AND ", [f"({text})" for text in filters.texts])
     source = sql.SQL(table)
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(sql.SQL("SELECT count(*) AS n FROM {} WHERE {}").format(source, where), filters.values)
@@ -76,12 +91,9 @@ async def fetch_page(
         assert counted is not None
         values = list(filters.values)
         if page.marker is not None:
-            where = sql.SQL("{} AND {}").format(
-                where, await _after(cursor, source, filters, page.marker, order, values)
-            )
-        keys = sql.SQL(", ").join(
-            sql.SQL(cast("LiteralString", f"{_key(o)} {'DESC' if o.descending else 'ASC'}")) for o in order
-        )
+            after = await _after(cursor, source, filters, page.marker, order, values)
+            where = sql.SQL("{} AND {}").format(where, after)
+        keys = _joined(", ", [f"{_key(o)} {'DESC' if o.descending else 'ASC'}" for o in order])
         query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT %s OFFSET %s").format(
             sql.SQL(columns), source, where, keys
         )
@@ -89,16 +101,23 @@ async def fetch_page(
         return await cursor.fetchall(), int(counted["n"])
 
 
+def _joined(joiner: LiteralString, texts: Sequence[str]) -> sql.Composed:
+    """Texts of ours, none of a client, as SQL."""
+    return sql.Composed([sql.SQL(joiner.join(texts))])
+
+
 def _key(order: Order) -> str:
-    # Rows without a time sort as the oldest, so that comparisons never meet NULL.
-    return f"coalesce({order.column}, '-infinity')" if order.column.endswith("_at") else order.column
+    # Rows without a time sort as the oldest, so that comparisons never meet NULL. created_at is never NULL, and bare
+    # it fits the index of every list's default order.
+    late = order.column.endswith("_at") and order.column != "created_at"
+    return f"coalesce({order.column}, 'epoch')" if late else order.column
 
 
 async def _after(
     cursor: Any, source: sql.Composable, filters: Filters, marker: str, order: Sequence[Order], values: list[Any]
 ) -> sql.Composable:
     """Condition for rows behind the marker's row: (a > A) OR (a = A AND b > B) ..., for keys of mixed direction."""
-    columns = sql.SQL(", ").join(sql.SQL(cast("LiteralString", f"{_key(o)} AS k{i}")) for i, o in enumerate(order))
+    columns = _joined(", ", [f"{_key(o)} AS k{i}" for i, o in enumerate(order)])
     await cursor.execute(
         sql.SQL("SELECT {} FROM {} WHERE project_id = %s AND id = %s").format(columns, source),
         [filters.project_id, marker],
@@ -108,8 +127,8 @@ async def _after(
         raise InvalidRequest(reason="Invalid marker provided: no item of this list has that id.")
     alternatives = []
     for i, last in enumerate(order):
-        tests = [sql.SQL(cast("LiteralString", f"{_key(o)} = %s")) for o in order[:i]]
-        tests.append(sql.SQL(cast("LiteralString", f"{_key(last)} {'<' if last.descending else '>'} %s")))
+        tests = [f"{_key(o)} = %s" for o in order[:i]]
+        tests.append(f"{_key(last)} {'<' if last.descending else '>'} %s")
         values.extend(at[f"k{j}"] for j in range(i + 1))
-        alternatives.append(sql.SQL("({})").format(sql.SQL(" AND ").join(tests)))
-    return sql.SQL("({})").format(sql.SQL(" OR ").join(alternatives))
+        alternatives.append(f"({' AND '.join(tests)})")
+    return sql.SQL("({})").format(_joined(" OR ", alternatives))

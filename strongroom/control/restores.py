@@ -9,17 +9,48 @@ from dataclasses import dataclass
 from typing import Any
 
 from psycopg import AsyncConnection
+from psycopg.errors import UniqueViolation
 from psycopg.rows import dict_row
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import BackupNotFound, StrongroomError
+from strongroom.base.errors import (
+    BackupNotFound,
+    Conflict,
+    InvalidRequest,
+    ResourceNotFound,
+    StrongroomError,
+    Unsupported,
+)
 from strongroom.control import tasks
 from strongroom.control.db import Database
+from strongroom.control.names import require_id
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import ResourceRef, VaultRef, load_resource, lock_vaults, release_resource
-from strongroom.control.tasks import Task
+from strongroom.control.tasks import NewTask, Task
+from strongroom.control.vault_kinds import RESOURCE_KINDS
+
+# The member of a v3 request that names the target, by kind of backup.
+TARGET_MEMBERS = {"OS::Cinder::Volume": "volume_id", "OS::Sfs::Turbo": "resource_id"}
 
 HALF_RESTORED = "Half restored: run the restore again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRestore:
+    """What a request asks for.
+
+    volume_id, resource_id, server_id   the target as v3 names it, by kind of backup; all None: the source resource
+    path         only this file or folder, relative bytes; None: everything
+    target_path  place inside the target, relative bytes; None: where it was
+    force        write although somebody has the target open
+    """
+
+    volume_id: str | None = None
+    resource_id: str | None = None
+    server_id: str | None = None
+    path: bytes | None = None
+    target_path: bytes | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +79,161 @@ class RestoreJob:
     target_path: bytes | None
     force: bool
     in_place: bool
+
+
+# --- request side ---------------------------------------------------------------------------------------------------
+
+
+async def request_restore(
+    database: Database, project_id: str, backup_id: str, new: NewRestore, *, request_id: str, clock: Clock
+) -> str:
+    """Begin a restore; backup and target show it at once. Returns the id of the operation log, the job id.
+
+    Raises BackupNotFound, DiskNotFound or ResourceNotFound (target), InvalidRequest, and Conflict: 2005 (backup
+    status), 6202 (vault status), 2010 (target is being restored), 2002 (target is being backed up), 6134.
+    """
+    async with database.transaction() as conn:
+        backup = await _load_backup(conn, project_id, backup_id)
+        target_id = _target_of(new, backup)
+        vaults = await lock_vaults(conn, project_id, backup["vault_id"], binding=target_id)
+        backup = await _load_backup(conn, project_id, backup_id)  # as it is now that nobody else can change it
+        vault = vaults[backup["vault_id"]]
+        _require_restorable(vault, backup)
+        target = await _require_target(conn, project_id, target_id, backup["resource_type"])
+        await _require_idle(conn, project_id, target)
+        if backup["status"] != "available":
+            raise Conflict(conflict_code="2005", reason="The backup is being restored. Wait until that has ended.")
+        await conn.execute(
+            "UPDATE backups SET status = 'waiting_restore', updated_at = %s WHERE project_id = %s AND id = %s",
+            [clock.now(), project_id, backup_id],
+        )
+        await conn.execute(
+            "UPDATE vault_resources SET protect_status = 'restoring' WHERE project_id = %s AND resource_id = %s",
+            [project_id, target.id],
+        )
+        task = NewTask(
+            project_id=project_id,
+            operation_type="restore",
+            request_id=request_id,
+            vault_id=vault.id,
+            vault_name=vault.name,
+            provider_id=backup["provider_id"],
+            checkpoint_id=backup["checkpoint_id"],
+            backup_id=backup_id,
+            backup_name=backup["name"],
+            resource_id=backup["resource_id"],
+            resource_type=backup["resource_type"],
+            resource_name=backup["resource_name"],
+            target_resource_id=target.id,
+            target_resource_name=target.name,
+            parameters=_parameters(new),
+            worker_group=target.worker_group,
+        )
+        try:
+            await tasks.insert(conn, [task], clock.now())
+        except UniqueViolation as err:
+            raise _target_busy(target, detail=str(err)) from err
+    return task.id
+
+
+async def _load_backup(conn: AsyncConnection[Any], project_id: str, backup_id: str) -> dict[str, Any]:
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "SELECT vault_id, checkpoint_id, provider_id, name, status, resource_id, resource_type, resource_name "
+            "FROM backups WHERE project_id = %s AND id = %s",
+            [project_id, backup_id],
+        )
+        row = await cursor.fetchone()
+    if row is None:
+        raise BackupNotFound(id=backup_id)
+    return row
+
+
+def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
+    """Id of the target. A target of another kind than the backup's is refused: it must not turn into the source."""
+    kind = backup["resource_type"]
+    member = TARGET_MEMBERS.get(kind)
+    if member is None:
+        raise Unsupported(reason=f"Backups of {kind} cannot be restored by this service.")
+    given = {"volume_id": new.volume_id, "resource_id": new.resource_id, "server_id": new.server_id}
+    target_id = given.pop(member)
+    for name, value in given.items():
+        if target_id is None and value is not None:
+            raise InvalidRequest(reason=f"Invalid {name}: the target of a backup of {kind} is named by {member}.")
+    if kind == "OS::Cinder::Volume" and (new.path is not None or new.target_path is not None):
+        raise InvalidRequest(reason="Invalid path: the backup of a disk is restored as a whole.")
+    return require_id(target_id, member) if target_id is not None else str(backup["resource_id"])
+
+
+def _require_restorable(vault: VaultRef, backup: dict[str, Any]) -> None:
+    if backup["status"] not in ("available", "waiting_restore", "restoring"):
+        raise Conflict(
+            conflict_code="2005",
+            reason=f"The backup is {backup['status']}; only an available backup can be restored.",
+        )
+    if vault.status != "available":
+        raise Conflict(
+            conflict_code="6202", reason=f"Vault {vault.name} is {vault.status}. Restores need an available vault."
+        )
+
+
+async def _require_target(conn: AsyncConnection[Any], project_id: str, target_id: str, kind: str) -> ResourceRef:
+    not_found = RESOURCE_KINDS[kind].not_found(id=target_id)
+    try:
+        target = await load_resource(conn, project_id, target_id)
+    except ResourceNotFound as err:
+        raise not_found from err
+    if target.type != kind:
+        raise not_found
+    return target
+
+
+async def _require_idle(conn: AsyncConnection[Any], project_id: str, target: ResourceRef) -> None:
+    found = await conn.execute(
+        """
+        SELECT operation_type FROM operation_logs WHERE project_id = %(project)s AND operation_type = 'restore'
+            AND status IN ('waiting', 'running') AND target_resource_id = %(target)s
+        UNION ALL
+        SELECT operation_type FROM operation_logs WHERE project_id = %(project)s AND operation_type = 'backup'
+            AND status IN ('waiting', 'running') AND resource_id = %(target)s
+        UNION ALL
+        SELECT 'remove_resource' FROM vault_resources WHERE project_id = %(project)s
+            AND resource_id = %(target)s AND protect_status = 'removing'
+        """,
+        {"project": project_id, "target": target.id},
+    )
+    busy = {row[0] for row in await found.fetchall()}
+    if "restore" in busy:
+        raise _target_busy(target)
+    if "backup" in busy:
+        raise Conflict(
+            conflict_code="2002", reason=f"Resource {target.name} is being backed up. Restore when that has ended."
+        )
+    if busy:
+        raise Conflict(
+            conflict_code="6134",
+            reason=f"Resource {target.name} is being removed from its vault. Restore when that has ended.",
+        )
+
+
+def _target_busy(target: ResourceRef, detail: str = "") -> Conflict:
+    return Conflict(
+        conflict_code="2010",
+        reason=f"A restore onto resource {target.name} is already running. Wait until it has ended.",
+        detail=detail,
+    )
+
+
+def _parameters(new: NewRestore) -> dict[str, Any]:
+    """What the job reads; names are bytes, so they are kept in base64."""
+    asked: dict[str, Any] = {"force": new.force}
+    for name, value in (("path_b64", new.path), ("target_path_b64", new.target_path)):
+        if value is not None:
+            asked[name] = base64.b64encode(value).decode("ascii")
+    return asked
+
+
+# --- job side -------------------------------------------------------------------------------------------------------
 
 
 async def start_restore(database: Database, task: Task) -> RestoreJob:
@@ -99,7 +285,7 @@ async def commit_restore(database: Database, task: Task, outcome: dict[str, Any]
     """The target holds what was asked for: backup and target available again, the task a success. Raises Fenced."""
     async with database.transaction() as conn:
         await _lock(conn, task)
-        if "path_b64" not in task.parameters:
+        if not {"path_b64", "target_path_b64"} & set(task.parameters):
             # Everything was written, so an earlier half of a restore is mended.
             await conn.execute(
                 "UPDATE vault_resources SET status_reason = NULL WHERE project_id = %s AND resource_id = %s "

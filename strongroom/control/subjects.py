@@ -52,6 +52,11 @@ class ResourceRef:
     size_bytes: int
 
 
+def vault_full_sentence(vault: VaultRef) -> str:
+    """The text of 6114."""
+    return f"Vault {vault.name} is full. Enlarge it, or delete backups, then back up again."
+
+
 async def lock_vault(conn: AsyncConnection[Any], project_id: str, vault_id: str | None) -> VaultRef:
     """Lock the vault's row until the transaction ends. Raises VaultNotFound."""
     found = await lock_vaults(conn, project_id, vault_id)

@@ -41,6 +41,7 @@ class NewTask:
     vault_name: str | None = None
     provider_id: str | None = None
     checkpoint_id: str | None = None
+    policy_id: str | None = None
     backup_id: str | None = None
     backup_name: str | None = None
     resource_id: str | None = None
@@ -189,7 +190,7 @@ async def end_leases(database: Database, group: str) -> int:
 
 
 async def still_mine(conn: AsyncConnection[Any], task: Task) -> None:
-    """Lock the row of this attempt until the transaction ends. Raises Fenced when it ended, or a newer attempt has it."""
+    """Lock the row of this attempt until the transaction ends. Raises Fenced when it ended or a newer one has it."""
     found = await conn.execute(
         "SELECT 1 FROM operation_logs WHERE id = %s AND generation = %s AND status = 'running' FOR UPDATE",
         [task.id, task.generation],
