@@ -1,0 +1,167 @@
+"""Resources of vaults on the wire: addresources, removeresources, and how a bound resource looks in answers."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from strongroom.api.operation import Call, Operation
+from strongroom.base.units import gigabytes, megabytes
+from strongroom.control import protectables, vault_resources
+from strongroom.control.protectables import Protectable
+from strongroom.control.vault_resources import Look, LookAt, NewResource, VaultResource
+
+INSPECTIONS_AT_ONCE = 4  # each holds a thread and walks a file system
+
+
+class IncludedVolumeBody(msgspec.Struct):
+    id: str
+    os_version: str | None = None
+
+
+class ExtraInfoBody(msgspec.Struct):
+    exclude_volumes: list[str] | None = None
+    include_volumes: list[IncludedVolumeBody] | None = None
+
+
+class ResourceBody(msgspec.Struct):
+    id: str
+    type: str
+    name: str | None = None
+    extra_info: ExtraInfoBody | None = None
+
+
+class AddResourcesBody(msgspec.Struct):
+    resources: list[ResourceBody]
+
+
+class RemoveResourcesBody(msgspec.Struct):
+    resource_ids: list[str]
+
+
+class ResourceView(msgspec.Struct):
+    """A resource inside a vault: numbers here, while a checkpoint's resources carry the same as strings."""
+
+    id: str
+    name: str
+    type: str
+    size: int  # GB
+    protect_status: str
+    backup_size: int  # MB
+    backup_count: int
+    auto_protect: bool
+    extra_info: dict[str, Any]
+
+
+class AddedAnswer(msgspec.Struct):
+    add_resource_ids: list[str]
+
+
+class RemovedAnswer(msgspec.Struct):
+    remove_resource_ids: list[str]
+
+
+def resource_view(resource: VaultResource) -> ResourceView:
+    """A bound resource in the units of the API."""
+    return ResourceView(
+        id=resource.id,
+        name=resource.name,
+        type=resource.type,
+        size=gigabytes(resource.size_bytes),
+        protect_status=resource.protect_status,
+        backup_size=megabytes(resource.backup_bytes),
+        backup_count=resource.backup_count,
+        auto_protect=resource.auto_protect,
+        extra_info=resource.extra_info,
+    )
+
+
+def new_resources(bodies: Iterable[ResourceBody]) -> tuple[NewResource, ...]:
+    """A request's list of resources as values, unchecked."""
+    return tuple(
+        NewResource(
+            id=body.id,
+            type=body.type,
+            name=body.name or None,
+            exclude_volumes=tuple((body.extra_info.exclude_volumes if body.extra_info else None) or ()),
+            include_volumes=tuple(
+                {"id": volume.id} | ({"os_version": volume.os_version} if volume.os_version else {})
+                for volume in (body.extra_info.include_volumes if body.extra_info else None) or ()
+            ),
+        )
+        for body in bodies
+    )
+
+
+def looker(call: Call) -> LookAt:
+    """How this request looks at resources: through the service's inspector, keeping what was seen."""
+
+    async def look_at(resource_ids: Sequence[str]) -> dict[str, Look]:
+        if not resource_ids:
+            return {}
+        database, project_id = call.services.database, call.caller.project_id
+        registered = await protectables.find_registered(database, project_id, resource_ids)
+        places = asyncio.Semaphore(INSPECTIONS_AT_ONCE)
+
+        async def look(protectable: Protectable) -> Look:
+            async with places:
+                return await inspect(call, protectable.resource_type, protectable.path, protectable.options)
+
+        looks = await asyncio.gather(*(look(protectable) for protectable in registered))
+        seen = {protectable.id: look for protectable, look in zip(registered, looks, strict=True)}
+        await protectables.record_looks(database, project_id, seen)
+        return seen
+
+    return look_at
+
+
+async def inspect(call: Call, resource_type: str, path: bytes, options: dict[str, Any]) -> Look:
+    """One look through the service's inspector."""
+    size_bytes, obstacle = await call.services.inspector.inspect(resource_type, path, options)
+    return Look(size_bytes=size_bytes, obstacle=obstacle)
+
+
+async def add_vault_resource(call: Call) -> AddedAnswer:
+    resources = new_resources(call.body.resources)
+    await vault_resources.add_resources(
+        call.services.database,
+        call.caller.project_id,
+        call.path["vault_id"],
+        resources,
+        looker(call),
+        call.services.clock,
+    )
+    return AddedAnswer(add_resource_ids=[resource.id for resource in resources])
+
+
+async def remove_vault_resource(call: Call) -> RemovedAnswer:
+    await vault_resources.remove_resources(
+        call.services.database,
+        call.caller.project_id,
+        call.path["vault_id"],
+        call.body.resource_ids,
+        call.request_id,
+        call.services.clock,
+    )
+    return RemovedAnswer(remove_resource_ids=call.body.resource_ids)
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="add_vault_resource",
+        method="POST",
+        path="/v3/{project_id}/vaults/{vault_id}/addresources",
+        action="cbr:vaults:addResources",
+        handler=add_vault_resource,
+        body=AddResourcesBody,
+    ),
+    Operation(
+        name="remove_vault_resource",
+        method="POST",
+        path="/v3/{project_id}/vaults/{vault_id}/removeresources",
+        action="cbr:vaults:removeResources",
+        handler=remove_vault_resource,
+        body=RemoveResourcesBody,
+    ),
+)

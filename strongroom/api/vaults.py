@@ -1,0 +1,366 @@
+"""Vaults on the wire: create, list, show, update, delete."""
+
+from typing import Any
+
+import msgspec
+
+from strongroom.api.operation import Call, Operation
+from strongroom.api.paging import page_of
+from strongroom.api.vault_resources import ResourceBody, ResourceView, looker, new_resources, resource_view
+from strongroom.base.clock import api_timestamp
+from strongroom.base.errors import InvalidRequest
+from strongroom.base.units import megabytes
+from strongroom.control import vaults
+from strongroom.control.names import Tag
+from strongroom.control.vault_kinds import VAULT_KINDS, spec_code
+from strongroom.control.vault_rules import CRASH, NewVault, Vault, VaultChange
+from strongroom.control.vaults import VaultQuery
+
+# --- requests: absent and null are the same, unknown members are ignored ----------------------------------------------
+
+
+class TagBody(msgspec.Struct):
+    key: str
+    value: str | None = None
+
+
+class BindRulesBody(msgspec.Struct):
+    tags: list[TagBody] | None = None
+
+
+class BillingBody(msgspec.Struct):
+    """operation_type is a client's alias of protect_type; members of orders are read for their type only."""
+
+    consistent_level: str
+    object_type: str
+    size: int
+    protect_type: str | None = None
+    operation_type: str | None = None
+    cloud_type: str | None = None
+    charging_mode: str | None = None
+    is_multi_az: bool | None = None
+    period_type: str | None = None
+    period_num: int | None = None
+    is_auto_renew: bool | None = None
+    is_auto_pay: bool | None = None
+    console_url: str | None = None
+
+
+class NewVaultBody(msgspec.Struct):
+    billing: BillingBody
+    name: str
+    resources: list[ResourceBody]
+    description: str | None = None
+    backup_policy_id: str | None = None
+    tags: list[TagBody] | None = None
+    enterprise_project_id: str | None = None
+    auto_bind: bool | None = None
+    bind_rules: BindRulesBody | None = None
+    auto_expand: bool | None = None
+    threshold: int | None = None
+    smn_notify: bool | None = None
+    backup_name_prefix: str | None = None
+    demand_billing: bool | None = None
+    sys_lock_source_service: str | None = None
+    locked: bool | None = None
+    availability_zone: str | None = None
+
+
+class CreateVaultBody(msgspec.Struct):
+    vault: NewVaultBody
+
+
+class BillingChangeBody(msgspec.Struct):
+    consistent_level: str | None = None
+    size: int | None = None
+
+
+class VaultChangeBody(msgspec.Struct):
+    billing: BillingChangeBody | None = None
+    name: str | None = None
+    auto_bind: bool | None = None
+    bind_rules: BindRulesBody | None = None
+    auto_expand: bool | None = None
+    smn_notify: bool | None = None
+    threshold: int | None = None
+    locked: bool | None = None
+
+
+class UpdateVaultBody(msgspec.Struct):
+    vault: VaultChangeBody
+
+
+class ListVaultQuery(msgspec.Struct):
+    limit: int | None = None
+    offset: int | None = None
+    marker: str | None = None
+    name: str | None = None
+    id: list[str] = []
+    policy_id: str | None = None
+    status: str | None = None
+    object_type: str | None = None
+    protect_type: str | None = None
+    cloud_type: str | None = None
+    enterprise_project_id: str | None = None
+    resource_ids: str | None = None
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+class BillingView(msgspec.Struct):
+    allocated: int  # GB
+    used: int  # MB
+    size: int  # GB
+    charging_mode: str
+    cloud_type: str
+    consistent_level: str
+    object_type: str
+    protect_type: str
+    spec_code: str
+    status: str
+    is_multi_az: bool
+    # Nothing is ordered here: what billing would add is null, as it is for post_paid vaults of the real service.
+    order_id: None = None
+    product_id: None = None
+    storage_unit: None = None
+    frozen_scene: None = None
+
+
+class TagView(msgspec.Struct):
+    key: str
+    value: str
+
+
+class VaultView(msgspec.Struct):
+    id: str
+    name: str
+    description: str | None
+    project_id: str
+    user_id: str
+    provider_id: str
+    enterprise_project_id: str
+    billing: BillingView
+    resources: list[ResourceView]
+    tags: list[TagView]
+    auto_bind: bool
+    bind_rules: dict[str, Any]
+    auto_expand: bool
+    threshold: int
+    smn_notify: bool
+    backup_name_prefix: str | None
+    demand_billing: bool
+    locked: bool
+    frozen: bool
+    availability_zone: str | None
+    sys_lock_source_service: str | None
+    created_at: str
+    updated_at: str | None
+    cbc_delete_count: int = 0  # deletions by the billing service
+    version: None = None
+
+
+class VaultAnswer(msgspec.Struct):
+    vault: VaultView
+
+
+class VaultsAnswer(msgspec.Struct):
+    vaults: list[VaultView]
+    count: int
+    limit: int
+    offset: int
+
+
+def vault_view(vault: Vault) -> VaultView:
+    """A vault as every answer shows it: create, show, update, list and protectables alike."""
+    return VaultView(
+        id=vault.id,
+        name=vault.name,
+        description=vault.description,
+        project_id=vault.project_id,
+        user_id=vault.user_id,
+        provider_id=vault.provider_id,
+        enterprise_project_id=vault.enterprise_project_id,
+        billing=BillingView(
+            allocated=vault.allocated_gb,
+            used=megabytes(vault.used_bytes),
+            size=vault.size_gb,
+            charging_mode=vault.charging_mode,
+            cloud_type=vault.cloud_type,
+            consistent_level=vault.consistent_level,
+            object_type=vault.object_type,
+            protect_type=vault.protect_type,
+            spec_code=spec_code(VAULT_KINDS[vault.object_type], vault.protect_type, vault.cloud_type),
+            status=vault.status,
+            is_multi_az=vault.is_multi_az,
+        ),
+        resources=[resource_view(resource) for resource in vault.resources],
+        tags=[TagView(key=tag.key, value=tag.value) for tag in vault.tags],
+        auto_bind=vault.auto_bind,
+        bind_rules={"tags": [{"key": tag.key, "value": tag.value} for tag in vault.bind_rules]}
+        if vault.bind_rules
+        else {},
+        auto_expand=vault.auto_expand,
+        threshold=vault.threshold,
+        smn_notify=vault.smn_notify,
+        backup_name_prefix=vault.backup_name_prefix,
+        demand_billing=vault.demand_billing,
+        locked=vault.locked,
+        frozen=vault.status == "frozen",
+        availability_zone=vault.availability_zone,
+        sys_lock_source_service=vault.sys_lock_source_service,
+        created_at=api_timestamp(vault.created_at),
+        updated_at=api_timestamp(vault.updated_at) if vault.updated_at else None,
+    )
+
+
+# --- handlers ---------------------------------------------------------------------------------------------------------
+
+
+async def create_vault(call: Call) -> VaultAnswer:
+    new = _new_vault(call.body.vault)
+    vault = await vaults.create_vault(call.services.database, call.caller, new, looker(call), call.services.clock)
+    return VaultAnswer(vault=vault_view(vault))
+
+
+async def list_vault(call: Call) -> VaultsAnswer:
+    query: ListVaultQuery = call.query
+    page = page_of(query.limit, query.offset, query.marker)
+    found, count = await vaults.list_vaults(
+        call.services.database,
+        call.caller.project_id,
+        VaultQuery(
+            name=query.name,
+            ids=tuple(query.id),
+            policy_id=query.policy_id,
+            status=query.status,
+            object_type=query.object_type,
+            protect_type=query.protect_type,
+            cloud_type=query.cloud_type,
+            enterprise_project_id=query.enterprise_project_id,
+            resource_ids=tuple(query.resource_ids.split(",")) if query.resource_ids else (),
+        ),
+        page,
+    )
+    return VaultsAnswer(
+        vaults=[vault_view(vault) for vault in found], count=count, limit=page.limit, offset=page.offset
+    )
+
+
+async def show_vault(call: Call) -> VaultAnswer:
+    async with call.services.database.transaction() as conn:
+        vault = await vaults.require_vault(conn, call.caller.project_id, call.path["vault_id"])
+    return VaultAnswer(vault=vault_view(vault))
+
+
+async def update_vault(call: Call) -> VaultAnswer:
+    body: VaultChangeBody = call.body.vault
+    billing = body.billing or BillingChangeBody()
+    change = VaultChange(
+        name=body.name,
+        size_gb=billing.size,
+        consistent_level=billing.consistent_level,
+        auto_bind=body.auto_bind,
+        bind_rules=None if body.bind_rules is None else _bind_rules(body.bind_rules),
+        auto_expand=body.auto_expand,
+        threshold=body.threshold,
+        smn_notify=body.smn_notify,
+        locked=body.locked,
+    )
+    vault = await vaults.update_vault(
+        call.services.database, call.caller.project_id, call.path["vault_id"], change, call.services.clock
+    )
+    return VaultAnswer(vault=vault_view(vault))
+
+
+async def delete_vault(call: Call) -> None:
+    await vaults.delete_vault(
+        call.services.database,
+        call.caller.project_id,
+        call.path["vault_id"],
+        call.request_id,
+        call.services.clock,
+    )
+
+
+def _new_vault(body: NewVaultBody) -> NewVault:
+    billing = body.billing
+    protect_type = billing.protect_type or billing.operation_type
+    if protect_type is None:
+        raise InvalidRequest(reason="Invalid vault.billing: Object missing required field `protect_type`.")
+    return NewVault(
+        name=body.name,
+        description=body.description,
+        object_type=billing.object_type,
+        protect_type=protect_type,
+        consistent_level=billing.consistent_level or CRASH,
+        size_gb=billing.size,
+        cloud_type=billing.cloud_type or "public",
+        charging_mode=billing.charging_mode or "post_paid",
+        is_multi_az=billing.is_multi_az or False,
+        resources=new_resources(body.resources),
+        backup_policy_id=body.backup_policy_id,
+        tags=_tags(body.tags),
+        enterprise_project_id=body.enterprise_project_id,
+        auto_bind=body.auto_bind or False,
+        bind_rules=_bind_rules(body.bind_rules),
+        auto_expand=body.auto_expand or False,
+        threshold=80 if body.threshold is None else body.threshold,
+        smn_notify=body.smn_notify is not False,
+        backup_name_prefix=body.backup_name_prefix,
+        demand_billing=body.demand_billing or False,
+        locked=body.locked or False,
+        availability_zone=body.availability_zone,
+        sys_lock_source_service=body.sys_lock_source_service,
+    )
+
+
+def _tags(bodies: list[TagBody] | None) -> tuple[Tag, ...]:
+    return tuple(Tag(key=tag.key, value=tag.value or "") for tag in bodies or ())
+
+
+def _bind_rules(body: BindRulesBody | None) -> tuple[Tag, ...]:
+    return _tags(body.tags) if body is not None else ()
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="create_vault",
+        method="POST",
+        path="/v3/{project_id}/vaults",
+        action="cbr:vaults:create",
+        handler=create_vault,
+        body=CreateVaultBody,
+    ),
+    Operation(
+        name="list_vault",
+        method="GET",
+        path="/v3/{project_id}/vaults",
+        action="cbr:vaults:list",
+        handler=list_vault,
+        query=ListVaultQuery,
+    ),
+    Operation(
+        name="show_vault",
+        method="GET",
+        path="/v3/{project_id}/vaults/{vault_id}",
+        action="cbr:vaults:get",
+        handler=show_vault,
+    ),
+    Operation(
+        name="update_vault",
+        method="PUT",
+        path="/v3/{project_id}/vaults/{vault_id}",
+        action="cbr:vaults:update",
+        handler=update_vault,
+        body=UpdateVaultBody,
+    ),
+    Operation(
+        name="delete_vault",
+        method="DELETE",
+        path="/v3/{project_id}/vaults/{vault_id}",
+        action="cbr:vaults:delete",
+        handler=delete_vault,
+        status=204,
+    ),
+)
