@@ -50,15 +50,12 @@ def export_key(
         Path, typer.Argument(metavar="FILE", help="New file, mode 0600. Keep it away from this machine.")
     ],
     state: LocalStateOption = None,
-    vault: Annotated[
-        str | None, typer.Option(metavar="VAULT", help="Only the keys of this vault (id), to hand it over.")
-    ] = None,
 ) -> None:
     """Write the key without which nothing can be restored. Do this once, now, and store it elsewhere."""
     from strongroom.config import load_settings
     from strongroom.server import export_key as run_export
 
-    raise typer.Exit(run_export(load_settings({"state": _text(state)}, os.environ), output, vault))
+    raise typer.Exit(run_export(load_settings({"state": _text(state)}, os.environ), output))
 
 
 def migrate(state: LocalStateOption = None) -> None:
