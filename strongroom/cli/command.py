@@ -5,6 +5,7 @@
 """
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +65,9 @@ class Session:
     output: Output
 
     def confirm(self, question: str, *, yes: bool) -> None:
-        """Ask before something is lost. Raises CommandRefused on "no", and when nobody is there to ask."""
-        if yes:
+        """Ask a person at a terminal before something is lost; a script is not asked. Raises CommandRefused on "no"."""
+        if yes or not self.output.live or not sys.stdin.isatty():
             return
-        if not self.output.live:
-            raise CommandRefused(reason=f"{question} Add --yes to say so without being asked.")
         if not typer.confirm(question, err=True):
             raise CommandRefused(reason="Nothing was changed.")
 

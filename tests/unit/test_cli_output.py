@@ -1,7 +1,10 @@
 """What commands print and how they end."""
 
-import io
+import contextlib
 import json
+import os
+import pty
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from strongroom.cli import errors as cli_errors
 from strongroom.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, RequestRefused
 from strongroom.cli.main import exit_code, run
 from strongroom.cli.output import Output, print_error, shown, when
+
+VAULT = "8b0851a8-adf3-4f4c-a914-dead08bf9664"
 
 
 def test_control_characters_of_names_never_reach_the_terminal() -> None:
@@ -133,15 +138,34 @@ def test_bad_credentials_file_is_named(
     assert says in " ".join(capsys.readouterr().err.split())
 
 
-def test_question_without_a_person_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A script that deletes must say --yes; nothing is asked and nothing is sent."""
+@pytest.mark.parametrize(("answer", "says"), [(b"n\n", "Nothing was changed"), (b"y\n", "strongroom serve")])
+def test_a_person_is_asked_before_something_is_lost(answer: bytes, says: str, tmp_path: Path) -> None:
+    """At a terminal a delete asks first; "no" sends nothing, "yes" goes on to the server (which is not there)."""
     file = tmp_path / "c.json"
     file.touch(mode=0o600)
     file.write_text(
         json.dumps({"endpoint": "http://127.0.0.1:9", "project_id": "0" * 32, "access_key": "a", "secret_key": "s"})
     )
-    errors = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", errors)
-    code = run(["vault", "delete", "8b0851a8-adf3-4f4c-a914-dead08bf9664", "--credentials", str(file)])
-    assert code == EXIT_FAILED
-    assert "--yes" in errors.getvalue()
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "strongroom", "vault", "delete", VAULT, "--credentials", str(file)]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        os.write(ours, answer)
+        text = b""
+        with contextlib.suppress(OSError):  # Linux answers EIO when the other end has closed
+            while piece := os.read(ours, 4096):
+                text += piece
+    os.close(ours)
+    assert process.returncode == EXIT_FAILED
+    assert says in " ".join(text.decode().split())
+
+
+def test_a_script_is_not_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal the command goes on to the server at once."""
+    file = tmp_path / "c.json"
+    file.touch(mode=0o600)
+    file.write_text(
+        json.dumps({"endpoint": "http://127.0.0.1:9", "project_id": "0" * 32, "access_key": "a", "secret_key": "s"})
+    )
+    assert run(["vault", "delete", VAULT, "--credentials", str(file)]) == EXIT_FAILED
+    assert "No server answers" in " ".join(capsys.readouterr().err.split())
