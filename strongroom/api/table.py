@@ -1,6 +1,16 @@
 """The table of operations: every row that this version answers, gathered from the nouns."""
 
-from strongroom.api import health, protectables, vault_resources, vaults
+from strongroom.api import (
+    backups,
+    checkpoints,
+    entries,
+    health,
+    operation_logs,
+    protectables,
+    tasks,
+    vault_resources,
+    vaults,
+)
 from strongroom.api.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -8,4 +18,9 @@ OPERATIONS: tuple[Operation, ...] = (
     *vaults.OPERATIONS,
     *vault_resources.OPERATIONS,
     *protectables.OPERATIONS,
+    *checkpoints.OPERATIONS,
+    *backups.OPERATIONS,
+    *operation_logs.OPERATIONS,
+    *entries.OPERATIONS,
+    *tasks.OPERATIONS,
 )

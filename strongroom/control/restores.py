@@ -40,6 +40,7 @@ class NewRestore:
     """What a request asks for.
 
     volume_id, resource_id, server_id   the target as v3 names it, by kind of backup; all None: the source resource
+    target_id    the target whatever its kind, as /ext names it
     path         only this file or folder, relative bytes; None: everything
     target_path  place inside the target, relative bytes; None: where it was
     force        write although somebody has the target open
@@ -48,6 +49,7 @@ class NewRestore:
     volume_id: str | None = None
     resource_id: str | None = None
     server_id: str | None = None
+    target_id: str | None = None
     path: bytes | None = None
     target_path: bytes | None = None
     force: bool = False
@@ -157,12 +159,18 @@ def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
         raise Unsupported(reason=f"Backups of {kind} cannot be restored by this service.")
     given = {"volume_id": new.volume_id, "resource_id": new.resource_id, "server_id": new.server_id}
     target_id = given.pop(member)
+    if target_id is None:
+        target_id, member = new.target_id, "target_resource_id"
     for name, value in given.items():
         if target_id is None and value is not None:
-            raise InvalidRequest(reason=f"Invalid {name}: the target of a backup of {kind} is named by {member}.")
+            raise InvalidRequest(
+                reason=f"Invalid {name}: the target of a backup of {kind} is named by {TARGET_MEMBERS[kind]}."
+            )
+    if new.target_path is not None and new.path is None:
+        raise InvalidRequest(reason="Invalid target_path: it says where `path` goes, so name the path too.")
     if kind == "OS::Cinder::Volume" and (new.path is not None or new.target_path is not None):
         raise InvalidRequest(reason="Invalid path: the backup of a disk is restored as a whole.")
-    return require_id(target_id, member) if target_id is not None else str(backup["resource_id"])
+    return str(backup["resource_id"]) if target_id is None else require_id(target_id, member)
 
 
 def _require_restorable(vault: VaultRef, backup: dict[str, Any]) -> None:
