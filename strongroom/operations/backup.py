@@ -35,33 +35,31 @@ def run(job: Job) -> None:
     plan = tools.portal.call(backups.start_backup(tools.database, task))
     room = Room(used_bytes=plan.vault.used_bytes, size_bytes=plan.vault.size_bytes) if plan.vault.size_bytes else None
     started_s = tools.clock.monotonic_s()
-    with tools.repository(plan.vault, task.id, "backup", room.spend if room else free) as repository:
-        left = repository.find_root(plan.backup_id)
-        if left is not None:
-            _commit(job, left.report, left.size, _token_of(left), {"adopted": True})
-            return
-        driver = driver_for(plan.resource.type, plan.resource.path)
-        ref = source_ref(plan.resource)
-        driver.recover(ref, frozenset())
-        full = not plan.incremental or plan.parent is None
-        wanted = PointWanted(parent_token=plan.parent.point_token if plan.parent else None, full=full)
-        with driver.open_point(ref, wanted) as point:
-            request = BackupRequest(
-                backup_id=plan.backup_id,
-                generation=task.generation,
-                parent=plan.parent.root if plan.parent and point.full_reason is None else None,
-                full=not plan.incremental,
-                labels=_labels(plan, point.token, point.consistency),
-            )
-            report = engine_backup(repository, point.stream, request, job.monitor, job.fence)
-            extra = {
-                "seconds": round(tools.clock.monotonic_s() - started_s, 3),
-                "full_reason": point.full_reason or report.full_reason,
-                "source": dict(point.metadata),
-                "kind": point.kind,
-            }
-            _commit(job, report, report.bytes_total, point.token, extra)
-            point.commit()
+    repository = tools.repository(plan.vault, task.id, room.spend if room else free)
+    left = repository.find_root(plan.backup_id)
+    if left is not None:
+        _commit(job, left.report, left.size, _token_of(left), {"adopted": True, "kind": left.kind})
+        return
+    full = not plan.incremental or plan.parent is None
+    wanted = PointWanted(parent_token=plan.parent.point_token if plan.parent else None, full=full)
+    driver = driver_for(plan.resource.type, plan.resource.path)
+    with driver.open_point(source_ref(plan.resource), wanted) as point:
+        request = BackupRequest(
+            backup_id=plan.backup_id,
+            generation=task.generation,
+            parent=plan.parent.root if plan.parent and point.full_reason is None else None,
+            full=not plan.incremental,
+            labels=_labels(plan, point.token, point.consistency),
+        )
+        report = engine_backup(repository, point.stream, request, job.monitor, job.fence)
+        extra = {
+            "seconds": round(tools.clock.monotonic_s() - started_s, 3),
+            "full_reason": point.full_reason or report.full_reason,
+            "source": dict(point.metadata),
+            "kind": point.kind,
+        }
+        _commit(job, report, report.bytes_total, point.token, extra)
+        point.commit()
 
 
 def fail(job: Job, error: StrongroomError) -> None:

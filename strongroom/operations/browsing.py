@@ -5,10 +5,11 @@ being read.
 """
 
 import asyncio
+import os
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from strongroom.base.browsing import EntryView
 from strongroom.base.errors import EntryNotFound
@@ -44,25 +45,24 @@ class RestorePointBrowser:
         vault, root = await find_readable(self._tools.database, project_id, backup_id)
 
         def look() -> list[EntryView]:
-            with self._tools.repository(vault, None, "mount") as repository:
-                loaded = repository.load_root(root)
-                if loaded.kind == "block":
-                    if split(path):
-                        raise EntryNotFound(id=path.decode("utf-8", "backslashreplace"))
-                    return [_disk(loaded.size, loaded.created_at)] if after is None else []
-                found = list_entries(repository, root, split(path), after, limit)
-                return [_view(path, browsed) for browsed in found]
+            repository = self._tools.repository(vault, None)
+            loaded = repository.load_root(root)
+            if loaded.kind == "block":
+                if split(path):
+                    raise EntryNotFound(id=path.decode("utf-8", "backslashreplace"))
+                return [_disk(loaded.size, loaded.created_at)] if after is None else []
+            found = list_entries(repository, root, split(path), after, limit)
+            return [_view(path, browsed) for browsed in found]
 
         return await asyncio.to_thread(look)
 
     async def open_file(self, project_id: str, backup_id: str, path: bytes) -> tuple[EntryView, AsyncIterator[bytes]]:
         vault, root = await find_readable(self._tools.database, project_id, backup_id)
-        held = ExitStack()
+        parts = split(path)
 
         def begin() -> tuple[EntryView, Iterator[bytes]]:
-            repository = held.enter_context(self._tools.repository(vault, None, "mount"))
+            repository = self._tools.repository(vault, None)
             loaded = repository.load_root(root)
-            parts = split(path)
             if loaded.kind == "block" and not parts:
                 return _disk(loaded.size, loaded.created_at), read_file(repository, root, ())
             browsed = find_entry(repository, root, parts)
@@ -70,19 +70,22 @@ class RestorePointBrowser:
                 raise EntryNotFound(id=path.decode("utf-8", "backslashreplace"), detail="not a regular file")
             return _view(b"/".join(parts[:-1]), browsed), read_file(repository, root, parts)
 
-        try:
-            view, pieces = await asyncio.to_thread(begin)
-        except BaseException:
-            await asyncio.to_thread(held.close)
-            raise
-        return view, _stream(pieces, held)
+        view, pieces = await asyncio.to_thread(begin)
+        return view, _stream(pieces)
 
 
 class ResourceInspector:
-    """Implements api.services.Inspector."""
+    """Implements api.services.Inspector. Folders of the service itself cannot be protected, nor what lies around them:
+    a restore would overwrite the state it runs on, and the store would back itself up."""
+
+    def __init__(self, forbidden: Sequence[Path]) -> None:
+        self._forbidden = [os.fsencode(os.path.realpath(path)) for path in forbidden]
 
     async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
         def look() -> tuple[int, str | None]:
+            real = os.path.realpath(path)
+            if any(_overlap(real, place) for place in self._forbidden):
+                return 0, "The path holds, or lies in, the service's own state. Choose another one."
             resource = ResourceRef(
                 id="", type=resource_type, name="", path=path, options=options, worker_group="", size_bytes=0
             )
@@ -92,13 +95,20 @@ class ResourceInspector:
         return await asyncio.to_thread(look)
 
 
-async def _stream(pieces: Iterator[bytes], held: ExitStack) -> AsyncIterator[bytes]:
-    """One piece at a time, each read and checked in a thread; the session ends with the last one, or with the client."""
+def _overlap(one: bytes, other: bytes) -> bool:
+    a, b = one.rstrip(b"/") + b"/", other.rstrip(b"/") + b"/"
+    return a.startswith(b) or b.startswith(a)
+
+
+async def _stream(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """One piece at a time, each read and checked in a thread. The engine's session ends with the iterator."""
     try:
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             yield piece
     finally:
-        await asyncio.shield(asyncio.to_thread(held.close))
+        close = getattr(pieces, "close", None)  # a generator's: gives its session back when the client leaves early
+        if close is not None:
+            await asyncio.shield(asyncio.to_thread(close))
 
 
 def _view(folder: bytes, browsed: BrowsedEntry) -> EntryView:

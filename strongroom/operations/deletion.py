@@ -41,14 +41,14 @@ def fail(job: Job, error: StrongroomError) -> None:
 
 def _delete_roots(job: Job, plan: DeleteJob) -> int:
     """Live sealed bytes of the vault after the roots are gone."""
-    with job.tools.repository(plan.vault, job.task.id, "verify") as repository:
-        gone = {backup_id for backup_id, _ in plan.backups}
-        for name in repository.root_names():
-            # Every generation: an attempt that lost its lease may have left a root beside the one in the row.
-            if name.rpartition(".")[0] in gone:
-                job.monitor.check()
-                repository.delete_root(name)
-        return live_bytes(repository, plan.keep)
+    repository = job.tools.repository(plan.vault, job.task.id)
+    gone = {backup_id for backup_id, _ in plan.backups}
+    for name in repository.root_names():
+        # Every generation: an attempt that lost its lease may have left a root beside the one in the row.
+        if name.rpartition(".")[0] in gone:
+            job.monitor.check()
+            repository.delete_root(name)
+    return live_bytes(repository, plan.keep)
 
 
 def _erase_vault(job: Job, plan: DeleteJob) -> None:

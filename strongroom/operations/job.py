@@ -1,19 +1,19 @@
 """What every job works with, and how a vault's repository is opened for it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from strongroom.base.clock import Clock
+from strongroom.base.errors import ObjectExists, ObjectMissing, StoreError
 from strongroom.control import sessions as session_rows
-from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.db import Database
+from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.tasks import Task
-from strongroom.control.vault_keys import ensure_vault_keys
+from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
-from strongroom.engine.model import SessionKind
+from strongroom.engine.model import SessionKind, Sessions
 from strongroom.engine.pool import Pool
 from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
@@ -42,27 +42,33 @@ class Tools:
     clock: Clock
     settings: DomainSettings
 
-    @contextmanager
-    def repository(
-        self, vault: VaultRef, task_id: str | None, kind: SessionKind, spend: Spend = free
-    ) -> Iterator[Repository]:
-        """The vault's repository, made at its first use. Its session stays open until the task is final (RULINGS 9);
-        one without a task ends here."""
+    def repository(self, vault: VaultRef, task_id: str | None, spend: Spend = free) -> Repository:
+        """The vault's repository, made at its first use. Sessions of a task stay open until it is final (RULINGS 9).
+
+        Raises StoreError when the vault had keys and the store does not hold them: a new domain must never hide that.
+        """
         prefix = vault_prefix(vault.project_id, vault.id)
         store = WatchedStore(self.store, spend)
-        self.portal.call(
-            ensure_vault_keys(self.database, vault.project_id, vault.id, lambda: self._domain_keys(store, prefix))
-        )
         sessions = RowSessions(self, vault, task_id)
-        with open_repository(
-            store, prefix, self.master, pool=self.pool, sessions=sessions, session_kind=kind
-        ) as opened:
-            yield opened
+        known = self.portal.call(find_vault_keys(self.database, vault.project_id, vault.id))
+        try:
+            repository = self._open(store, prefix, sessions)
+        except ObjectMissing as err:
+            if known is not None:
+                raise StoreError(
+                    name=f"{prefix}/domain", detail="keys known, not in the store: is it mounted?"
+                ) from err
+            # Two first backups race for the name of the domain; who comes second opens what the first one made.
+            with suppress(ObjectExists):
+                create_repository(store, prefix, self.master, self.settings)
+            repository = self._open(store, prefix, sessions)
+        if known is None:
+            wrapped = store.read(f"{repository.prefix}keys/0")
+            self.portal.call(save_vault_keys(self.database, vault.project_id, vault.id, wrapped))
+        return repository
 
-    def _domain_keys(self, store: Store, prefix: str) -> bytes:
-        """Wrapped keys of the vault's domain. Runs under the vault's row lock, so two first backups make one domain;
-        a domain that a crash left without its row is adopted."""
-        return create_repository(store, prefix, self.master, self.settings, adopt=True).wrapped_keys
+    def _open(self, store: Store, prefix: str, sessions: Sessions) -> Repository:
+        return open_repository(store, prefix, self.master, pool=self.pool, sessions=sessions, clock=self.clock)
 
 
 class RowSessions:

@@ -20,9 +20,9 @@ def run(job: Job) -> None:
     """One attempt."""
     tools, task = job.tools, job.task
     plan = tools.portal.call(deletions.start_prune(tools.database, task))
-    with tools.repository(plan.vault, None, "prune") as repository:
-        of_open_tasks = {name for name in repository.root_names() if name.rpartition(".")[0] in plan.open_backups}
-        report = prune(repository, plan.keep | of_open_tasks, job.monitor)
+    repository = tools.repository(plan.vault, task.id)
+    of_open_tasks = {name for name in repository.root_names() if name.rpartition(".")[0] in plan.open_backups}
+    report = prune(repository, plan.keep | of_open_tasks, job.monitor)
     tools.portal.call(deletions.finish_prune(tools.database, task, asdict(report), tools.clock))
 
 

@@ -34,29 +34,29 @@ def run(job: Job) -> None:
     plan = tools.portal.call(restores.start_restore(tools.database, task))
     driver = driver_for(plan.target.type, plan.target.path)
     started_s = tools.clock.monotonic_s()
-    with tools.repository(plan.vault, task.id, "restore") as repository:
-        root = repository.load_root(plan.root)
-        wanted = RestoreWanted(
-            task_id=task.id,
-            target=source_ref(plan.target),
-            same_resource=plan.same_resource,
-            kind=root.kind,
-            size_bytes=root.size,
-            entries=root.report.entries,
-            selection=(split(plan.path),) if plan.path else (),
-            sub_path=split(plan.target_path) if plan.target_path is not None else None,
-            force=plan.force,
-            done_ranges=tuple((int(o), int(n)) for o, n in task.state.get("done", ())),
-        )
-        prepared = driver.plan_restore(wanted)
-        if prepared.staging is None:
-            # From here on the target is neither old nor new, whatever ends this attempt: say so before the first write.
-            state = {"in_place": True, "done": [list(r) for r in wanted.done_ranges]}
-            tools.portal.call(tasks.save_state(tools.database, task, state))
-        with driver.open_target(prepared, _Ranges(job).add) as target:
-            report = _pour(job, plan, repository, target)
-            job.fence()
-            finished = target.finish()
+    repository = tools.repository(plan.vault, task.id)
+    root = repository.load_root(plan.root)
+    wanted = RestoreWanted(
+        task_id=task.id,
+        target=source_ref(plan.target),
+        same_resource=plan.same_resource,
+        kind=root.kind,
+        size_bytes=root.size,
+        entries=root.report.entries,
+        selection=(split(plan.path),) if plan.path else (),
+        sub_path=split(plan.target_path) if plan.target_path is not None else None,
+        force=plan.force,
+        done_ranges=tuple((int(o), int(n)) for o, n in task.state.get("done", ())),
+    )
+    prepared = driver.plan_restore(wanted)
+    if prepared.staging is None:
+        # From here on the target is neither old nor new, whatever ends this attempt: say so before the first write.
+        state = {"in_place": True, "done": [list(r) for r in wanted.done_ranges]}
+        tools.portal.call(tasks.save_state(tools.database, task, state))
+    with driver.open_target(prepared, _Ranges(job).add) as target:
+        report = _pour(job, plan, repository, target)
+        job.fence()
+        finished = target.finish()
     outcome = _outcome(finished, (*prepared.warnings, *report.warnings, *finished.warnings)) | {
         "bytes": report.bytes,
         "entries": report.entries,

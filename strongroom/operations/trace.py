@@ -19,7 +19,17 @@ from strongroom.base.errors import ConfigError
 
 KINDS = ("store", "database", "files")
 FILE_EVENTS = frozenset(
-    {"os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "os.chmod", "os.setxattr"}
+    {
+        "os.rename",
+        "os.link",
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+        "os.setxattr",
+    }
 )
 
 

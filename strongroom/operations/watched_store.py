@@ -1,6 +1,6 @@
 """The store as a job sees it: every call passes a trace point, and what a backup writes is counted against its vault.
 
-    engine -> WatchedStore -> the real store
+engine -> WatchedStore -> the real store
 """
 
 import threading

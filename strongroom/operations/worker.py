@@ -2,8 +2,8 @@
 
 It lives on a thread of its own with its own event loop and pool, so that a busy request side cannot starve the leases:
 
-    loop     claim -> start a job's thread; LISTEN wakes it; every RENEW_S: extend leases, write progress, pass on cancels;
-             every SWEEP_S: end tasks whose attempts are used up
+    loop     claim -> start a job's thread; LISTEN wakes it
+             every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
     threads  one a running job, bounded; they enter `control` through the portal
 
 A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims, running jobs are
@@ -245,13 +245,14 @@ def _perform(job: Job) -> None:
         bound.info("task given back")
         _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, 0, count=False)))
     except StrongroomError as error:
+        failure = error
         bound.warning("task failed", error=str(error), code=error.published_code)
         if error.retryable and task.attempts < tasks.ATTEMPTS_MAX:
             delay_s = min(RETRY_S_MAX, RETRY_S_FIRST * 2**task.attempts)
             _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, delay_s, count=True)))
         else:
-            _settle(job, lambda: work.fail(job, error))
-    except Exception as error:
+            _settle(job, lambda: work.fail(job, failure))
+    except Exception as error:  # noqa: BLE001 -- the bottom of a job: whatever it was becomes the row's reason
         bound.exception("unexpected failure")
         unexpected = StrongroomError(detail=repr(error))
         _settle(job, lambda: work.fail(job, unexpected))

@@ -1,0 +1,48 @@
+"""From the headers of a request to its caller: a token, else an AK/SK signature over the whole request.
+
+When both arrive the token counts: the SDK with a preset token header also sends a signature made with dummy keys
+(contract/identity.md section 2).
+"""
+
+from starlette.requests import Request
+
+from strongroom.base.errors import Unauthenticated
+from strongroom.base.ids import is_hex_id
+from strongroom.control.access import Caller
+from strongroom.control.callers import Callers
+from strongroom.control.signatures import SignedRequest
+
+TOKEN_HEADER = "X-Auth-Token"
+
+
+class Authenticator:
+    """Callable: (request, whole body, request id) -> Caller. Raises Unauthenticated."""
+
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
+
+    async def __call__(self, request: Request, body: bytes, request_id: str) -> Caller:
+        token = request.headers.get(TOKEN_HEADER)
+        if token is not None:
+            return await self._callers.caller_of_token(token)
+        authorization = request.headers.get("Authorization")
+        if authorization is None:
+            raise Unauthenticated(reason="x-auth-token not found")
+        signed = SignedRequest(
+            method=request.method,
+            target=request.scope["raw_path"],
+            query=request.scope["query_string"],
+            headers=request.scope["headers"],
+            body=body,
+        )
+        return await self._callers.caller_of_signature(authorization, signed, _project(request))
+
+
+def _project(request: Request) -> str:
+    """The project a signed request is about: that of its path, else the X-Project-Id header; "" for none."""
+    parts = request.url.path.strip("/").split("/")
+    place = 2 if parts[:2] == ["ext", "v1"] else 1
+    if len(parts) > place and is_hex_id(parts[place]):
+        return parts[place]
+    header = request.headers.get("X-Project-Id", "")
+    return header if is_hex_id(header) else ""
