@@ -174,6 +174,12 @@ class Unavailable(StrongroomError):
     reason: str
 
 
+class Throttled(Unavailable):
+    """Too much was asked in too short a time; the sentence says when to come back."""
+
+    code = "APIGW.0308"
+
+
 @dataclass(kw_only=True, eq=False)
 class Canceled(StrongroomError):
     template: ClassVar[str] = "Canceled on request."

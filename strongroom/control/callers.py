@@ -1,0 +1,301 @@
+"""Who is calling: a password, a token or a signature leads to a Caller of control/access.
+
+A proof says who somebody is; what they may do is read from the database when they call, at most `FRESH_S` old: a user
+who is disabled or loses a role is stopped within seconds, in every process. Failed proofs of a kind read alike, and an
+unknown name costs as much time as a wrong password.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from strongroom.base.clock import Clock
+from strongroom.base.errors import Unauthenticated
+from strongroom.base.ids import is_hex_id
+from strongroom.control.access import Caller
+from strongroom.control.accounts import DEFAULT_DOMAIN, Accounts
+from strongroom.control.db import Database
+from strongroom.control.passwords import LoginBrake, Passwords
+from strongroom.control.signatures import Signature, SignedRequest, parse_signature, verify_signature
+from strongroom.control.tokens import Ring, Token
+
+FRESH_S = 3.0  # how old a remembered role or key may be
+_REMEMBERED_MAX = 10_000  # callers and keys remembered each
+_REPLAY_AFTER = timedelta(seconds=5)  # RULINGS 20: honest equal calls within whole seconds exist
+_SIGNATURE_KEPT = timedelta(minutes=31)  # the clock window both ways, and a margin
+_PURGE_EVERY = 256  # signatures remembered by this process between two purges
+_PURGE_ROWS_MAX = 4096
+_NOBODYS_SECRET = "of an access key that does not exist"  # noqa: S105
+_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+# The project is joined only where the user has a role on it and it is enabled. The operator's role counts from a row
+# without project, and in the default domain alone.
+_CALLER = """
+    SELECT u.name, u.domain_id, d.name, coalesce(p.id, ''), coalesce(p.name, ''),
+           ARRAY(SELECT r.role FROM role_assignments r
+                 WHERE r.user_id = u.id
+                   AND (r.project_id = p.id AND r.role <> 'admin'
+                        OR r.project_id IS NULL AND r.role = 'admin' AND u.domain_id = 'default'))
+    FROM users u
+    JOIN domains d ON d.id = u.domain_id
+    LEFT JOIN projects p ON p.id = %(project)s AND p.enabled
+         AND EXISTS (SELECT 1 FROM role_assignments a WHERE a.user_id = u.id AND a.project_id = p.id)
+    WHERE u.id = %(user)s AND u.enabled
+"""
+_SEE_SIGNATURE = """
+    WITH quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+    INSERT INTO seen_signatures (signature, seen_at) SELECT %(signature)s, %(now)s FROM quick
+    ON CONFLICT DO NOTHING RETURNING true
+"""
+_PURGE_SIGNATURES = """
+    DELETE FROM seen_signatures WHERE signature IN
+        (SELECT signature FROM seen_signatures WHERE seen_at < %s ORDER BY seen_at LIMIT %s)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Login:
+    """A password login: the user by id, or by name in a domain named by id or name (None: the default domain)."""
+
+    password: str = field(repr=False)
+    user_id: str | None = None
+    user_name: str | None = None
+    domain_id: str | None = None
+    domain_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """The project a token is asked for, by id or by name in a domain (None: the user's). All None: no project."""
+
+    project_id: str | None = None
+    project_name: str | None = None
+    domain_id: str | None = None
+    domain_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IssuedToken:
+    """A token and what the answer of POST /v3/auth/tokens tells about it."""
+
+    text: str = field(repr=False)
+    caller: Caller
+    methods: tuple[str, ...]
+    issued_at: datetime
+    expires_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Key:
+    user_id: str
+    secret_key: str = field(repr=False)
+
+
+class Callers:
+    """One per process. All methods may be called by many tasks at once."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        accounts: Accounts,
+        ring: Ring,
+        passwords: Passwords,
+        clock: Clock,
+        token_ttl_s: int,
+    ) -> None:
+        self._database = database
+        self._accounts = accounts
+        self._ring = ring
+        self._passwords = passwords
+        self._clock = clock
+        self._token_ttl = timedelta(seconds=token_ttl_s)
+        self._brake = LoginBrake(clock)
+        self._callers: dict[tuple[str, str], tuple[float, Caller]] = {}
+        self._keys: dict[str, tuple[float, _Key]] = {}
+        self._signatures_since_purge = 0
+
+    async def log_in(self, login: Login, scope: Scope | None) -> IssuedToken:
+        """A token for a right password. `scope` None: the user's only project, or none if there are several.
+
+        Raises Unauthenticated, or Throttled after too many failures of the same user.
+        """
+        async with self._database.read() as conn:
+            row = await _find_user(conn, login)
+        user_id, encoded = row if row is not None else (None, None)
+        braked = user_id if user_id is not None else _digest(login)
+        self._brake.require_free(braked)
+        if not await self._passwords.verify(encoded, login.password) or user_id is None:
+            self._brake.failed(braked)
+            raise Unauthenticated(reason="the user name or the password is wrong, or the user is disabled")
+        self._brake.succeeded(braked)
+        now = self._clock.now()
+        return await self._issue(user_id, scope, ("password",), now, now + self._token_ttl)
+
+    async def exchange_token(self, text: str, scope: Scope | None) -> IssuedToken:
+        """A token of another scope for the same user; it ends when the first one does. Raises Unauthenticated."""
+        now = self._clock.now()
+        token = self._ring.open_token(text, now)
+        methods = tuple(dict.fromkeys([*token.methods, "token"]))
+        return await self._issue(token.user_id, scope, methods, now, token.expires_at)
+
+    async def inspect_token(self, text: str) -> IssuedToken:
+        """What a valid token says, with the roles of now. Raises Unauthenticated."""
+        token = self._ring.open_token(text, self._clock.now())
+        return IssuedToken(
+            text=text,
+            caller=await self._caller(token.user_id, token.project_id),
+            methods=token.methods,
+            issued_at=token.issued_at,
+            expires_at=token.expires_at,
+        )
+
+    async def caller_of_token(self, text: str) -> Caller:
+        """Who sent this X-Auth-Token. Raises Unauthenticated."""
+        token = self._ring.open_token(text, self._clock.now())
+        return await self._caller(token.user_id, token.project_id)
+
+    async def caller_of_signature(self, authorization: str, request: SignedRequest, project_id: str) -> Caller:
+        """Who signed this request, scoped to `project_id` if that user has roles there ("" : no project).
+
+        Raises Unauthenticated; a changing request that is a replay as well (RULINGS 20).
+        """
+        signature = parse_signature(authorization)
+        key = await self._key(signature.access_key)
+        now = self._clock.now()
+        signed_at = verify_signature(request, signature, key.secret_key if key else _NOBODYS_SECRET, now)
+        if key is None:
+            raise Unauthenticated(reason="verify aksk signature fail")
+        if request.method.upper() not in _READING_METHODS:
+            await self._refuse_replay(signature, signed_at, now)
+        return await self._caller(key.user_id, project_id if is_hex_id(project_id) else "")
+
+    async def _issue(
+        self, user_id: str, scope: Scope | None, methods: tuple[str, ...], now: datetime, expires_at: datetime
+    ) -> IssuedToken:
+        project_id = await self._scoped_project(user_id, scope)
+        caller = await self._caller(user_id, project_id)
+        if caller.project_id != project_id:
+            raise Unauthenticated(reason="the user has no role on the project of the scope")
+        token = Token(user_id=user_id, project_id=project_id, methods=methods, issued_at=now, expires_at=expires_at)
+        return IssuedToken(
+            text=self._ring.seal_token(token), caller=caller, methods=methods, issued_at=now, expires_at=expires_at
+        )
+
+    async def _scoped_project(self, user_id: str, scope: Scope | None) -> str:
+        """The project's id, "" for none. Raises Unauthenticated for one that is not the user's."""
+        if scope is not None and scope.project_id is None and scope.project_name is None:
+            return ""
+        projects = [project for project in await self._accounts.projects_of(user_id) if project.enabled]
+        if scope is None:
+            return projects[0].id if len(projects) == 1 else ""
+        for project in projects:
+            if scope.project_id is not None:
+                matches = project.id == scope.project_id
+            else:
+                matches = (
+                    project.name == scope.project_name
+                    and scope.domain_id in (None, project.domain_id)
+                    and scope.domain_name in (None, project.domain_name)
+                )
+            if matches:
+                return project.id
+        raise Unauthenticated(reason="the user has no role on the project of the scope")
+
+    async def _caller(self, user_id: str, project_id: str) -> Caller:
+        """The enabled user with the roles of now. project_id is "" in it where the user has no role."""
+        now_s = self._clock.monotonic_s()
+        remembered = self._callers.get((user_id, project_id))
+        if remembered is not None and now_s - remembered[0] < FRESH_S:
+            return remembered[1]
+        async with self._database.read() as conn:
+            row = await (await conn.execute(_CALLER, {"user": user_id, "project": project_id})).fetchone()
+        if row is None:
+            self._callers.pop((user_id, project_id), None)
+            raise Unauthenticated(reason="the user is disabled or was deleted")
+        name, domain_id, domain_name, project, project_name, roles = row
+        caller = Caller(
+            user_id=user_id,
+            user_name=name,
+            domain_id=domain_id,
+            domain_name=domain_name,
+            project_id=project,
+            project_name=project_name,
+            roles=frozenset(roles),
+        )
+        _remember(self._callers, (user_id, project_id), now_s, caller)
+        return caller
+
+    async def _key(self, access_key: str) -> _Key | None:
+        now_s = self._clock.monotonic_s()
+        remembered = self._keys.get(access_key)
+        if remembered is not None and now_s - remembered[0] < FRESH_S:
+            return remembered[1]
+        async with self._database.read() as conn:
+            cursor = await conn.execute(
+                "SELECT user_id, secret_sealed FROM access_keys WHERE access_key = %s AND enabled", (access_key,)
+            )
+            row = await cursor.fetchone()
+        if row is None:
+            self._keys.pop(access_key, None)
+            return None
+        key = _Key(user_id=row[0], secret_key=self._ring.open_secret(row[1]))
+        _remember(self._keys, access_key, now_s, key)
+        return key
+
+    async def _refuse_replay(self, signature: Signature, signed_at: datetime, now: datetime) -> None:
+        """Remember the signature; refuse one seen before when it comes late, by its own date or by our first sight.
+
+        A client whose clock is ahead dates its calls later than now: our first sight is the fence there. A crash of the
+        database may forget the last instant of sightings (synchronous_commit off): a commit a request is worth more.
+        """
+        async with self._database.read() as conn:
+            cursor = await conn.execute(_SEE_SIGNATURE, {"signature": signature.signature, "now": now})
+            if await cursor.fetchone() is None:
+                cursor = await conn.execute(
+                    "SELECT seen_at FROM seen_signatures WHERE signature = %s", (signature.signature,)
+                )
+                row = await cursor.fetchone()
+                first_seen_at = row[0] if row is not None else now
+                if now - min(signed_at, first_seen_at) > _REPLAY_AFTER:
+                    raise Unauthenticated(reason="verify aksk signature fail, this request was received before")
+            self._signatures_since_purge += 1
+            if self._signatures_since_purge >= _PURGE_EVERY:
+                self._signatures_since_purge = 0
+                await conn.execute(_PURGE_SIGNATURES, (now - _SIGNATURE_KEPT, _PURGE_ROWS_MAX))
+
+
+def _remember(memory: dict[Key, tuple[float, Value]], key: Key, now_s: float, value: Value) -> None:
+    memory.pop(key, None)
+    memory[key] = (now_s, value)
+    if len(memory) > _REMEMBERED_MAX:
+        del memory[next(iter(memory))]  # the oldest
+
+
+def _digest(login: Login) -> str:
+    """A name of bounded length for a user that does not exist: it is braked like one that does."""
+    text = repr((login.user_id, login.user_name, login.domain_id, login.domain_name))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+async def _find_user(conn: AsyncConnection[TupleRow], login: Login) -> tuple[str, str] | None:
+    """(id, password hash) of an enabled user."""
+    texts = (login.user_id, login.user_name, login.domain_id, login.domain_name)
+    if not all(text is None or text.isprintable() for text in texts):  # NUL cannot even be asked for
+        return None
+    columns = "SELECT u.id, u.password_hash FROM users u JOIN domains d ON d.id = u.domain_id WHERE u.enabled AND "
+    if login.user_id is not None:
+        cursor = await conn.execute(columns + "u.id = %s", (login.user_id,))
+    elif login.domain_id is not None:
+        cursor = await conn.execute(columns + "u.name = %s AND d.id = %s", (login.user_name, login.domain_id))
+    else:
+        domain_name = login.domain_name if login.domain_name is not None else DEFAULT_DOMAIN
+        cursor = await conn.execute(columns + "u.name = %s AND d.name = %s", (login.user_name, domain_name))
+    return await cursor.fetchone()
