@@ -9,12 +9,14 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
     root       = repository.find_root(backup_id, generation=None)        # adopt what an earlier attempt left, or None
     report     = restore_tree(repository, root_name, tree_target, path=(), monitor=...)
                | restore_block(repository, root_name, block_target, monitor)
-    entries    = list_entries(repository, root_name, path, after, limit)
-    pieces     = read_file(repository, root_name, path)
-    repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels)
-    live       = mark(repository, root_names)                            # what prune keeps, and live sealed bytes
+    repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels), .load_labels(root)
+
+One Pool a process is shared by its repositories; sessions come from the service, or are a FlockSessions beside a POSIX
+repository. docs/FORMAT.md has the bytes and the orders.
 """
 
+from strongroom.engine.backup import backup
+from strongroom.engine.keys import MasterKey
 from strongroom.engine.model import (
     BackupReport,
     BackupRequest,
@@ -25,6 +27,10 @@ from strongroom.engine.model import (
     Root,
     Sessions,
 )
+from strongroom.engine.pool import Pool
+from strongroom.engine.repository import Repository, Session, create_repository, open_repository
+from strongroom.engine.restore import restore_block, restore_tree
+from strongroom.engine.sessions import FlockSessions, ProcessSessions
 
 __all__ = [
     "BackupReport",
@@ -32,7 +38,18 @@ __all__ = [
     "BrowsedEntry",
     "ChangedBlocks",
     "DomainSettings",
+    "FlockSessions",
+    "MasterKey",
+    "Pool",
+    "ProcessSessions",
+    "Repository",
     "RestoreReport",
     "Root",
+    "Session",
     "Sessions",
+    "backup",
+    "create_repository",
+    "open_repository",
+    "restore_block",
+    "restore_tree",
 ]

@@ -1,0 +1,63 @@
+"""Where a stream is cut, and what a piece is called.
+
+Boundaries are format: two runs must cut equal bytes at equal places, whatever the sizes of the buffers they read.
+Golden vectors in the tests keep pyfastcdc from drifting. Ids are keyed, so that they confirm nothing to who has no key,
+and metadata has a key of its own: a file that looks like a manifest never meets one.
+"""
+
+from blake3 import blake3
+from pyfastcdc import FastCDC
+
+from strongroom.base.units import KIB
+from strongroom.engine.keys import Domain
+from strongroom.engine.model import CHUNK_BYTES_AVG, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
+from strongroom.engine.seal import derive_key
+
+ID_BYTES = 32
+KEY_BYTES = 16  # of an id in the index
+HOLE = bytes(ID_BYTES)  # the id that stands for zeros
+
+METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX = 16 * KIB, 64 * KIB, 256 * KIB
+ZEROS = bytes(CHUNK_BYTES_MAX)
+
+
+class Chunker:
+    """Cuts and names chunks for one session. Not for several threads."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._data_key = domain.dedup_key
+        self._metadata_key = derive_key("metadata ids", domain.dedup_key)
+        self._files = _cutter(domain, CHUNK_BYTES_MIN, CHUNK_BYTES_AVG, CHUNK_BYTES_MAX)
+        self._metadata = _cutter(domain, METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX)
+
+    def data_id(self, chunk: bytes | bytearray | memoryview) -> bytes:
+        return blake3(chunk, key=self._data_key).digest()
+
+    def metadata_id(self, chunk: bytes | bytearray | memoryview) -> bytes:
+        return blake3(chunk, key=self._metadata_key).digest()
+
+    def cut_data(self, buffer: memoryview, *, at_end: bool) -> list[int]:
+        """Lengths of the whole chunks at the start of `buffer`; what is left over begins the next call's buffer."""
+        return _lengths(self._files, buffer, at_end)
+
+    def cut_metadata(self, buffer: memoryview, *, at_end: bool) -> list[int]:
+        return _lengths(self._metadata, buffer, at_end)
+
+
+def _cutter(domain: Domain, least: int, average: int, most: int) -> FastCDC:
+    return FastCDC(average, min_size=least, max_size=most, seed=domain.chunker_seed)
+
+
+def _lengths(cutter: FastCDC, buffer: memoryview, at_end: bool) -> list[int]:
+    """A chunk that ends with the buffer may only have run out of bytes, so it is not whole before the end."""
+    lengths = [chunk.length for chunk in cutter.cut_buf(buffer)]
+    if not at_end and lengths:
+        lengths.pop()
+    return lengths
+
+
+def is_zero(buffer: bytearray, start: int, length: int) -> bool:
+    """True when buffer[start : start + length] is all zeros. Most data fails at its ends, so those are asked first."""
+    if not length or buffer[start] or buffer[start + length - 1]:
+        return not length
+    return buffer.startswith(ZEROS if length == CHUNK_BYTES_MAX else ZEROS[:length], start)

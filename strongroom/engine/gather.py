@@ -1,0 +1,146 @@
+"""Getting many chunks to their places: grouped by segment, in the order they lie in the store, never file by file.
+
+    pieces (chunk id -> sink, offset)  ->  window  ->  by segment, sorted by pack and offset
+    workers: read -> decrypt -> decompress -> check the whole id of every chunk -> write runs of neighbours at once
+
+A window bounds memory; a segment that two windows need is read twice. Workers stop at the first error, which is raised
+in the caller's thread.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import NamedTuple, Protocol
+
+from strongroom.base.errors import ChunkCorrupt, IndexIncomplete, ObjectMissing, PackCorrupt
+from strongroom.base.streams import Monitor
+from strongroom.engine.chunker import KEY_BYTES
+from strongroom.engine.pack import SegmentPlace, scratch_plain
+from strongroom.engine.repository import Session
+
+WINDOW_PIECES = 16384  # about 1 KB each with their files: 16 MB
+SEGMENTS_AHEAD_PER_THREAD = 2  # enough to keep a thread busy, little enough to share the pool and to stop soon
+
+
+class Sink(Protocol):
+    """Where pieces go. Called from several threads."""
+
+    def write(self, offset: int, data: memoryview) -> None: ...
+
+    def wrote(self, pieces: int) -> None:
+        """So many pieces of those announced are written."""
+        ...
+
+
+class _Piece(NamedTuple):
+    start: int
+    length: int
+    id: bytes
+    sink: Sink
+    offset: int
+
+
+class Gatherer:
+    """Collects pieces and delivers them window by window. For one thread; `total` is only told to the monitor."""
+
+    def __init__(self, session: Session, monitor: Monitor, total: int) -> None:
+        self.bytes_written = 0
+        self.entries = 0
+        self._session = session
+        self._monitor = monitor
+        self._total = total
+        self._by_segment: dict[SegmentPlace, list[_Piece]] = {}
+        self._pieces = 0
+        self._failed = threading.Event()
+        self._lock = threading.Lock()  # of the session, when a worker needs it
+
+    @property
+    def is_full(self) -> bool:
+        return self._pieces >= WINDOW_PIECES
+
+    def add(self, chunk_id: bytes, length: int, sink: Sink, offset: int) -> None:
+        """The chunk goes to `sink` at `offset`. Raises IndexIncomplete or ChunkCorrupt when it cannot be right."""
+        place = next(self._session.index.places(chunk_id[:KEY_BYTES]), None)
+        if place is None and self._session.renew():
+            place = next(self._session.index.places(chunk_id[:KEY_BYTES]), None)
+        if place is None:
+            raise IndexIncomplete(reason=f"chunk {chunk_id.hex()} is in no pack the index knows")
+        if place.length != length:
+            raise ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has another length than the manifest says")
+        piece = _Piece(place.start, length, chunk_id, sink, offset)
+        self._by_segment.setdefault(place.segment, []).append(piece)
+        self._pieces += 1
+
+    def deliver(self) -> None:
+        """Everything added is written on return. Raises what went wrong in any thread."""
+        window, self._by_segment, self._pieces = self._by_segment, {}, 0
+        pool = self._session.repository.pool
+        ahead = pool.threads * SEGMENTS_AHEAD_PER_THREAD
+        futures: deque[Future[None]] = deque()
+        try:
+            for segment in sorted(window):
+                if len(futures) >= ahead:
+                    futures.popleft().result()
+                    self._monitor.check()
+                    self._monitor.advance(self.bytes_written, self._total, self.entries)
+                futures.append(pool.compute(self._task(segment, window[segment])))
+            while futures:
+                futures.popleft().result()
+        except BaseException:
+            self._failed.set()
+            raise
+        finally:
+            while futures:  # nobody writes to a sink after this returned
+                futures.popleft().exception()
+
+    def _task(self, segment: SegmentPlace, pieces: list[_Piece]) -> Callable[[], None]:
+        return lambda: None if self._failed.is_set() else self._deliver_segment(segment, pieces)
+
+    def _deliver_segment(self, segment: SegmentPlace, pieces: list[_Piece]) -> None:
+        plain = scratch_plain(segment.raw)
+        try:
+            self._session.repository.segments.read_into(segment, plain)
+        except (PackCorrupt, ObjectMissing):
+            self._deliver_singly(pieces)
+            return
+        name = self._session.chunker.data_id
+        pieces.sort(key=lambda piece: piece[0])
+        checked: bytes | None = None
+        at = 0
+        while at < len(pieces):
+            start, length, chunk_id, sink, offset = pieces[at]
+            end = start + length
+            if checked != chunk_id:
+                self._require(name(plain[start:end]) == chunk_id, chunk_id)
+                checked = chunk_id
+            last = at + 1
+            while last < len(pieces):  # the neighbours in the segment that are neighbours in the sink too
+                following = pieces[last]
+                if following.sink is not sink or following.start != end or following.offset != offset + end - start:
+                    break
+                self._require(name(plain[end : end + following.length]) == following.id, following.id)
+                end += following.length
+                last += 1
+            sink.write(offset, plain[start:end])
+            sink.wrote(last - at)
+            self._count(end - start)
+            at = last
+
+    def _deliver_singly(self, pieces: list[_Piece]) -> None:
+        """The segment cannot be read: another pack may hold its chunks, or a newer index know of one."""
+        for piece in pieces:
+            with self._lock:
+                chunk = self._session.data(piece.id)
+            self._require(len(chunk) == piece.length, piece.id)
+            piece.sink.write(piece.offset, memoryview(chunk))
+            piece.sink.wrote(1)
+            self._count(piece.length)
+
+    def _require(self, sound: bool, chunk_id: bytes) -> None:
+        if not sound:
+            raise ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes than were backed up")
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self.bytes_written += size

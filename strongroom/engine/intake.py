@@ -1,0 +1,134 @@
+"""Where a backup puts its chunks: known ones cost a lookup, new ones go to packs, durable packs go to index objects.
+
+The order packs -> index is kept here: an index object is written for packs that are durable, never before.
+"""
+
+import threading
+from collections.abc import Callable
+
+from strongroom.base.errors import PackCorrupt
+from strongroom.engine.chunker import KEY_BYTES
+from strongroom.engine.content import Content, iter_ids
+from strongroom.engine.pack import DATA, METADATA, Pack
+from strongroom.engine.repository import Session
+from strongroom.engine.segments import Buffers, PackWriter, SegmentWriter
+
+INDEX_CHUNKS = 1 << 18  # a long backup makes what it has known in portions: 7 MB each, some 30 GB of data
+
+_ID_BYTES = 32
+
+
+class Intake:
+    """The chunks of one backup. `put_*` from one thread; `check` is called while it waits for buffers."""
+
+    def __init__(self, session: Session, check: Callable[[], None]) -> None:
+        repository = session.repository
+        self._session = session
+        self._index = session.index
+        self.chunker = session.chunker
+        self._lock = threading.Lock()  # guards the three below, which syncers write
+        self._unindexed: list[Pack] = []
+        self._unindexed_chunks = 0
+        self._bytes_stored = 0
+        self.bytes_new = 0
+        self.buffers = Buffers(repository.pool, check)
+        self._packs = [
+            PackWriter(repository.store, repository.prefix, repository.domain, kind, repository.pool, self._finished)
+            for kind in (DATA, METADATA)
+        ]
+        self.data = SegmentWriter(self._packs[0], self.buffers)
+        self._metadata = SegmentWriter(self._packs[1], self.buffers)
+
+    @property
+    def bytes_stored(self) -> int:
+        """Sealed bytes of finished packs and index objects."""
+        with self._lock:
+            return self._bytes_stored
+
+    def put_data(self, chunk: memoryview) -> bytes:
+        """Store a chunk unless it is known; its id."""
+        chunk_id = self.chunker.data_id(chunk)
+        key = chunk_id[:KEY_BYTES]
+        if not self._index.knows(key):
+            self._index.bear(key)
+            self.bytes_new += len(chunk)
+            self.data.append(chunk_id, chunk)
+        return chunk_id
+
+    def put_in_place(self, chunk: memoryview) -> bytes:
+        """As `put_data`, for a chunk that lies at the writer's position already: nothing is copied."""
+        chunk_id = self.chunker.data_id(chunk)
+        key = chunk_id[:KEY_BYTES]
+        if not self._index.knows(key):
+            self._index.bear(key)
+            self.bytes_new += len(chunk)
+            self.data.keep(chunk_id, len(chunk))
+        return chunk_id
+
+    def put_metadata(self, chunk: bytes) -> bytes:
+        """Store a metadata chunk unless it is known; its id."""
+        chunk_id = self.chunker.metadata_id(chunk)
+        key = chunk_id[:KEY_BYTES]
+        if not self._index.knows(key):
+            self._index.bear(key)
+            self._metadata.append(chunk_id, chunk)
+        return chunk_id
+
+    @property
+    def is_wary(self) -> bool:
+        """True when the index has bad packs, so that what a parent refers to must be looked up before it is reused."""
+        return bool(self._index.bad)
+
+    def holds(self, content: Content) -> bool:
+        """Whether all that a parent's content refers to may be relied on. Cheap unless the index has bad packs."""
+        if not self._index.bad:
+            return True
+        knows = self._index.knows
+        for _, ids in iter_ids(content, self._session.metadata, lambda _: False):
+            keys = (ids[at : at + KEY_BYTES] for at in range(0, len(ids), _ID_BYTES))
+            if not all(knows(key) or not any(key) for key in keys):
+                return False
+        return True
+
+    def finish(self) -> None:
+        """Everything put is durable and known on return. Raises what went wrong in any thread.
+
+        Then every pack the index knows is checked to be there with its length (RULINGS 14), except those that were bad
+        from the start, on which nothing relies.
+        """
+        self.data.flush()
+        self._metadata.flush()
+        for packs in self._packs:
+            packs.finish()
+        self._put_index()
+        sizes = {pack.id: pack.size for pack in self._index.packs()}
+        lost = self._session.repository.bad_packs(sizes) - self._index.bad
+        if lost:
+            names = ", ".join(pack.hex() for pack in sorted(lost)[:10])
+            raise PackCorrupt(reason="packs vanished while the backup ran; run it again", detail=names)
+
+    def close(self) -> None:
+        """The end, good or bad. Unfinished packs are dropped; finished ones stay: those that are indexed serve the next
+        attempt, prune removes the others."""
+        for packs in self._packs:
+            packs.discard()
+        self.buffers.release()
+
+    def _finished(self, pack: Pack) -> None:
+        with self._lock:
+            self._unindexed.append(pack)
+            self._unindexed_chunks += sum(len(segment.ids) for segment in pack.segments)
+            self._bytes_stored += pack.size
+            full = self._unindexed_chunks >= INDEX_CHUNKS
+        if full:
+            self._put_index()
+
+    def _put_index(self) -> None:
+        with self._lock:
+            packs, self._unindexed, self._unindexed_chunks = self._unindexed, [], 0
+        if not packs:
+            return
+        _, table, size = self._session.repository.put_index_object(packs, self._index.number)
+        with self._lock:
+            self._index.settle(table, packs)
+            self._bytes_stored += size

@@ -1,0 +1,387 @@
+"""A domain in a store: its names, its roots, its index, and the sessions that read and write it.
+
+    <prefix>domain                    id of the own domain in hex: the last object that creation writes
+    <prefix>domains/<id>/keys/<n>     wrapped keys         roots/<backup id>.<generation>   commits
+    .../packs/<hex>                   chunks               labels/<backup id>.<n>           what changes later
+    .../index/<n>, index/<n>.<hex>    see index.py
+
+Invariants, true at any instant: a root refers only to chunks in durable packs; an index object only to packs that exist
+or are fossils; without a root a backup does not exist; no object ever changes. Written: packs, index, root. Read: root,
+then index. This module writes single objects; the order is kept by backup.py.
+"""
+
+import contextlib
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import zstandard
+
+from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.errors import (
+    ChunkCorrupt,
+    Corrupt,
+    FormatUnknown,
+    IndexIncomplete,
+    InvalidRequest,
+    KeyWrong,
+    ObjectMissing,
+    PackCorrupt,
+)
+from strongroom.base.units import KIB
+from strongroom.engine.chunker import KEY_BYTES, Chunker
+from strongroom.engine.index import (
+    INDEX_BYTES_MAX,
+    INDEX_LIST_BYTES_MAX,
+    NUMBER_DIGITS,
+    Index,
+    IndexList,
+    Table,
+    encode_table,
+)
+from strongroom.engine.keys import Domain, MasterKey
+from strongroom.engine.model import (
+    LABELS_BYTES_MAX,
+    DomainSettings,
+    Labels,
+    Root,
+    SessionKind,
+    Sessions,
+)
+from strongroom.engine.pack import Pack, SegmentPlace, SegmentReader, decompress_bounded
+from strongroom.engine.pool import Pool
+from strongroom.engine.roots import ROOT_BYTES_MAX, open_root, pack_labels, parse_labels, parse_root_name, seal_root
+from strongroom.engine.seal import INDEX, INDEX_LIST, LABELS, new_object_id, open_object, seal_object
+from strongroom.engine.sessions import ProcessSessions
+from strongroom.engine.store.base import Store
+
+SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
+INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
+SEGMENTS_KEPT = 4  # metadata segments a reader keeps open: 16 MiB
+SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
+_LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
+_OBJECT_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}\.[0-9a-f]{{32}}")
+_LABELS_NAME = re.compile(r"([A-Za-z0-9-]{1,64})\.([0-9]{6})")
+_DOMAIN_TEXT = re.compile(rb"[0-9a-f]{32}")
+
+
+class Repository:
+    """One domain, opened. Cheap to make; the index is read by each session. Methods may be called from any thread.
+
+    prefix   of the domain in the store, with a slash at the end
+    """
+
+    def __init__(
+        self, store: Store, prefix: str, domain: Domain, *, pool: Pool | None, sessions: Sessions | None, clock: Clock
+    ) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.domain = domain
+        self.sessions: Sessions = sessions or ProcessSessions()
+        self.clock = clock
+        self.segments = SegmentReader(store, prefix, domain)
+        self._pool = pool
+
+    @property
+    def pool(self) -> Pool:
+        """The process's pool when one was given, else one of its own, made at first use."""
+        if self._pool is None:
+            self._pool = Pool()
+        return self._pool
+
+    # --- roots and labels ---
+
+    def root_names(self) -> list[str]:
+        """Names of all committed backups, unsorted in time."""
+        return [name for name in self._names("roots/") if parse_root_name(name)]
+
+    def load_root(self, name: str) -> Root:
+        """Raises ManifestCorrupt; ObjectMissing when there is no such backup. Labels put later replace those in it."""
+        if parse_root_name(name) is None:
+            raise InvalidRequest(reason="This is no name of a root.", detail=name[:100])
+        data = self._read(f"roots/{name}", ROOT_BYTES_MAX)
+        return open_root(self.domain, name, data)
+
+    def put_root(self, root: Root) -> None:
+        """The commit: durable on return. Raises ObjectExists."""
+        self.store.put(f"{self.prefix}roots/{root.name}", [seal_root(self.domain, root)])
+
+    def delete_root(self, name: str) -> None:
+        """The backup does not exist any more; prune frees its bytes. Idempotent."""
+        if parse_root_name(name) is None:
+            raise InvalidRequest(reason="This is no name of a root.", detail=name[:100])
+        self.store.delete(f"{self.prefix}roots/{name}")
+
+    def find_root(self, backup_id: str, generation: int | None = None) -> Root | None:
+        """The complete root that an attempt of this backup left, the highest generation if none is given (RULINGS 7).
+
+        Complete: it opens, and every pack its index knows is there with its size.
+        """
+        parsed = [(parse_root_name(name), name) for name in self.root_names()]
+        own = [(key[1], name) for key, name in parsed if key and key[0] == backup_id]
+        for number, name in sorted(own, reverse=True):
+            if generation in (None, number) and self._is_complete(name):
+                return self.load_root(name)
+        return None
+
+    def _is_complete(self, name: str) -> bool:
+        try:
+            root = self.load_root(name)
+            with self.session("restore") as session:
+                suspect = frozenset(self.load_index_list().suspect)
+                ids = [row[0] for row in root.body.stream[-1]] if root.kind == "tree" else []  # type: ignore[attr-defined]
+                return session.index.bad <= suspect and all(session.index.knows(key[:KEY_BYTES]) for key in ids)
+        except (Corrupt, ObjectMissing):
+            return False
+
+    def put_labels(self, backup_id: str, labels: Labels) -> None:
+        """Replace the labels of a backup. Durable on return. Raises ObjectExists when another does so right now."""
+        number = max((n for n, _ in self._label_names(backup_id)), default=0) + 1
+        data = seal_object(
+            self.domain.data_key, self.domain.id, LABELS, pack_labels(labels), f"{backup_id}.{number:06d}".encode()
+        )
+        self.store.put(f"{self.prefix}labels/{backup_id}.{number:06d}", [data])
+
+    def load_labels(self, root: Root) -> Labels:
+        """The labels that stand: the highest number put later, else those in the root."""
+        newest = max(self._label_names(root.backup_id), default=None)
+        if newest is None:
+            return root.labels
+        data = self._read(f"labels/{newest[1]}", LABELS_BYTES_MAX)
+        return parse_labels(open_object(self.domain.data_key, self.domain.id, LABELS, data, newest[1].encode()))
+
+    def _label_names(self, backup_id: str) -> list[tuple[int, str]]:
+        found = [(_LABELS_NAME.fullmatch(name), name) for name in self._names("labels/")]
+        return [(int(match[2]), name) for match, name in found if match and match[1] == backup_id]
+
+    # --- index ---
+
+    def load_index_list(self) -> IndexList:
+        """The newest list. Raises IndexIncomplete."""
+        numbers = [int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)]
+        if not numbers:
+            raise IndexIncomplete(reason="it has no list of its index objects; rebuild the index")
+        number = max(numbers)
+        data = self._read(f"index/{number:0{NUMBER_DIGITS}d}", INDEX_LIST_BYTES_MAX)
+        payload = open_object(self.domain.data_key, self.domain.id, INDEX_LIST, data, str(number).encode())
+        return IndexList.decode(decompress_bounded(payload, INDEX_LIST_BYTES_MAX), number)
+
+    def put_index_list(self, index_list: IndexList) -> None:
+        """Durable on return. Raises ObjectExists to the loser of a race, who reads again and plans again."""
+        number = index_list.number
+        payload = zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(index_list.encode())
+        data = seal_object(self.domain.data_key, self.domain.id, INDEX_LIST, payload, str(number).encode())
+        self.store.put(f"{self.prefix}index/{number:0{NUMBER_DIGITS}d}", [data])
+
+    def put_index_object(self, packs: list[Pack], number: int) -> tuple[str, Table, int]:
+        """Make durable packs known: (name, table, sealed bytes). `number` is the list the session pinned."""
+        plain = encode_table(packs)
+        payload = zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(plain)
+        name = f"{number:0{NUMBER_DIGITS}d}.{new_object_id().hex()}"
+        data = seal_object(self.domain.data_key, self.domain.id, INDEX, payload, name.encode())
+        self.store.put(f"{self.prefix}index/{name}", [data])
+        return name, Table(plain), len(data)
+
+    def index_object_names(self, index_list: IndexList) -> list[str]:
+        """The valid index objects at this list, those added since included. Raises IndexIncomplete when one is lost."""
+        retired = frozenset(index_list.retired)
+        valid = [name for name in self._names("index/") if _OBJECT_NAME.fullmatch(name) and name not in retired]
+        lost = set(index_list.objects).difference(valid)
+        if lost:
+            raise IndexIncomplete(
+                reason="index objects are lost; rebuild the index", detail=", ".join(sorted(lost)[:10])
+            )
+        return valid
+
+    def load_table(self, name: str) -> Table:
+        """One index object. Raises IndexIncomplete."""
+        data = self._read(f"index/{name}", INDEX_BYTES_MAX)
+        try:
+            payload = open_object(self.domain.data_key, self.domain.id, INDEX, data, name.encode())
+            return Table(decompress_bounded(payload, INDEX_BYTES_MAX))
+        except Corrupt as err:
+            raise IndexIncomplete(reason=f"index object {name} is damaged", detail=err.detail) from err
+
+    def load_index(self, index_list: IndexList) -> Index:
+        """Everything a session needs to know, packs that are missing or have another size marked bad."""
+        tables = [self.load_table(name) for name in self.index_object_names(index_list)]
+        sizes = {pack.id: pack.size for table in tables for pack in table.packs}
+        return Index(index_list.number, tables, self.bad_packs(sizes).union(index_list.suspect))
+
+    def bad_packs(self, sizes: dict[bytes, int]) -> frozenset[bytes]:
+        """Those of the packs that the store does not hold with exactly this size; one LIST."""
+        if not sizes:
+            return frozenset()
+        found = {info.name.rpartition("/")[2]: info.size for info in self.store.list(f"{self.prefix}packs/")}
+        return frozenset(pack for pack, size in sizes.items() if found.get(pack.hex()) != size)
+
+    # --- sessions ---
+
+    @contextlib.contextmanager
+    def session(self, kind: SessionKind) -> Iterator["Session"]:
+        """Pin the newest index number and read the index at it; the pin is given back at the end."""
+        token, index_list = self._pin(kind)
+        try:
+            yield Session(self, self.load_index(index_list), token)
+        finally:
+            self.sessions.close(token)
+
+    def _pin(self, kind: SessionKind) -> tuple[str, IndexList]:
+        """A pin counts only if its number is still the newest after it was set: a sweep may have run before."""
+        for _ in range(SESSION_ATTEMPTS_MAX):
+            index_list = self.load_index_list()
+            token = self.sessions.open(kind, index_list.number)
+            try:
+                if max(int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)) == index_list.number:
+                    return token, index_list
+            except BaseException:
+                self.sessions.close(token)
+                raise
+            self.sessions.close(token)
+        raise IndexIncomplete(reason="its index list keeps changing; run the task again")
+
+    def close(self) -> None:
+        """Wait for the threads of its own pool, if it has one. A pool that was given stays open."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _names(self, folder: str) -> Iterator[str]:
+        start = len(self.prefix) + len(folder)
+        for info in self.store.list(f"{self.prefix}{folder}"):
+            yield info.name[start:]
+
+    def _read(self, name: str, plain_max: int) -> bytes:
+        full = self.prefix + name
+        size = self.store.size(full)
+        if size > plain_max + SEALED_EXTRA_BYTES:
+            raise Corrupt(reason=f"{name} is larger than any object of its kind", detail=f"{size} bytes")
+        return self.store.read(full, 0, size)
+
+
+class Session:
+    """One reader or writer: a repository, its index at a pinned number, and a way to read metadata. For one thread."""
+
+    def __init__(self, repository: Repository, index: Index, token: str) -> None:
+        self.repository = repository
+        self.index = index
+        self.token = token
+        self.chunker = Chunker(repository.domain)
+        self._plain: OrderedDict[SegmentPlace, memoryview] = OrderedDict()
+        self._renewed = False
+
+    def metadata(self, chunk_id: bytes) -> bytes:
+        """A metadata chunk, checked against its whole id. Raises Corrupt classes."""
+        return self._chunk(chunk_id, metadata=True)
+
+    def data(self, chunk_id: bytes) -> bytes:
+        """A chunk of a file or disk, checked against its whole id. Raises Corrupt classes."""
+        return self._chunk(chunk_id, metadata=False)
+
+    def renew(self) -> bool:
+        """Read the newest index once, because a pack was missed. False when that was done already."""
+        if self._renewed:
+            return False
+        self._renewed = True
+        self.index = self.repository.load_index(self.repository.load_index_list())
+        return True
+
+    def _chunk(self, chunk_id: bytes, *, metadata: bool) -> bytes:
+        failure: Corrupt | ObjectMissing | None = None
+        name = self.chunker.metadata_id if metadata else self.chunker.data_id
+        while True:
+            for place in self.index.places(chunk_id[:KEY_BYTES]):
+                try:
+                    plain = self._segment(place.segment)
+                except (PackCorrupt, ObjectMissing) as err:
+                    failure = err
+                    continue
+                chunk = bytes(plain[place.start : place.start + place.length])
+                if name(chunk) == chunk_id:
+                    return chunk
+                failure = ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes", detail=str(place))
+            if not self.renew():
+                break
+        if isinstance(failure, Corrupt):
+            raise failure
+        if failure is not None:
+            raise PackCorrupt(reason=f"{failure.name} is missing", detail=failure.detail) from failure
+        raise IndexIncomplete(reason=f"chunk {chunk_id.hex()} is in no pack the index knows")
+
+    def _segment(self, place: SegmentPlace) -> memoryview:
+        plain = self._plain.get(place)
+        if plain is not None:
+            self._plain.move_to_end(place)
+            return plain
+        kept = memoryview(bytearray(place.raw))
+        self.repository.segments.read_into(place, kept)
+        self._plain[place] = kept
+        if len(self._plain) > SEGMENTS_KEPT:
+            self._plain.popitem(last=False)
+        return kept
+
+
+def create_repository(
+    store: Store,
+    prefix: str,
+    master: MasterKey,
+    settings: DomainSettings,
+    *,
+    pool: Pool | None = None,
+    sessions: Sessions | None = None,
+    clock: Clock | None = None,
+) -> Repository:
+    """A new domain under `prefix` (empty, or with a slash at the end). Raises ObjectExists when there is one already.
+
+    Order: keys/0, index list 0, then the object that names the domain: nothing refers to what a crash leaves before.
+    """
+    prefix = _with_slash(prefix)
+    domain = Domain.create(settings.level)
+    below = f"{prefix}domains/{domain.id.hex()}/"
+    repository = Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock())
+    store.put(f"{below}keys/0", [master.wrap(domain)])
+    repository.put_index_list(IndexList(number=0))
+    store.put(f"{prefix}domain", [domain.id.hex().encode()])
+    return repository
+
+
+def open_repository(
+    store: Store,
+    prefix: str,
+    master: MasterKey,
+    *,
+    domain_id: bytes | None = None,
+    pool: Pool | None = None,
+    sessions: Sessions | None = None,
+    clock: Clock | None = None,
+) -> Repository:
+    """The own domain under `prefix`, or the one asked for. Raises ObjectMissing, KeyWrong, FormatUnknown or Corrupt."""
+    prefix = _with_slash(prefix)
+    if domain_id is None:
+        text = store.read(f"{prefix}domain")
+        if _DOMAIN_TEXT.fullmatch(text) is None:
+            raise FormatUnknown(reason="the object that names its domain is malformed")
+        domain_id = bytes.fromhex(text.decode())
+    below = f"{prefix}domains/{domain_id.hex()}/"
+    domain = _load_domain(store, below, master)
+    if domain.id != domain_id:
+        raise Corrupt(reason="its keys are those of another domain", detail=below)
+    return Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock())
+
+
+def _load_domain(store: Store, below: str, master: MasterKey) -> Domain:
+    """Any wrap this master key opens will do, the newest first; else the error of the newest."""
+    numbers = sorted((int(info.name.rpartition("/")[2]) for info in store.list(f"{below}keys/")), reverse=True)
+    if not numbers:
+        raise ObjectMissing(name=f"{below}keys/0")
+    failure: Exception | None = None
+    for number in numbers:
+        try:
+            return master.unwrap(store.read(f"{below}keys/{number}"))
+        except (Corrupt, FormatUnknown, KeyWrong) as err:
+            failure = failure or err
+    assert failure is not None
+    raise failure
+
+
+def _with_slash(prefix: str) -> str:
+    return prefix if not prefix or prefix.endswith("/") else prefix + "/"

@@ -1,0 +1,250 @@
+"""The restore verbs: a tree or a disk, or one path of a tree, from a root into a target.
+
+The manifest is read in windows, so memory does not grow with the tree. Folders are made before what is in them, files
+are written by several threads in the order of the store, links follow when their first name is complete, and `finish`
+or `flush` makes it durable. Every byte is checked: a chunk is compared with its whole id before it is written.
+"""
+
+import stat
+import threading
+from collections.abc import Iterator
+
+from strongroom.base.errors import EntryNotFound, ManifestCorrupt, TargetTooSmall
+from strongroom.base.streams import (
+    Attributes,
+    BlockTarget,
+    Entry,
+    FileTarget,
+    Monitor,
+    Path,
+    SilentMonitor,
+    TreeTarget,
+)
+from strongroom.engine.chunker import HOLE
+from strongroom.engine.content import Content, iter_rows, parse_content
+from strongroom.engine.gather import Gatherer
+from strongroom.engine.manifest import Item, Stream, open_stream, parse_attributes, parse_entry
+from strongroom.engine.model import RestoreReport, Root
+from strongroom.engine.repository import Repository, Session
+
+LINKS_WAITING_MAX = 4096  # links of a window; they are made when it is delivered
+OPEN_FILES_MAX = 256  # files of several chunks in a window: each may be open at once, and a process may have 1024
+
+
+class _File:
+    """One regular file on its way. It is opened by its first piece and closed by its last."""
+
+    __slots__ = ("_left", "_lock", "_open", "attributes", "done", "entry", "path", "target")
+
+    def __init__(self, target: TreeTarget, path: Path, entry: Entry, attributes: Attributes) -> None:
+        self.target = target
+        self.path = path
+        self.entry = entry
+        self.attributes = attributes
+        self.done = False
+        self._left = 1  # the announcement itself, until `complete`
+        self._lock = threading.Lock()
+        self._open: FileTarget | None = None
+
+    def expect(self) -> None:
+        """One more piece is coming."""
+        with self._lock:
+            self._left += 1
+
+    def complete(self) -> None:
+        """No more pieces will be announced."""
+        self.wrote(1)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self._file().write(offset, data)
+
+    def wrote(self, pieces: int) -> None:
+        with self._lock:
+            self._left -= pieces
+            last = self._left == 0
+        if last:
+            self._file().close()
+            self._open = None
+            self.done = True
+
+    def _file(self) -> FileTarget:
+        with self._lock:
+            if self._open is None:
+                self._open = self.target.file(self.path, self.entry, self.attributes)
+            return self._open
+
+
+class _TreeRestore:
+    """One tree, or a part of it, into one target."""
+
+    def __init__(self, session: Session, target: TreeTarget, gatherer: Gatherer) -> None:
+        self._session = session
+        self._target = target
+        self._gatherer = gatherer
+        self._large = 0  # files of several chunks in this window
+        self._firsts: dict[tuple[int, int], _File] = {}
+        self._names_left: dict[tuple[int, int], int] = {}
+        self._links: list[tuple[Path, Item, Content, _File]] = []
+
+    def item(self, path: Path, item: Item) -> None:
+        """Make one entry; the content of files follows with the window."""
+        entry = item.entry
+        self._gatherer.entries += 1
+        if stat.S_ISDIR(entry.mode):
+            self._target.folder(path, entry, item.attributes)
+        elif item.content is None:
+            self._target.node(path, entry, item.attributes)
+        elif entry.nlink > 1:
+            self._linked(path, item, item.content)
+        else:
+            self._file(path, item, item.content)
+        if self._gatherer.is_full or len(self._links) >= LINKS_WAITING_MAX:
+            self._deliver()
+
+    def finish(self) -> None:
+        self._deliver()
+        self._gatherer.deliver()  # links that had to become files
+        self._target.finish()
+
+    def _linked(self, path: Path, item: Item, content: Content) -> None:
+        """The first name of an inode is a file, the others are links to it, once it is complete."""
+        key = (item.entry.dev, item.entry.ino)
+        first = self._firsts.get(key)
+        if first is None:
+            self._firsts[key] = self._file(path, item, content)
+            self._names_left[key] = item.entry.nlink - 1
+            return
+        self._links.append((path, item, content, first))
+        self._names_left[key] -= 1
+        if self._names_left[key] <= 0:  # all names were met: memory holds inodes with names still to come
+            del self._firsts[key], self._names_left[key]
+
+    def _file(self, path: Path, item: Item, content: Content) -> _File:
+        file = _File(self._target, path, item.entry, item.attributes)
+        end = pieces = 0
+        for chunk_id, length, offset in iter_rows(content, self._session.metadata):
+            end = offset + length
+            if chunk_id == HOLE:
+                continue
+            pieces += 1
+            if pieces == 2:
+                self._large += 1
+            if self._gatherer.is_full or self._large > OPEN_FILES_MAX:
+                self._gatherer.deliver()
+                self._large = 1
+            file.expect()
+            self._gatherer.add(chunk_id, length, file, offset)
+        if end != item.entry.size:
+            raise ManifestCorrupt(reason="a file has another size than its content", detail=f"{item.entry.size}, {end}")
+        file.complete()
+        return file
+
+    def _deliver(self) -> None:
+        """Deliver between two entries: every file is complete then, so every link can be made."""
+        self._gatherer.deliver()
+        self._large = 0
+        links, self._links = self._links, []
+        for path, item, content, first in links:
+            if not self._target.link(path, first.path, item.entry, item.attributes):
+                self._file(path, item, content)
+
+
+def restore_tree(
+    repository: Repository, root: str, target: TreeTarget, *, path: Path = (), monitor: Monitor | None = None
+) -> RestoreReport:
+    """Restore a tree, or the entry at `path` with all below it and the folders above it, into `target`.
+
+    Durable on return. Raises EntryNotFound, Corrupt classes, SourceError of the target; the target is left half made
+    then, which is the caller's to remove.
+    """
+    monitor = monitor or SilentMonitor()
+    found = repository.load_root(root)
+    with repository.session("restore") as session:
+        stream = open_stream(found, session.metadata)
+        gatherer = Gatherer(session, monitor, 0 if path else found.size)
+        work = _TreeRestore(session, target, gatherer)
+        entry, attributes = _root_folder(found)
+        target.folder((), entry, attributes)
+        for at, item in _selected(stream, path):
+            work.item(at, item)
+        work.finish()
+    monitor.advance(gatherer.bytes_written, gatherer.bytes_written, gatherer.entries)
+    return RestoreReport(bytes=gatherer.bytes_written, entries=gatherer.entries)
+
+
+def _root_folder(root: Root) -> tuple[Entry, Attributes]:
+    folder = root.body.folder
+    if folder is None or len(folder) != 2:
+        raise ManifestCorrupt(reason=f"root {root.name} does not describe its top folder")
+    return parse_entry(folder[0], is_root=True), parse_attributes(folder[1])
+
+
+def _selected(stream: Stream, path: Path) -> Iterator[tuple[Path, Item]]:
+    """Every entry to restore with its path, folders before what is in them."""
+    is_folder = True
+    for depth in range(1, len(path) + 1):
+        item = stream.find(path[:depth]) if is_folder else None
+        if item is None:
+            raise EntryNotFound(id=b"/".join(path).decode(errors="replace"))
+        yield path[:depth], item
+        is_folder = stat.S_ISDIR(item.entry.mode)
+    if not is_folder:
+        return
+    for record, _ in stream.records((path, b"") if path else None):
+        if record.path[: len(path)] != path:
+            if record.path > path:
+                return
+            continue
+        for item in record.items():
+            yield (*record.path, item.entry.name), item
+
+
+class _BlockSink:
+    """Pieces of a disk."""
+
+    def __init__(self, target: BlockTarget) -> None:
+        self._target = target
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self._target.write(offset, data)
+
+    def wrote(self, pieces: int) -> None:
+        return None
+
+
+def restore_block(
+    repository: Repository, root: str, target: BlockTarget, monitor: Monitor | None = None
+) -> RestoreReport:
+    """Restore a disk: every byte of [0, size) of the backup is written or zeroed; beyond it nothing is touched.
+
+    Durable on return. Raises TargetTooSmall before anything is written.
+    """
+    monitor = monitor or SilentMonitor()
+    found = repository.load_root(root)
+    if found.kind != "block":
+        raise ManifestCorrupt(reason=f"root {found.name} holds no disk")
+    if target.size < found.size:
+        raise TargetTooSmall(reason=f"The target has {target.size} bytes, the backup needs {found.size}.")
+    with repository.session("restore") as session:
+        gatherer = Gatherer(session, monitor, found.size)
+        gatherer.entries = 1
+        sink = _BlockSink(target)
+        end = hole = 0
+        for chunk_id, length, offset in iter_rows(parse_content(found.body.stream), session.metadata):
+            end = offset + length
+            if chunk_id == HOLE:
+                hole += length
+                continue
+            if hole:
+                target.zero(offset - hole, hole)
+                hole = 0
+            if gatherer.is_full:
+                gatherer.deliver()
+            gatherer.add(chunk_id, length, sink, offset)
+        if end != found.size:
+            raise ManifestCorrupt(reason=f"root {found.name} describes another size than its own")
+        if hole:
+            target.zero(end - hole, hole)
+        gatherer.deliver()
+        target.flush()
+    return RestoreReport(bytes=gatherer.bytes_written, entries=1)

@@ -1,0 +1,237 @@
+"""A tree backup: the parent's stream of records and the new walk, both in the same order, merged record by record.
+
+    walk    ()   a    a/b       c     d           equal stats, nothing doubtful: the old record is taken byte for byte
+    parent  ()   a    a/b  b    c     d  e        else name by name: unchanged entries keep content and attributes
+
+A folder that only the parent has (b, e) is passed over. Memory holds one folder part of each side, not the tree.
+"""
+
+import stat
+from collections.abc import Iterator
+
+from strongroom.base.errors import Corrupt, ObjectMissing, SourceGone
+from strongroom.base.streams import Entry, FileData, Folder, Monitor, Path, Skipped, TreeStream
+from strongroom.base.units import GIB, MIB
+from strongroom.engine.content import BLOCKS, Content, GetMetadata
+from strongroom.engine.files import ContentReader, changed_extents, is_image
+from strongroom.engine.intake import Intake
+from strongroom.engine.manifest import Item, Key, Record, Stream, StreamRow, StreamWriter, pack_records, pack_stats
+from strongroom.engine.model import REPORT_PATHS_MAX, ChangedBlocks
+
+READS_MAX = 3  # of a file that changes while it is read
+REREAD_BYTES_MAX = GIB  # a larger file that changes is marked at once: it will not stay still for longer
+TICK_BYTES = 4 * MIB  # how often the monitor hears of progress
+TICK_ENTRIES = 4096
+LINKS_REMEMBERED_MAX = 65536  # contents of files with several names; one that is forgotten is read again
+
+_SAME_FIRST, _SAME_LAST = 1, 8  # mode, uid, gid, mtime_ns, size, ctime_ns, ino of an Entry
+
+
+class Parent:
+    """The records of the parent's stream, taken in step with the walk. A damaged one ends early, with the reason."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self.damage: str | None = None
+        self._records = stream.records() if stream is not None else iter(())
+        self._next: tuple[Record, bytes] | None = None
+        self._known: dict[bytes, Item] = {}  # of the folder being walked, from parts that reach beyond the walk's part
+        self._path: Path | None = None
+        self._advance()
+
+    def find_same(self, path: Path, first: bytes, stats: bytes) -> tuple[Record, bytes] | None:
+        """The old record if it says exactly the same of this folder part, and may be believed."""
+        if path != self._path:
+            self._known.clear()
+            self._path = path
+            while self._next is not None and self._next[0].path < path:
+                self._advance()
+        found = self._next
+        if found is None or self._known or found[0].key != (path, first):
+            return None
+        if found[0].stats != stats or found[0].doubtful:
+            return None
+        self._advance()
+        return found
+
+    def known(self, path: Path, last: bytes) -> dict[bytes, Item]:
+        """Old entries by name, at least those up to the name `last`. Call `find_same` before, `forget` after."""
+        while self._next is not None and self._next[0].path == path and self._next[0].first <= last:
+            for item in self._next[0].items():
+                self._known[item.entry.name] = item
+            self._advance()
+        return self._known
+
+    def forget(self, last: bytes) -> None:
+        """Names up to `last` will not be asked for again."""
+        if self._known:
+            self._known = {name: item for name, item in self._known.items() if name > last}
+
+    def _advance(self) -> None:
+        try:
+            self._next = next(self._records, None)
+        except (Corrupt, ObjectMissing) as err:
+            self._next = None
+            self.damage = err.message
+
+
+class TreeBackup:
+    """One walk into one Intake. After `run`, the public fields are what the report says."""
+
+    def __init__(self, intake: Intake, get: GetMetadata, parent: Parent, monitor: Monitor) -> None:
+        self.bytes_total = 0
+        self.bytes_read = 0
+        self.entries = 0
+        self.folders = 0
+        self.vanished = 0
+        self.changed: list[Path] = []
+        self.changed_count = 0
+        self.skipped: list[Skipped] = []
+        self.skipped_count = 0
+        self.blocks_reason: str | None = None
+        self._intake = intake
+        self._get = get
+        self._parent = parent
+        self._monitor = monitor
+        self._reader = ContentReader(intake, get, self._read)
+        self._links: dict[tuple[int, int], tuple[Entry, Content]] = {}
+        self._unchanged_before_ns = 0
+        self._blocks: ChangedBlocks | None = None
+        self._next_tick = (TICK_BYTES, TICK_ENTRIES)
+
+    def run(self, stream: TreeStream, blocks: ChangedBlocks | None) -> tuple[int, list[StreamRow]]:
+        """Walk once; (level, rows) of the stored stream."""
+        self._unchanged_before_ns = stream.unchanged_before_ns
+        self._blocks = blocks
+        writer = StreamWriter(self._intake.chunker, self._intake.put_metadata)
+        last_path: Path | None = None
+        for folder in stream.folders():
+            self._count(folder)
+            first = b""
+            if folder.path != last_path:
+                self.folders += 1
+            elif folder.entries:
+                first = folder.entries[0].name
+            else:
+                continue  # a later part of which nothing was left
+            last_path = folder.path
+            self._folder(folder, first, writer)
+            self._progress()
+        return writer.finish()
+
+    def _folder(self, folder: Folder, first: bytes, writer: StreamWriter) -> None:
+        stats = pack_stats(folder.entries)
+        same = self._parent.find_same(folder.path, first, stats)
+        if same is not None and self._holds(same[0]):
+            self.entries += len(folder.entries)
+            self.bytes_total += same[0].size
+            writer.add(*_keyed(same))
+            return
+        last = folder.entries[-1].name if folder.entries else b""
+        if same is not None:
+            known = {item.entry.name: item for item in same[0].items()}
+        else:
+            known = self._parent.known(folder.path, last)
+        items = list(self._items(folder, known))
+        self._parent.forget(last)
+        for key, data in pack_records(folder.path, first, items):
+            writer.add(key, data)
+
+    def _items(self, folder: Folder, known: dict[bytes, Item]) -> Iterator[Item]:
+        for entry in folder.entries:
+            old = known.get(entry.name)
+            if old is not None and self._is_unchanged(entry, old):
+                item = Item(entry, old.attributes, old.content, False)
+            else:
+                try:
+                    item = self._read_entry(folder, entry, old)
+                except SourceGone:
+                    self.vanished += 1
+                    continue
+            self.entries += 1
+            if item.content is not None:
+                self.bytes_total += item.entry.size
+            yield item
+
+    def _is_unchanged(self, entry: Entry, old: Item) -> bool:
+        """Earned by every field a write or a replacement would touch, and by time to notice it (RULINGS 15)."""
+        if old.doubtful or entry[_SAME_FIRST:_SAME_LAST] != old.entry[_SAME_FIRST:_SAME_LAST]:
+            return False
+        return old.content is None or self._intake.holds(old.content)
+
+    def _holds(self, record: Record) -> bool:
+        contents = (record.content_of(at) for at, value in enumerate(record.contents) if value is not None)
+        return all(self._intake.holds(content) for content in contents) if self._intake.is_wary else True
+
+    def _read_entry(self, folder: Folder, entry: Entry, old: Item | None) -> Item:
+        if not stat.S_ISREG(entry.mode):
+            return Item(entry, folder.attributes(entry), None, entry.ctime_ns >= self._unchanged_before_ns)
+        if entry.nlink > 1:
+            found = self._links.get((entry.dev, entry.ino))
+            if found is not None and found[0][_SAME_FIRST:_SAME_LAST] == entry[_SAME_FIRST:_SAME_LAST]:
+                doubtful = entry.ctime_ns >= self._unchanged_before_ns
+                return Item(entry, folder.attributes(entry), found[1], doubtful)
+        seen, content, changed = self._read_content(folder, entry, old)
+        if changed:
+            self._name_changed((*folder.path, entry.name))
+        elif seen.nlink > 1 and len(self._links) < LINKS_REMEMBERED_MAX:
+            self._links[seen.dev, seen.ino] = (seen, content)
+        doubtful = changed or seen.ctime_ns >= self._unchanged_before_ns
+        return Item(seen, folder.attributes(seen), content, doubtful)
+
+    def _read_content(self, folder: Folder, entry: Entry, old: Item | None) -> tuple[Entry, Content, bool]:
+        """(the entry as it was when read, its content, whether it changed in every reading)."""
+        attempt = 0
+        while True:
+            attempt += 1
+            with folder.open(entry) as data:
+                seen = data.entry
+                content, whole = self._read_once(folder, data, old)
+                if whole and not data.changed():
+                    return seen, content, False
+            if attempt == READS_MAX or seen.size > REREAD_BYTES_MAX:
+                return seen, content, True
+
+    def _read_once(self, folder: Folder, data: FileData, old: Item | None) -> tuple[Content, bool]:
+        blocks = self._blocks
+        if blocks is None or not is_image(data.entry):
+            return self._reader.read_file(data)
+        size = data.entry.size
+        images = sum(1 for entry in folder.entries if is_image(entry))
+        if blocks.size != size:
+            self.blocks_reason = "the changed-block list is of a disk of another size"
+        elif folder.path or images != 1:
+            self.blocks_reason = "a changed-block list is for the one image in the top folder"
+        elif old is None or old.content is None or old.content.layout != BLOCKS or old.entry.size != size:
+            self.blocks_reason = "the parent does not hold this image"
+        elif old.doubtful:
+            self.blocks_reason = "the image changed while the parent was made"
+        else:
+            return self._reader.read_blocks(size, changed_extents(blocks.extents, size), data.read_into, old.content)
+        return self._reader.read_file(data)
+
+    def _count(self, folder: Folder) -> None:
+        self.skipped_count += len(folder.skipped)
+        if folder.skipped and len(self.skipped) < REPORT_PATHS_MAX:
+            self.skipped += folder.skipped[: REPORT_PATHS_MAX - len(self.skipped)]
+
+    def _name_changed(self, path: Path) -> None:
+        self.changed_count += 1
+        if len(self.changed) < REPORT_PATHS_MAX:
+            self.changed.append(path)
+
+    def _read(self, count: int) -> None:
+        """Called by the reader with what it read."""
+        self.bytes_read += count
+        if self.bytes_read >= self._next_tick[0]:
+            self._progress()
+
+    def _progress(self) -> None:
+        if self.bytes_read >= self._next_tick[0] or self.entries >= self._next_tick[1]:
+            self._next_tick = (self.bytes_read + TICK_BYTES, self.entries + TICK_ENTRIES)
+            self._monitor.check()
+            self._monitor.advance(self.bytes_total, 0, self.entries)
+
+
+def _keyed(same: tuple[Record, bytes]) -> tuple[Key, bytes]:
+    record, data = same
+    return record.key, data
