@@ -83,15 +83,20 @@ class Point(AbstractContextManager["Point"], Protocol):
     consistency  "crash_consistent"
     taken_at_ns  nanoseconds since 1970 of the moment the point stands for
     token        opaque, known from open: store it in the row, hand it back as `parent_token`
-    full_reason  why everything has to be read, None when the parent's token counts; the caller then passes no parent
+    full_reason  why the parent must not be trusted: pass none to the engine. None: the parent may be passed. A disk may
+                 have to be read whole all the same; metadata["read_whole"] then tells why
     metadata     read it AFTER the stream: it tells whether the resource changed while it was read
     """
 
-    kind: Kind
-    consistency: str
-    taken_at_ns: int
     token: bytes
+    taken_at_ns: int
     full_reason: str | None
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def consistency(self) -> str: ...
 
     @property
     def stream(self) -> TreeStream | BlockStream:
@@ -173,7 +178,8 @@ class TargetReport:
 class Target(AbstractContextManager["Target"], Protocol):
     """An opened target. Leaving it without finish() rolls back: folders and image files stay as they were."""
 
-    kind: Kind
+    @property
+    def kind(self) -> Kind: ...
 
     @property
     def stream(self) -> TreeTarget | BlockTarget:
@@ -196,8 +202,11 @@ class Recovered:
 class Driver(Protocol):
     """One kind of resource. Stateless: one instance serves all jobs of a process."""
 
-    type: ResourceType
-    kind: Kind
+    @property
+    def type(self) -> ResourceType: ...
+
+    @property
+    def kind(self) -> Kind: ...
 
     def inspect(self, ref: SourceRef, *, measure: bool = False) -> Inspection:
         """MUST NOT raise for a missing or unreadable resource. `measure` sums a folder's files too (bounded)."""

@@ -74,10 +74,12 @@ class OpenFile:
 class OpenFolder:
     """One folder of the walk, or one part of a very large one; Folder of the stream."""
 
-    def __init__(self, root: bytes, path: Path, fd: int, pace: Pace) -> None:
+    def __init__(
+        self, root: bytes, path: Path, fd: int, pace: Pace, entries: Sequence[Entry], skipped: Sequence[Skipped]
+    ) -> None:
         self.path = path
-        self.entries: list[Entry] = []
-        self.skipped: list[Skipped] = []
+        self.entries = entries
+        self.skipped = skipped
         self._root = root
         self._fd = fd
         self._pace = pace
@@ -176,8 +178,9 @@ class FolderTree:
 
     def _folder(self, fd: int, path: Path, entries: list[Entry], subfolders: list[bytes]) -> OpenFolder:
         """Leave out what does not belong into a backup, and note the folders to go into."""
-        folder = OpenFolder(self._root, path, fd, self._pace)
-        kept, patterns = folder.entries, self._patterns
+        kept: list[Entry] = []
+        skipped: list[Skipped] = []
+        patterns = self._patterns
         for entry in entries:
             name, kind = entry[0], entry[1] & 0o170000
             if name.startswith(STAGING_PREFIX):
@@ -185,15 +188,15 @@ class FolderTree:
             if patterns and is_excluded(patterns, path, name, is_folder=kind == stat.S_IFDIR):
                 continue
             if kind == stat.S_IFSOCK:
-                folder.skipped.append(Skipped((*path, name), "a socket lives only with the program that made it"))
+                skipped.append(Skipped((*path, name), "a socket lives only with the program that made it"))
                 continue
             if kind == stat.S_IFDIR:
                 if self._one_file_system and entry.dev != self._device:
-                    folder.skipped.append(Skipped((*path, name), "the content is on another file system"))
+                    skipped.append(Skipped((*path, name), "the content is on another file system"))
                 else:
                     subfolders.append(name)
             kept.append(entry)
-        return folder
+        return OpenFolder(self._root, path, fd, self._pace, kept, skipped)
 
 
 def _entries_of(listing: list[os.DirEntry[str]]) -> list[Entry]:

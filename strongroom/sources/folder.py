@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Literal
 
 from strongroom.base.clock import Clock, SystemClock
-from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied
+from strongroom.base.errors import SourceError, SourceGone, TargetBusy
 from strongroom.sources.base import (
     Detail,
     DoneCallback,
@@ -34,7 +34,7 @@ from strongroom.sources.folder_plan import Live, plan_folder, plan_moves
 from strongroom.sources.inodes import OPEN_FOLDER, open_quietly, syncfs
 from strongroom.sources.journal import write_journal
 from strongroom.sources.metadata import LeftOut, MetadataWriter
-from strongroom.sources.mounts import load_mounts, mount_of, real_path
+from strongroom.sources.mounts import file_system
 from strongroom.sources.oserrors import shown, source_error, target_error
 from strongroom.sources.patterns import compile_patterns
 from strongroom.sources.selection import Selection, select
@@ -65,7 +65,7 @@ class FolderPoint:
             own: Values = {"dev": info.st_dev, "ino": info.st_ino}
             self.token = dump_token("folder", own)
             self.full_reason = _full_reason(own, wanted)
-            self._file_system = _file_system(self._fd)
+            self._file_system = file_system(self._fd)
             before_ns = unchanged_before(self.taken_at_ns, self._file_system)
             self.stream = FolderTree(self._fd, ref.path, ref.options, before_ns)
         except OSError as err:
@@ -96,8 +96,7 @@ class FolderTarget:
 
     kind: Final[Kind] = "tree"
 
-    def __init__(self, plan: RestorePlan, selection: Selection, root_fd: int, stage: Stage, trace: Trace) -> None:
-        wanted = plan.wanted
+    def __init__(self, wanted: RestoreWanted, selection: Selection, root_fd: int, stage: Stage, trace: Trace) -> None:
         self._wanted = wanted
         self._selection = selection
         self._root_fd = root_fd
@@ -169,7 +168,7 @@ class FolderDriver:
             return Inspection(exists=True, readable=False, reason=err.message)
         try:
             size = self._measure(fd, ref) if measure else None
-            detail: Mapping[str, Detail] = {"file_system": _file_system(fd)}
+            detail: Mapping[str, Detail] = {"file_system": file_system(fd)}
             return Inspection(exists=True, readable=True, size_bytes=size, detail=detail)
         except SourceError as err:
             return Inspection(exists=True, readable=False, reason=err.message)
@@ -182,7 +181,7 @@ class FolderDriver:
     def plan_restore(self, wanted: RestoreWanted) -> RestorePlan:
         root_fd = open_root(wanted.target.path)
         try:
-            return plan_folder(root_fd, wanted, select(wanted))
+            return plan_folder(root_fd, wanted, select(wanted))[0]
         except OSError as err:
             raise source_error(err, wanted.target.path, "look at") from err
         finally:
@@ -190,13 +189,14 @@ class FolderDriver:
 
     def open_target(self, plan: RestorePlan, on_done: DoneCallback | None = None) -> FolderTarget:
         wanted = plan.wanted
-        if plan.conflicts:
-            raise TargetDenied(reason=" ".join(plan.conflicts))
         name = stage_name(wanted.task_id)
         selection = select(wanted)
         root_fd = open_root(wanted.target.path)
         try:
             self._settle(root_fd, wanted.target.path, name)
+            _, conflicts = plan_folder(root_fd, wanted, selection)  # what the plan saw may be long ago
+            if conflicts:
+                raise conflicts[0]
             self._trace("make stage")
             stage = Stage.make(root_fd, name)
         except OSError as err:
@@ -205,7 +205,7 @@ class FolderDriver:
         except SourceError:
             os.close(root_fd)
             raise
-        return FolderTarget(plan, selection, root_fd, stage, self._trace)
+        return FolderTarget(plan.wanted, selection, root_fd, stage, self._trace)
 
     def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
         try:
@@ -288,12 +288,3 @@ def _full_reason(own: Values, wanted: PointWanted) -> str | None:
     if load_token("folder", wanted.parent_token) != own:
         return "The path leads to another folder or file system than at the last backup."
     return None
-
-
-def _file_system(fd: int) -> str:
-    """Its kind, such as "ext4"; "unknown" without a mount table."""
-    try:
-        mount = mount_of(real_path(fd), load_mounts())
-    except OSError:
-        return "unknown"
-    return mount.kind if mount else "unknown"

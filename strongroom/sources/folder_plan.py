@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from strongroom.base.errors import EntryNotFound, TargetDenied
+from strongroom.base.errors import EntryNotFound, SourceError, TargetDenied, TargetTooSmall
 from strongroom.base.streams import Path
 from strongroom.base.units import KIB, human_bytes
 from strongroom.sources.base import STAGING_PREFIX, RestorePlan, RestoreWanted
@@ -33,33 +33,38 @@ class Live:
     patterns: tuple[Pattern, ...]
 
 
-def plan_folder(root_fd: int, wanted: RestoreWanted, selection: Selection) -> RestorePlan:
-    """Raises OSError when the folder cannot be looked at."""
+def plan_folder(root_fd: int, wanted: RestoreWanted, selection: Selection) -> tuple[RestorePlan, list[SourceError]]:
+    """The plan, and its conflicts as errors. Raises OSError when the folder cannot be looked at."""
     root = wanted.target.path
     space = os.fstatvfs(root_fd)
     free_blocks = space.f_bfree if os.geteuid() == 0 else space.f_bavail
     free_bytes = free_blocks * space.f_frsize
     needed_bytes = wanted.size_bytes + wanted.entries * ENTRY_BYTES
-    conflicts = [
-        *_type_conflicts(root_fd, wanted),
-        *_mount_conflicts(root_fd, selection),
-        *_parent_conflicts(root_fd, root, selection),
+    conflicts: list[SourceError] = [
+        TargetDenied(reason=reason)
+        for reason in (
+            *_type_conflicts(root_fd, wanted),
+            *_mount_conflicts(root_fd, selection),
+            *_parent_conflicts(root_fd, root, selection),
+        )
     ]
     if needed_bytes > free_bytes:
-        conflicts.append(
+        reason = (
             f"The restore needs {human_bytes(needed_bytes)} beside the old files, {human_bytes(free_bytes)} are free. "
             "Free space, or restore selected paths."
         )
+        conflicts.append(TargetTooSmall(reason=reason))
     if space.f_files and wanted.entries > space.f_ffree:
-        conflicts.append(f"The restore needs {wanted.entries} inodes, {space.f_ffree} are free.")
-    return RestorePlan(
+        conflicts.append(TargetTooSmall(reason=f"The restore needs {wanted.entries} inodes, {space.f_ffree} are free."))
+    plan = RestorePlan(
         wanted=wanted,
         staging=below(root, (stage_name(wanted.task_id),)),
         needed_bytes=needed_bytes,
         free_bytes=free_bytes,
         warnings=tuple(_warnings(wanted, selection)),
-        conflicts=tuple(conflicts),
+        conflicts=tuple(conflict.message for conflict in conflicts),
     )
+    return plan, conflicts
 
 
 def plan_moves(selection: Selection, live: Live, tree: StagedTree, *, trusted: bool) -> Journal:

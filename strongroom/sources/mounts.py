@@ -52,5 +52,14 @@ def real_path(fd: int) -> bytes:
     return os.readlink(b"/proc/self/fd/%d" % fd)
 
 
+def file_system(fd: int) -> str:
+    """The kind of file system an open file or folder is on, such as "ext4"; "unknown" without a mount table."""
+    try:
+        mount = mount_of(real_path(fd), load_mounts())
+    except OSError:
+        return "unknown"
+    return mount.kind if mount else "unknown"
+
+
 def _is_below(path: bytes, folder: bytes) -> bool:
     return path == folder or path.startswith(folder.rstrip(b"/") + b"/")

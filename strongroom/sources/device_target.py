@@ -1,0 +1,148 @@
+"""Writing a restore into a block device, in place: there is no room beside it.
+
+Each block is compared first and written only when it differs, so a restore that is run again after a crash is quick and
+wears nothing. Every window of work is flushed, dropped from the page cache, read back and compared with what was to be
+written; only then are its ranges reported as done.
+
+    write ... write ... | window full: fsync, drop cache, read back, report | write ...
+"""
+
+import hashlib
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from strongroom.base.errors import SourceError, TargetTooSmall
+from strongroom.base.units import KIB, MIB, human_bytes
+from strongroom.sources.base import DoneCallback
+from strongroom.sources.inodes import pread_full, pwrite_full
+from strongroom.sources.oserrors import shown, target_error
+
+COMPARE_BYTES = 64 * KIB  # the engine's block of disks: what differs is written in these
+WINDOW_BYTES = 256 * MIB  # handled between two read-backs: seconds of work to do again after a crash
+WINDOW_RANGES_MAX = 65_536
+_ZEROS = bytes(MIB)
+
+
+class _Handled(NamedTuple):
+    """digest None: it was equal and not written."""
+
+    offset: int
+    length: int
+    digest: bytes | None
+
+
+class DeviceWriter:
+    """BlockTarget on an open device; the descriptor stays the caller's. Thread-safe."""
+
+    def __init__(
+        self,
+        fd: int,
+        path: bytes,
+        size: int,
+        done_ranges: Sequence[tuple[int, int]],
+        on_done: DoneCallback | None,
+        *,
+        window_bytes: int = WINDOW_BYTES,
+    ) -> None:
+        self.size = size
+        self.written_bytes = 0
+        self._fd = fd
+        self._path = path
+        self._done = _merged(done_ranges)
+        self._starts = [offset for offset, _ in self._done]
+        self._on_done = on_done
+        self._window_bytes = window_bytes
+        self._lock = threading.Lock()  # of the three below
+        self._handled: list[_Handled] = []
+        self._handled_bytes = 0
+        self._flushing = threading.Lock()  # one window at a time
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self._require_inside(offset, len(data))
+        if self._is_done(offset, len(data)):
+            return
+        try:
+            written = self._write_differing(offset, data)
+        except OSError as err:
+            raise target_error(err, self._path, "write") from err
+        digest = _digest(data) if written else None
+        with self._lock:
+            self.written_bytes += written
+            self._handled.append(_Handled(offset, len(data), digest))
+            self._handled_bytes += len(data)
+            full = self._handled_bytes >= self._window_bytes or len(self._handled) >= WINDOW_RANGES_MAX
+        if full:
+            self.flush()
+
+    def zero(self, offset: int, length: int) -> None:
+        zeros = memoryview(_ZEROS)
+        for at in range(offset, offset + length, len(_ZEROS)):
+            self.write(at, zeros[: offset + length - at])
+
+    def flush(self) -> None:
+        """Durable and read back on return. Raises SourceError when the device does not hold what was written."""
+        with self._flushing:
+            with self._lock:
+                handled, self._handled, self._handled_bytes = self._handled, [], 0
+            if not handled:
+                return
+            try:
+                os.fsync(self._fd)
+                self._read_back(handled)
+            except OSError as err:
+                raise target_error(err, self._path, "write") from err
+        if self._on_done is not None:
+            for offset, length in _merged([(item.offset, item.length) for item in handled]):
+                self._on_done(offset, length)
+
+    def _write_differing(self, offset: int, data: memoryview) -> int:
+        """Returns the bytes written; 0 when the device holds them already."""
+        now = memoryview(bytearray(len(data)))
+        if pread_full(self._fd, now, offset) == len(data) and now == data:
+            return 0
+        written = 0
+        for at in range(0, len(data), COMPARE_BYTES):
+            piece = data[at : at + COMPARE_BYTES]
+            if now[at : at + COMPARE_BYTES] != piece:
+                pwrite_full(self._fd, piece, offset + at)
+                written += len(piece)
+        return written
+
+    def _read_back(self, handled: Sequence[_Handled]) -> None:
+        for item in handled:
+            if item.digest is None:
+                continue
+            os.posix_fadvise(self._fd, item.offset, item.length, os.POSIX_FADV_DONTNEED)
+            found = memoryview(bytearray(item.length))
+            if pread_full(self._fd, found, item.offset) != item.length or _digest(found) != item.digest:
+                raise SourceError(
+                    reason=f"{shown(self._path)} does not hold what was written at byte {item.offset}: "
+                    "the device is damaged or somebody else writes to it. Check it, then restore again."
+                )
+
+    def _is_done(self, offset: int, length: int) -> bool:
+        index = bisect_right(self._starts, offset) - 1
+        return index >= 0 and offset + length <= sum(self._done[index])
+
+    def _require_inside(self, offset: int, length: int) -> None:
+        if offset < 0 or offset + length > self.size:
+            raise TargetTooSmall(reason=f"The backup goes beyond the {human_bytes(self.size)} of the target.")
+
+
+def _digest(data: memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted (offset, length), joined where they touch."""
+    joined: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if joined and offset <= sum(joined[-1]):
+            start, before = joined[-1]
+            joined[-1] = (start, max(before, offset + length - start))
+        else:
+            joined.append((offset, length))
+    return joined

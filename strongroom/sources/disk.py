@@ -1,0 +1,62 @@
+"""What images and devices have in common: a stream of fixed size that is read from a descriptor."""
+
+import errno
+import os
+from collections.abc import Iterator
+
+from strongroom.base.errors import SourceShort
+from strongroom.base.streams import Extent, ExtentKind
+from strongroom.sources.inodes import data_extents, pread_full
+from strongroom.sources.oserrors import shown, source_error
+from strongroom.sources.pace import Pace
+
+FLUSH_NEEDLESS = (errno.EROFS, errno.EINVAL)  # read-only media, and special files without a cache
+
+
+class DiskStream:
+    """BlockStream over a descriptor that stays the caller's.
+
+    same   the parent's bytes are proven to be these: all is SAME and nothing has to be read
+    holes  ask the file system which ranges were never written; block devices do not know
+    """
+
+    def __init__(self, fd: int, path: bytes, size: int, pace: Pace, *, same: bool, holes: bool) -> None:
+        self.size = size
+        self._fd = fd
+        self._path = path
+        self._pace = pace
+        self._same = same
+        self._holes = holes
+
+    def extents(self) -> Iterator[Extent]:
+        if not self.size:
+            return
+        if self._same or not self._holes:
+            yield Extent(0, self.size, ExtentKind.SAME if self._same else ExtentKind.DATA)
+            return
+        try:
+            found = data_extents(self._fd, self.size)
+        except OSError as err:
+            raise source_error(err, self._path, "read") from err
+        yield from found
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        self._pace.take(len(buffer))
+        try:
+            got = pread_full(self._fd, buffer, offset)
+        except OSError as err:
+            raise source_error(err, self._path, "read") from err
+        if got != len(buffer):
+            raise SourceShort(
+                reason=f"{shown(self._path)} became shorter while it was read: {offset + got} of {self.size} bytes."
+            )
+        return got
+
+
+def flush_quietly(fd: int) -> None:
+    """Write out what is dirty of one file or device; a read-only one has nothing."""
+    try:
+        os.fsync(fd)
+    except OSError as err:
+        if err.errno not in FLUSH_NEEDLESS:
+            raise
