@@ -63,7 +63,18 @@ class User:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeyOwner:
+    """An access key as operators see it: whose it is, never its secret."""
+
+    access_key: str
+    user_id: str
+    enabled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class AccessKey:
+    """A new key with its secret, shown once."""
+
     access_key: str
     secret_key: str = field(repr=False)
 
@@ -169,6 +180,28 @@ class Accounts:
                 raise AccountNotFound(id=user_id)
             await self._insert_key(conn, user_id, key)
         return key
+
+    async def access_keys(self) -> list[KeyOwner]:
+        """Every access key of the default domain's users, oldest first."""
+        async with self._database.read(class_row(KeyOwner)) as conn:
+            cursor = await conn.execute(
+                "SELECT k.access_key, k.user_id, k.enabled FROM access_keys k JOIN users u ON u.id = k.user_id "
+                "WHERE u.domain_id = %s ORDER BY k.created_at, k.access_key",
+                (DEFAULT_DOMAIN,),
+            )
+            return await cursor.fetchall()
+
+    async def delete_access_key(self, access_key: str) -> None:
+        """It signs nothing any more within callers.FRESH_S. Raises AccountNotFound."""
+        if not access_key.isprintable():
+            raise AccountNotFound(id="access key")
+        async with self._database.transaction() as conn:
+            cursor = await conn.execute(
+                "DELETE FROM access_keys k USING users u WHERE u.id = k.user_id AND u.domain_id = %s AND access_key = %s",
+                (DEFAULT_DOMAIN, access_key),
+            )
+        if cursor.rowcount == 0:
+            raise AccountNotFound(id=access_key[:_NAME_CHARS_MAX])
 
     async def bootstrap(self, region: str, save: Callable[[FirstAccount], None]) -> bool:
         """On the first start make domain, project (named as the region), user `admin` and its key; else return False.

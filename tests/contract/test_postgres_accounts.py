@@ -295,6 +295,23 @@ async def test_disabling_works_within_seconds(world: World):
         await world.callers.log_in(Login(password=world.first.password, user_name="admin"), None)
 
 
+async def test_a_deleted_key_signs_nothing(world: World):
+    """Keys are listed without secrets; a deleted one is refused within seconds; an unknown one cannot be deleted."""
+    (admin,) = await world.accounts.users()
+    made = await world.accounts.create_access_key(admin.id)
+    listed = await world.accounts.access_keys()
+    assert {key.access_key for key in listed} == {world.first.access_key, made.access_key}
+    assert made.secret_key not in repr(listed)
+    await world.callers.caller_of_signature(*signed(world, made.access_key, made.secret_key), "")
+    await world.accounts.delete_access_key(made.access_key)
+    world.clock.forward(FRESH_S)
+    with pytest.raises(Unauthenticated, match="verify aksk signature fail"):
+        await world.callers.caller_of_signature(*signed(world, made.access_key, made.secret_key), "")
+    for unknown in (made.access_key, "x", "\x00"):
+        with pytest.raises(AccountNotFound):
+            await world.accounts.delete_access_key(unknown)
+
+
 async def test_an_unknown_access_key_reads_like_a_wrong_secret(world: World):
     """Whether a key exists cannot be told from the refusal."""
     messages = set()
