@@ -197,7 +197,8 @@ class Accounts:
             raise AccountNotFound(id="access key")
         async with self._database.transaction() as conn:
             cursor = await conn.execute(
-                "DELETE FROM access_keys k USING users u WHERE u.id = k.user_id AND u.domain_id = %s AND access_key = %s",
+                "DELETE FROM access_keys k USING users u "
+                "WHERE u.id = k.user_id AND u.domain_id = %s AND k.access_key = %s",
                 (DEFAULT_DOMAIN, access_key),
             )
         if cursor.rowcount == 0:

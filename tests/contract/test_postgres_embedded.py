@@ -1,6 +1,7 @@
 """The embedded PostgreSQL: starts fast, survives crashes, is never run twice, and leaves nothing behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,33 @@ def test_a_cluster_of_another_version_is_refused(data_dir: Path):
     with pytest.raises(ConfigError, match=r"PostgreSQL 15.*18"):
         EmbeddedPostgres(data_dir).start()
     assert [path.name for path in data_dir.iterdir()] == ["PG_VERSION"]
+
+
+as_root_with_unshare = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None,
+    reason="tells root and an ordinary user apart: runs as root, with unshare",
+)
+
+
+@as_root_with_unshare
+def test_an_ordinary_user_needs_no_namespace(data_dir: Path):
+    """Run as an ordinary user, the same calls start and stop a server; here the user is one inside a namespace."""
+    command = ["unshare", "--user", "--map-user=1000", "--map-group=1000", sys.executable, "-c", SERVER, str(data_dir)]
+    finished = subprocess.run(command, input="", capture_output=True, text=True, timeout=PATIENCE_S)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("postgresql://")
+
+
+@as_root_with_unshare
+def test_root_without_namespaces_is_told_what_to_do(data_dir: Path):
+    """Where user namespaces are forbidden, root reads that STRONGROOM_DATABASE_URL helps, and nothing is left."""
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$0" "$@"'
+    command = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, sys.executable, "-c", SERVER, str(data_dir)]
+    finished = subprocess.run(command, input="", capture_output=True, text=True, timeout=PATIENCE_S)
+    assert finished.returncode != 0
+    assert "namespaces are forbidden" in finished.stderr
+    assert "STRONGROOM_DATABASE_URL" in finished.stderr
+    assert not data_dir.exists()
 
 
 def test_a_half_made_cluster_is_made_again(data_dir: Path):
