@@ -18,7 +18,7 @@ keys = group("Access keys (AK/SK) of users. For the operator.")
 PASSWORD_LINE_MAX = 4096
 
 PROJECT_MEMBERS = {"Id": "id", "Name": "name", "Description": "description", "Enabled": "enabled"}
-USER_MEMBERS = {"Id": "id", "Name": "name", "Project": "project_id", "Role": "role", "Enabled": "enabled"}
+USER_MEMBERS = {"Id": "id", "Name": "name", "Enabled": "enabled"}
 
 
 @remote(projects, "create")
@@ -61,7 +61,7 @@ def create_user(
     if role is not None:
         body["role"] = role
     made = session.client.post("/ext/v1/admin/users", {"user": body})["user"]
-    session.output.details(made, {"Id": "id", "Name": "name"})
+    session.output.details(made, USER_MEMBERS)
 
 
 @remote(users, "list")
@@ -103,9 +103,7 @@ def create_key(
 def list_keys(session: Session) -> None:
     """Show all access keys, without their secrets."""
     rows = session.client.get("/ext/v1/admin/keys")["keys"]
-    session.output.table(
-        rows, {"Access key": "access_key", "User": "user_id", "Enabled": "enabled", "Created": "created_at"}
-    )
+    session.output.table(rows, {"Access key": "access_key", "User": "user_id", "Enabled": "enabled"})
 
 
 @remote(keys, "delete")

@@ -68,13 +68,9 @@ def show(session: Session, checkpoint: Annotated[str, typer.Argument(metavar="CH
 
 
 def backup_task_ids(client: Client, checkpoint: Json) -> list[str]:
-    """The operation logs of this restore point's backups, oldest first: a log is its task."""
-    rows = client.pages(
-        client.v3("operation-logs"), "operation_logs", vault_id=checkpoint["vault"]["id"], operation_type="backup"
-    )
-    return [
-        row["id"] for row in reversed(rows) if row["checkpoint_id"] == checkpoint["id"] and row["status"] != "skipped"
-    ]
+    """The tasks of this restore point's backups, oldest first; a skipped resource has none to wait for."""
+    rows = client.pages(client.ext("tasks"), "tasks", checkpoint_id=checkpoint["id"], operation_type="backup")
+    return [row["id"] for row in reversed(rows) if row["status"] != "skipped"]
 
 
 def _exit_code(checkpoint: Json) -> int:

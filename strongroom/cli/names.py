@@ -43,7 +43,7 @@ def registered_id(client: Client, text: str, project: str) -> str:
     """The operator's view: a registration of one project."""
     if is_id(text):
         return text
-    rows = client.get("/ext/v1/admin/protectables", project_id=project)["protectables"]
+    rows = client.pages("/ext/v1/admin/protectables", "protectables", project_id=project)
     return _only(rows, text, kind="registration", command="strongroom protectable list")
 
 

@@ -72,12 +72,12 @@ def list_registered(
     """Show what is registered, with paths. For the operator."""
     client = session.client
     scope = names.project_id(client, project) if project is not None else None
-    rows = client.get("/ext/v1/admin/protectables", project_id=scope)["protectables"]
+    rows = client.pages("/ext/v1/admin/protectables", "protectables", project_id=scope)
     columns = {"Id": "id", "Name": "name", "Type": "type", "Path": "path", "Project": "project_id", "Status": "status"}
     if session.output.as_json:
         session.output.document(rows)
         return
-    sized = [row | {"size": human_bytes(row.get("size") or 0)} for row in rows]
+    sized = [row | {"size": human_bytes(row["size_bytes"])} for row in rows]
     session.output.table(sized, columns | {"Size": "size"})
 
 

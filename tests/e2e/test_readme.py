@@ -1,0 +1,49 @@
+"""The README's tour, pasted block by block into one shell beside a real server."""
+
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import Server
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text()
+# Packages of clients are in the tests' environment; what a reader installs is not fetched again here.
+BLOCKS = [
+    "\n".join(line for line in block.splitlines() if not line.startswith("pip install"))
+    for block in re.findall(r"<!-- tour -->\n```bash\n(.*?)```", README, re.DOTALL)
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    running = Server(tmp_path / "state").start()
+    yield running
+    running.stop()
+
+
+def test_tour_works_as_pasted(server: Server, tmp_path: Path) -> None:
+    """CLI, curl, SDK and openstack all see the restore point that the first block makes."""
+    assert len(BLOCKS) == 5
+    home = tmp_path / "home"
+    home.mkdir()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("STRONGROOM_", "OS_"))}
+    environ |= {"HOME": str(home), "STRONGROOM_STATE": str(server.state)}
+    marks = [f"echo; echo ===={number}" for number in range(len(BLOCKS))]
+    script = "\n".join(line for pair in zip(marks, BLOCKS, strict=True) for line in pair)
+    script = f"cd {shlex.quote(str(ROOT))}\nset -euo pipefail\n{script}"
+    done = subprocess.run(["bash", "-c", script], env=environ, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    parts = re.split(r"====\d\n", done.stdout)[1:]
+    assert "CLI.md" in parts[0]
+    assert (home / "CLI-from-backup.md").read_bytes() == (ROOT / "docs/CLI.md").read_bytes()
+    assert '"name": "first"' in parts[2]
+    assert parts[3].strip() == "available ['tour']"
+    assert "homes" in parts[4]
+    assert "first" in parts[4]
