@@ -50,3 +50,11 @@ async def oldest_pinned(database: Database, project_id: str, vault_id: str) -> i
         )
         row = await found.fetchone()
     return None if row is None else row[0]
+
+
+async def close_unowned(database: Database) -> int:
+    """End the sessions that no task owns (downloads, browsing). Only for who knows that every process that opened one
+    is dead: the holder of the state folder's lock (RULINGS 6)."""
+    async with database.transaction() as conn:
+        # Not of a project: it is the whole installation that was stopped.
+        return (await conn.execute("DELETE FROM sessions WHERE task_id IS NULL")).rowcount

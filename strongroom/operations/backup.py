@@ -52,7 +52,7 @@ def run(job: Job) -> None:
             labels=_labels(plan, point.token, point.consistency),
         )
         report = engine_backup(repository, point.stream, request, job.monitor, job.fence)
-        extra = {
+        extra: dict[str, object] = {
             "seconds": round(tools.clock.monotonic_s() - started_s, 3),
             "full_reason": point.full_reason or report.full_reason,
             "source": dict(point.metadata),

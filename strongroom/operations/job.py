@@ -2,11 +2,12 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import structlog
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import ObjectExists, ObjectMissing, StoreError
+from strongroom.base.errors import InvalidRequest, ObjectExists, ObjectMissing, StoreError
 from strongroom.control import sessions as session_rows
 from strongroom.control.db import Database
 from strongroom.control.subjects import ResourceRef, VaultRef
@@ -20,7 +21,7 @@ from strongroom.engine.store.base import Store
 from strongroom.operations.monitor import JobMonitor
 from strongroom.operations.portal import Portal
 from strongroom.operations.watched_store import Spend, WatchedStore, free
-from strongroom.sources.base import SourceOptions, SourceRef
+from strongroom.sources.base import ResourceType, SourceOptions, SourceRef
 
 log = structlog.get_logger("job")
 
@@ -71,14 +72,20 @@ class Tools:
         return open_repository(store, prefix, self.master, pool=self.pool, sessions=sessions, clock=self.clock)
 
 
+# A zombie of an earlier attempt may still write or read: its pin stays until the task is final, not until its worker is
+# gone (RULINGS 9). What a prune or a check pins protects nothing that somebody else could still commit.
+UNTIL_FINAL = frozenset({"backup", "restore", "copy"})
+
+
 class RowSessions:
     """engine.Sessions with rows: seen by every process (RULINGS 9)."""
 
     def __init__(self, tools: Tools, vault: VaultRef, task_id: str | None) -> None:
         self._tools, self._vault, self._task_id = tools, vault, task_id
+        self._held: set[str] = set()
 
     def open(self, kind: SessionKind, index_number: int) -> str:
-        return self._tools.portal.call(
+        token = self._tools.portal.call(
             session_rows.open_session(
                 self._tools.database,
                 vault_id=self._vault.id,
@@ -88,11 +95,16 @@ class RowSessions:
                 index_number=index_number,
             )
         )
+        if self._task_id is not None and kind in UNTIL_FINAL:
+            self._held.add(token)
+        return token
 
     def close(self, token: str) -> None:
-        # A task's sessions end with the task, in the transaction that makes it final: not with the worker's attempt.
-        if self._task_id is None:
-            self._tools.portal.call(session_rows.close_session(self._tools.database, self._vault.project_id, token))
+        if token in self._held:
+            return  # ends with the task, in the transaction that makes it final
+        self._tools.portal.call(
+            session_rows.close_session(self._tools.database, project_id=self._vault.project_id, session_id=token)
+        )
 
     def oldest_pinned(self) -> int | None:
         return self._tools.portal.call(
@@ -114,11 +126,13 @@ class Job:
 
 
 def source_ref(resource: ResourceRef) -> SourceRef:
-    """A registered resource as drivers know it."""
+    """A registered resource as drivers know it. Raises InvalidRequest for a type that no driver here serves."""
+    if resource.type not in get_args(ResourceType):
+        raise InvalidRequest(reason=f"Resources of type {resource.type} cannot be read by this worker.")
     options = resource.options
     return SourceRef(
         resource_id=resource.id,
-        type=resource.type,
+        type=cast("ResourceType", resource.type),
         path=resource.path,
         options=SourceOptions(
             exclude=tuple(options.get("exclude", ())),

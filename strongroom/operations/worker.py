@@ -23,7 +23,7 @@ import structlog
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Canceled, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
-from strongroom.control import tasks
+from strongroom.control import sessions, tasks
 from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 from strongroom.operations import trace
@@ -107,6 +107,7 @@ class Worker:
             tools = self._make_tools(database, Portal(self._loop))
             if self._alone:
                 await tasks.end_leases(database, self._group)
+                await sessions.close_unowned(database)
             jobs = ThreadPoolExecutor(self._concurrency, "job")
             beside = [
                 asyncio.create_task(self._forever(RENEW_S, lambda: self._renew(database))),

@@ -1,5 +1,6 @@
 """A real server process for a test, and a small client of its HTTP API. Nothing of the product is imported."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import json
 
 START_S_MAX = 60
 WAIT_S_MAX = 90

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from harness import Client, Server, contents, make_tree, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
