@@ -77,6 +77,10 @@ class Table:
         width = 8 if code == "Q" else 4
         return memoryview(self.data)[at : at + width * self.chunk_count].cast(code)
 
+    def columns(self) -> tuple[memoryview, ...]:
+        """The columns of chunks, in the order they lie."""
+        return self.first, self.second, self.segment, self.start, self.length
+
     @property
     def segments(self) -> memoryview:
         """The packed rows of segments, for who reads them all at once."""
@@ -141,30 +145,37 @@ def encode_table(packs: Iterable[Pack]) -> bytes:
     return b"".join([head, heads, segments, *(column.tobytes() for column in columns)])
 
 
-def merge_tables(tables: list[Table]) -> Table:
-    """One table with the rows of all; what several know stays several rows. Needs numpy, so it is loaded here only."""
+def merge_tables(tables: list[Table], gone: frozenset[bytes] = frozenset()) -> Table:
+    """One table with the rows of all, without those of the packs in `gone`; what several know stays several rows.
+
+    Needs numpy, so it is loaded here only.
+    """
     import numpy as np
 
     heads, segments = [], []
     columns: list[list[Any]] = [[], [], [], [], []]
-    pack_base = segment_base = 0
+    pack_count = segment_count = 0
     segment_type = np.dtype([("pack", "<u4"), ("rest", "V13")])
     for table in tables:
-        at = table._segments_at
-        heads.append(table.data[_HEAD.size : at])
-        own = np.frombuffer(table.data, segment_type, table.segment_count, at).copy()
-        own["pack"] += pack_base
+        info = np.frombuffer(table.segments, segment_type)
+        rows = np.frombuffer(table.segment, "<u4")
+        if (info["pack"] >= len(table.packs)).any() or (rows >= len(info)).any():
+            raise IndexIncomplete(reason="an index object refers to what it does not have")
+        kept_packs = np.array([pack.id not in gone for pack in table.packs], dtype=bool)
+        heads += [_PACK.pack(*pack) for pack in table.packs if pack.id not in gone]
+        kept_segments = kept_packs[info["pack"]] if len(info) else np.zeros(0, dtype=bool)
+        own = info[kept_segments].copy()
+        own["pack"] = (np.cumsum(kept_packs) - 1)[own["pack"]] + pack_count
         segments.append(own.tobytes())
-        for column, values in zip(columns, (table.first, table.second), strict=False):
-            column.append(np.frombuffer(values, "<u8"))
-        columns[2].append(np.frombuffer(table.segment, "<u4") + np.uint32(segment_base))
-        columns[3].append(np.frombuffer(table.start, "<u4"))
-        columns[4].append(np.frombuffer(table.length, "<u4"))
-        pack_base += len(table.packs)
-        segment_base += table.segment_count
+        kept = kept_segments[rows] if len(rows) else np.zeros(0, dtype=bool)
+        for column, values, width in zip(columns, table.columns(), ("<u8", "<u8", "<u4", "<u4", "<u4"), strict=True):
+            column.append(np.frombuffer(values, width)[kept])
+        columns[2][-1] = ((np.cumsum(kept_segments) - 1)[columns[2][-1]] + segment_count).astype("<u4")
+        pack_count += int(kept_packs.sum())
+        segment_count += len(own)
     whole = [np.concatenate(column) for column in columns]
     order = np.argsort(whole[0], kind="stable")
-    head = _HEAD.pack(pack_base, segment_base, len(order))
+    head = _HEAD.pack(pack_count, segment_count, len(order))
     return Table(b"".join([head, *heads, *segments, *(column[order].tobytes() for column in whole)]))
 
 
@@ -172,7 +183,7 @@ class Index:
     """All that a session knows: the tables of its list number, and the chunks it stored itself.
 
     number   the list it was read at
-    bad      packs that are missing, have another size, or are suspect: writers do not rely on them (RULINGS 14)
+    bad      packs writers do not rely on: missing, of another size, suspect (RULINGS 14), or fossils
     """
 
     def __init__(self, number: int, tables: list[Table], bad: frozenset[bytes] = frozenset()) -> None:
@@ -233,16 +244,17 @@ class IndexList:
     """The object index/<n>.
 
     objects  names of index objects that existed when it was made; they MUST all be readable
-    retired  names of index objects that are replaced; they may still be there for readers of older numbers
+    retired  (name, number) of index objects that list `number` replaced; they are kept for readers of older lists
     suspect  ids of packs that failed a check: unknown to writers, last choice of readers
-    fossils  ids of packs that no valid index object names and that prune will delete when nobody pins an older number
+    fossils  (id, number) of packs that no root needed at list `number`: unknown to writers, last choice of readers,
+             deleted when nobody pins an older list and still no root needs them
     """
 
     number: int
     objects: tuple[str, ...] = ()
-    retired: tuple[str, ...] = ()
+    retired: tuple[tuple[str, int], ...] = ()
     suspect: tuple[bytes, ...] = ()
-    fossils: tuple[bytes, ...] = ()
+    fossils: tuple[tuple[bytes, int], ...] = ()
 
     def encode(self) -> bytes:
         lists = [list(self.objects), list(self.retired), list(self.suspect), list(self.fossils)]
@@ -254,16 +266,18 @@ class IndexList:
         try:
             stored, *lists = msgpack.unpackb(data)
             objects, retired, suspect, fossils = lists
+            dates = [number for _, number in (*retired, *fossils)]
         except (ValueError, TypeError) as err:
             raise IndexIncomplete(reason=f"list {number} cannot be read", detail=str(err)) from err
-        names = all(isinstance(name, str) for name in (*objects, *retired))
-        ids = all(isinstance(pack, bytes) and len(pack) == OBJECT_ID_BYTES for pack in (*suspect, *fossils))
-        if stored != number or not names or not ids:
+        packs = (*suspect, *(pack for pack, _ in fossils))
+        ids = all(isinstance(pack, bytes) and len(pack) == OBJECT_ID_BYTES for pack in packs)
+        names = all(isinstance(name, str) for name in (*objects, *(name for name, _ in retired)))
+        if stored != number or not names or not ids or not all(isinstance(date, int) for date in dates):
             raise IndexIncomplete(reason=f"list {number} is malformed")
         return cls(
             number=number,
             objects=tuple(objects),
-            retired=tuple(retired),
+            retired=tuple((name, date) for name, date in retired),
             suspect=tuple(suspect),
-            fossils=tuple(fossils),
+            fossils=tuple((pack, date) for pack, date in fossils),
         )

@@ -128,9 +128,11 @@ class Repository:
         try:
             root = self.load_root(name)
             with self.session("restore") as session:
-                suspect = frozenset(self.load_index_list().suspect)
+                index_list = self.load_index_list()
+                doubtful = {*index_list.suspect, *(pack for pack, _ in index_list.fossils)}
                 ids = [row[0] for row in root.body.stream[-1]] if root.kind == "tree" else []  # type: ignore[attr-defined]
-                return session.index.bad <= suspect and all(session.index.knows(key[:KEY_BYTES]) for key in ids)
+                places = [next(session.index.places(key[:KEY_BYTES]), None) for key in ids]
+                return session.index.bad <= doubtful and None not in places
         except (Corrupt, ObjectMissing):
             return False
 
@@ -175,16 +177,21 @@ class Repository:
 
     def put_index_object(self, packs: list[Pack], number: int) -> tuple[str, Table, int]:
         """Make durable packs known: (name, table, sealed bytes). `number` is the list the session pinned."""
-        plain = encode_table(packs)
-        payload = zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(plain)
+        table = Table(encode_table(packs))
+        name, size = self.put_table(table, number)
+        return name, table, size
+
+    def put_table(self, table: Table, number: int) -> tuple[str, int]:
+        """A new index object, durable on return: (name, sealed bytes)."""
+        payload = zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(table.data)
         name = f"{number:0{NUMBER_DIGITS}d}.{new_object_id().hex()}"
         data = seal_object(self.domain.data_key, self.domain.id, INDEX, payload, name.encode())
         self.store.put(f"{self.prefix}index/{name}", [data])
-        return name, Table(plain), len(data)
+        return name, len(data)
 
     def index_object_names(self, index_list: IndexList) -> list[str]:
         """The valid index objects at this list, those added since included. Raises IndexIncomplete when one is lost."""
-        retired = frozenset(index_list.retired)
+        retired = frozenset(name for name, _ in index_list.retired)
         valid = [name for name in self._names("index/") if _OBJECT_NAME.fullmatch(name) and name not in retired]
         lost = set(index_list.objects).difference(valid)
         if lost:
@@ -203,10 +210,11 @@ class Repository:
             raise IndexIncomplete(reason=f"index object {name} is damaged", detail=err.detail) from err
 
     def load_index(self, index_list: IndexList) -> Index:
-        """Everything a session needs to know, packs that are missing or have another size marked bad."""
+        """Everything a session needs to know; packs that are missing, of another size, suspect or fossils are bad."""
         tables = [self.load_table(name) for name in self.index_object_names(index_list)]
         sizes = {pack.id: pack.size for table in tables for pack in table.packs}
-        return Index(index_list.number, tables, self.bad_packs(sizes).union(index_list.suspect))
+        doubtful = {*index_list.suspect, *(pack for pack, _ in index_list.fossils)}
+        return Index(index_list.number, tables, self.bad_packs(sizes).union(doubtful))
 
     def bad_packs(self, sizes: dict[bytes, int]) -> frozenset[bytes]:
         """Those of the packs that the store does not hold with exactly this size; one LIST."""
