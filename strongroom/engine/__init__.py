@@ -9,6 +9,9 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
     root       = repository.find_root(backup_id, generation=None)        # adopt what an earlier attempt left, or None
     report     = restore_tree(repository, root_name, tree_target, path=(), monitor=...)
                | restore_block(repository, root_name, block_target, monitor)
+    entries    = list_entries(repository, root_name, path, after=None, limit=1000)
+    entry      = find_entry(repository, root_name, path)                 # raises EntryNotFound
+    pieces     = read_file(repository, root_name, path, offset=0, length=None)
     repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels), .load_labels(root)
 
 One Pool a process is shared by its repositories; sessions come from the service, or are a FlockSessions beside a POSIX
@@ -16,6 +19,7 @@ repository. docs/FORMAT.md has the bytes and the orders.
 """
 
 from strongroom.engine.backup import backup
+from strongroom.engine.browse import find_entry, list_entries, read_file
 from strongroom.engine.keys import MasterKey
 from strongroom.engine.model import (
     BackupReport,
@@ -49,7 +53,10 @@ __all__ = [
     "Sessions",
     "backup",
     "create_repository",
+    "find_entry",
+    "list_entries",
     "open_repository",
+    "read_file",
     "restore_block",
     "restore_tree",
 ]

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from strongroom.base.errors import ChunkCorrupt, IndexIncomplete, ObjectMissing, PackCorrupt
 from strongroom.base.streams import Monitor
 from strongroom.engine.chunker import KEY_BYTES
-from strongroom.engine.pack import SegmentPlace, scratch_plain
+from strongroom.engine.pack import SegmentPlace, scratch
 from strongroom.engine.repository import Session
 
 WINDOW_PIECES = 16384  # about 1 KB each with their files: 16 MB
@@ -98,7 +98,7 @@ class Gatherer:
         return lambda: None if self._failed.is_set() else self._deliver_segment(segment, pieces)
 
     def _deliver_segment(self, segment: SegmentPlace, pieces: list[_Piece]) -> None:
-        plain = scratch_plain(segment.raw)
+        plain = scratch("plain", segment.raw)
         try:
             self._session.repository.segments.read_into(segment, plain)
         except (PackCorrupt, ObjectMissing):

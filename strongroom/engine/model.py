@@ -38,12 +38,12 @@ class ChangedBlocks:
     """What a changed-block tracker says changed since a backup.
 
     base     name of the root it counts from; None: trust the caller that it is the newest one
-    size     bytes of the device; another size than now makes the list worthless
+    size     bytes of the device; another size than now makes the list worthless; None: not told
     extents  (offset, length) in bytes, any order
     """
 
     base: str | None
-    size: int
+    size: int | None
     extents: tuple[tuple[int, int], ...]
 
 

@@ -78,22 +78,32 @@ class SegmentPlace(NamedTuple):
 
 
 class _Tools(threading.local):
-    """What one thread reuses: compressors and three buffers. They are not safe to share."""
+    """What one thread reuses, made at first use: compressors and three buffers. They are not safe to share."""
 
     def __init__(self) -> None:
-        self.probe = zstandard.ZstdCompressor(level=PROBE_LEVEL)
-        self.compressors: dict[int, zstandard.ZstdCompressor] = {}
-        self.decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
-        self.box = memoryview(bytearray(SEGMENT_BYTES_MAX + TAG_BYTES))
-        self.frame = memoryview(bytearray(SEGMENT_BYTES_MAX))
-        self.plain = memoryview(bytearray(SEGMENT_BYTES_MAX))
+        self._compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self._decompressor: zstandard.ZstdDecompressor | None = None
+        self._buffers: dict[str, memoryview] = {}
 
     def compressor(self, level: int) -> zstandard.ZstdCompressor:
-        found = self.compressors.get(level)
+        found = self._compressors.get(level)
         if found is None:
             found = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
-            self.compressors[level] = found
+            self._compressors[level] = found
         return found
+
+    @property
+    def decompressor(self) -> zstandard.ZstdDecompressor:
+        if self._decompressor is None:
+            self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
+        return self._decompressor
+
+    def buffer(self, use: str, length: int) -> memoryview:
+        """This thread's buffer for one use, as long as asked for; its last content is gone."""
+        found = self._buffers.get(use)
+        if found is None:
+            found = self._buffers[use] = memoryview(bytearray(SEGMENT_BYTES_MAX + TAG_BYTES))
+        return found[:length]
 
 
 _tools = _Tools()
@@ -116,19 +126,14 @@ def _looks_incompressible(plain: memoryview) -> bool:
     if size <= PROBE_FROM_BYTES:
         return False
     early, late = size // 4, 3 * size // 4 - PROBE_BYTES
-    compress = _tools.probe.compress
+    compress = _tools.compressor(PROBE_LEVEL).compress
     length = len(compress(plain[early : early + PROBE_BYTES])) + len(compress(plain[late : late + PROBE_BYTES]))
     return length >= PROBE_RAW_RATIO * 2 * PROBE_BYTES
 
 
-def scratch_box(length: int) -> memoryview:
-    """This thread's buffer for a sealed segment."""
-    return _tools.box[:length]
-
-
-def scratch_plain(length: int) -> memoryview:
-    """This thread's buffer for the plain bytes of a segment."""
-    return _tools.plain[:length]
+def scratch(use: str, length: int) -> memoryview:
+    """This thread's buffer for a segment, sealed or plain; valid until it is asked for again for the same use."""
+    return _tools.buffer(use, length)
 
 
 def seal_footer(domain: Domain, pack: bytes, kind: int, segments: list[Segment], offset: int) -> bytes:
@@ -227,7 +232,7 @@ class SegmentReader:
         """Fill `plain` (place.raw bytes). Raises PackCorrupt, or StoreError when the pack cannot be read."""
         if not is_sane(place):
             raise PackCorrupt(reason=f"pack {place.pack.hex()} has an impossible segment", detail=str(place[1:]))
-        box = _tools.box[: place.stored]
+        box = scratch("box", place.stored)
         try:
             self._store.read_into(pack_name(self._prefix, place.pack), place.offset, box)
         except ShortRead as err:
@@ -236,7 +241,7 @@ class SegmentReader:
             if place.codec == RAW:
                 self._box(place.pack).open_into(place.offset, box, plain)
                 return
-            frame = _tools.frame[: place.stored - TAG_BYTES]
+            frame = scratch("frame", place.stored - TAG_BYTES)
             self._box(place.pack).open_into(place.offset, box, frame)
         except Corrupt as err:
             reason = f"a segment of pack {place.pack.hex()} does not authenticate"

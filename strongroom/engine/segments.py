@@ -22,7 +22,7 @@ from strongroom.engine.pack import (
     Segment,
     compress_segment,
     pack_name,
-    scratch_box,
+    scratch,
     seal_footer,
 )
 from strongroom.engine.pool import Pool
@@ -109,7 +109,7 @@ class PackWriter:
         codec, payload = compress_segment(plain, self._domain.level)
         stored = len(payload) + TAG_BYTES
         pack, offset = self._reserve(stored, len(plain), codec, ids, lengths)
-        box = scratch_box(stored)
+        box = scratch("box", stored)
         pack.box.seal_into(offset, payload, box)
         pack.writer.write_at(offset, box)
         with self._lock:

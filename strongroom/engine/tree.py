@@ -197,7 +197,7 @@ class TreeBackup:
             return self._reader.read_file(data)
         size = data.entry.size
         images = sum(1 for entry in folder.entries if is_image(entry))
-        if blocks.size != size:
+        if blocks.size not in (None, size):
             self.blocks_reason = "the changed-block list is of a disk of another size"
         elif folder.path or images != 1:
             self.blocks_reason = "a changed-block list is for the one image in the top folder"

@@ -1,0 +1,318 @@
+"""`strongroom engine`: a repository in a folder, without a server. Also what benchmarks run.
+
+    engine init REPO
+    engine backup REPO SRC LABEL [--cbt FILE] [--exclude PATTERN]... [--full]
+    engine restore REPO LABEL DEST [--path PATH]
+    engine list REPO
+
+The repository's key lies in it (`.master.key`), unless --key names another file. Modules are imported by the command
+that needs them: what finds nothing changed is over in the time Python takes to start. Exit codes as in docs/CLI.md.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from strongroom.base.errors import Canceled, ConfigError, Conflict, InvalidRequest, StrongroomError
+
+if TYPE_CHECKING:
+    from strongroom.engine import ChangedBlocks, Repository, Root
+    from strongroom.sources.base import Driver, SourceRef
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTLY_DONE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+KEY_FILE, SESSIONS_FOLDER = ".master.key", ".sessions"  # dot names are none of the store's
+LABEL, SOURCE = "label", "source"  # keys of our labels
+CBT_BYTES_MAX = 256 << 20
+CBT_EXTENTS_MAX = 8 << 20
+
+# glibc: big buffers stay on the heap, so that each segment does not fault its pages in anew; few arenas, for memory.
+_MALLOC = {-3: 1 << 30, -1: 256 << 20, -8: 2}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
+
+Summary = Mapping[str, object]
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line (without `engine`); the exit code."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_USAGE
+    _tune_malloc()
+    command: Callable[[argparse.Namespace], tuple[int, Summary]] = options.command
+    try:
+        code, summary = command(options)
+    except StrongroomError as err:
+        _print_error(err, options.json)
+        return EXIT_INTERRUPTED if isinstance(err, Canceled) else EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    if options.json:
+        print(json.dumps({"message_type": "summary", **summary}))
+    return code
+
+
+def _tune_malloc() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        for parameter, value in _MALLOC.items():
+            mallopt(parameter, value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="strongroom engine", description="A repository without a server.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], object], text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text)
+        found.add_argument("repo", metavar="REPO", help="folder of the repository")
+        found.add_argument("--key", metavar="FILE", help=f"master key file (default: REPO/{KEY_FILE})")
+        found.add_argument("--json", action="store_true", help="print one JSON object at the end")
+        found.set_defaults(command=command)
+        return found
+
+    init = add("init", _init, "Make a repository.")
+    init.add_argument("--level", type=int, default=3, choices=(1, 3), help="zstd level: 1 fast, 3 dense (default)")
+    backup = add("backup", _backup, "Back up a folder, an image file or a block device.")
+    backup.add_argument("src", metavar="SRC")
+    backup.add_argument("label", metavar="LABEL", help="name of the backup, unique in the repository")
+    backup.add_argument("--cbt", metavar="FILE", help="JSON list of changed blocks: {base, size, extents}")
+    backup.add_argument("--exclude", metavar="PATTERN", action="append", default=[], help="leave out; repeatable")
+    backup.add_argument("--full", action="store_true", help="read everything, trust no earlier backup")
+    restore = add("restore", _restore, "Restore a backup into an empty or new folder, or over an image.")
+    restore.add_argument("label", metavar="LABEL")
+    restore.add_argument("dest", metavar="DEST")
+    restore.add_argument("--path", metavar="PATH", help="only this entry of a tree")
+    add("list", _list, "List the backups.")
+    return parser
+
+
+# --- commands ---
+
+
+def _init(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.engine import DomainSettings, MasterKey, create_repository
+    from strongroom.engine.store.open import open_store
+
+    store = open_store(_url(options.repo))
+    key_file = _key_file(options)
+    master = MasterKey.load(key_file) if options.key and os.path.exists(key_file) else MasterKey.create(key_file)
+    repository = create_repository(store, "", master, DomainSettings(level=options.level))
+    return EXIT_OK, {"domain": repository.domain.id.hex()}
+
+
+def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
+    from uuid import uuid4
+
+    from strongroom.base.streams import SilentMonitor
+    from strongroom.engine.backup import backup
+    from strongroom.engine.model import BackupRequest
+    from strongroom.sources.base import PointWanted
+
+    repository = _open(options)
+    source = os.path.realpath(options.src)
+    roots = _roots(repository)
+    if any(root.labels.get(LABEL) == options.label for root in roots):
+        raise Conflict(reason=f"There is a backup with the label {options.label} already.", conflict_code="9900")
+    own = [root for root in roots if root.labels.get(SOURCE) == source]
+    parent = max(own, key=lambda root: root.created_at, default=None)
+    token = parent.labels.get("token") if parent else None
+    blocks = _load_changed_blocks(options.cbt) if options.cbt else None
+    driver, ref = _driver(source, tuple(options.exclude))
+    wanted = PointWanted(parent_token=token if isinstance(token, bytes) else None, full=options.full)
+    with driver.open_point(ref, wanted) as point:
+        trusted = parent if parent and not point.full_reason else None
+        request = BackupRequest(
+            backup_id=str(uuid4()),
+            generation=1,
+            parent=trusted.name if trusted else None,
+            full=options.full,
+            labels={LABEL: options.label, SOURCE: source, "token": point.token},
+            changed_blocks=blocks,
+        )
+        report = backup(repository, point.stream, request, SilentMonitor(), lambda: None)
+        changed = point.metadata.get("changed_while_read")
+        point.commit()
+    repository.close()
+    if report.full_reason and not options.json:
+        print(f"Read in full: {report.full_reason}.", file=sys.stderr)
+    for path in report.changed_while_read:
+        print(f"Changed while it was read: {_text(path)}", file=sys.stderr)
+    summary = {
+        "root": report.root,
+        "bytes_total": report.bytes_total,
+        "bytes_read": report.bytes_read,
+        "bytes_new": report.bytes_new,
+        "bytes_stored": report.bytes_stored,
+        "entries": report.entries,
+        "folders": report.folders,
+        "changed_while_read": report.changed_while_read_count or int(bool(changed)),
+        "skipped": report.skipped_count,
+        "vanished": report.vanished,
+        "full_reason": report.full_reason or point.full_reason,
+    }
+    return (EXIT_PARTLY_DONE if summary["changed_while_read"] else EXIT_OK), summary
+
+
+def _restore(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.base.streams import Path
+    from strongroom.engine.restore import restore_block, restore_tree
+    from strongroom.sources.base import RestoreWanted
+
+    repository = _open(options)
+    root = _find(repository, options.label)
+    path: Path = tuple(os.fsencode(part) for part in (options.path or "").split("/") if part)
+    if root.kind == "tree":
+        _require_empty(options.dest)
+    elif path:
+        raise InvalidRequest(reason="Only a tree has paths.")
+    driver, ref = _driver(os.path.abspath(options.dest), (), kind=root.kind)
+    wanted = RestoreWanted(
+        task_id=f"engine-{os.getpid()}",
+        target=ref,
+        same_resource=True,
+        kind=root.kind,
+        size_bytes=root.size,
+        entries=root.report.entries,
+        selection=(path,) if path else (),
+    )
+    with driver.open_target(driver.plan_restore(wanted)) as target:
+        if root.kind == "tree":
+            report = restore_tree(repository, root.name, target.stream, path=path)  # type: ignore[arg-type]
+        else:
+            report = restore_block(repository, root.name, target.stream)  # type: ignore[arg-type]
+        done = target.finish()
+    repository.close()
+    for item in done.left_out:
+        print(f"Left out: {_text(item.path)}: {item.reason}", file=sys.stderr)
+    for warning in (*report.warnings, *done.warnings):
+        print(warning, file=sys.stderr)
+    code = EXIT_PARTLY_DONE if done.left_out else EXIT_OK
+    return code, {"bytes": report.bytes, "entries": report.entries, "left_out": len(done.left_out)}
+
+
+def _list(options: argparse.Namespace) -> tuple[int, Summary]:
+    roots = sorted(_roots(_open(options)), key=lambda root: root.created_at)
+    rows = [
+        {
+            "label": root.labels.get(LABEL),
+            "root": root.name,
+            "kind": root.kind,
+            "source": root.labels.get(SOURCE),
+            "created_at": root.created_at.isoformat(timespec="seconds"),
+            "size": root.size,
+            "bytes_stored": root.report.bytes_stored,
+        }
+        for root in roots
+    ]
+    if not options.json:
+        for row in rows:
+            print("\t".join(str(row[key]) for key in ("label", "created_at", "kind", "size", "bytes_stored", "source")))
+    return EXIT_OK, {"backups": rows}
+
+
+# --- what they share ---
+
+
+def _url(repo: str) -> str:
+    from urllib.parse import quote
+
+    return "file://" + quote(os.path.abspath(repo))
+
+
+def _key_file(options: argparse.Namespace) -> str:
+    return options.key or os.path.join(os.path.abspath(options.repo), KEY_FILE)
+
+
+def _open(options: argparse.Namespace) -> "Repository":
+    from strongroom.engine.keys import MasterKey
+    from strongroom.engine.repository import open_repository
+    from strongroom.engine.sessions import FlockSessions
+    from strongroom.engine.store.open import open_store
+
+    if not os.path.isdir(options.repo):
+        raise ConfigError(reason=f"There is no repository in {options.repo}. Make one: strongroom engine init.")
+    master = MasterKey.load(_key_file(options))
+    sessions = FlockSessions(os.path.join(os.path.abspath(options.repo), SESSIONS_FOLDER))
+    return open_repository(open_store(_url(options.repo)), "", master, sessions=sessions)
+
+
+def _roots(repository: "Repository") -> list["Root"]:
+    return [repository.load_root(name) for name in repository.root_names()]
+
+
+def _find(repository: "Repository", label: str) -> "Root":
+    for root in _roots(repository):
+        if label in (root.labels.get(LABEL), root.name):
+            return root
+    raise InvalidRequest(reason=f"There is no backup with the label {label}.")
+
+
+def _driver(path: str, exclude: tuple[str, ...], kind: str | None = None) -> tuple["Driver", "SourceRef"]:
+    """The driver for what is at `path`; `kind` decides when a restore makes something new."""
+    from strongroom.sources.base import SourceOptions, SourceRef
+
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG if kind == "block" else stat.S_IFDIR
+    options = SourceOptions(exclude=exclude)
+    name = os.fsencode(path)
+    if stat.S_ISDIR(mode) and kind != "block":
+        from strongroom.sources.folder import FolderDriver
+
+        return FolderDriver(), SourceRef(resource_id="engine", type=FolderDriver.type, path=name, options=options)
+    if stat.S_ISBLK(mode):
+        from strongroom.sources.device import DeviceDriver
+
+        return DeviceDriver(), SourceRef(resource_id="engine", type=DeviceDriver.type, path=name, options=options)
+    from strongroom.sources.image import ImageDriver
+
+    return ImageDriver(), SourceRef(resource_id="engine", type=ImageDriver.type, path=name, options=options)
+
+
+def _require_empty(dest: str) -> None:
+    """Restoring into a folder makes it equal to the backup; without a server to ask, only an empty one is safe."""
+    os.makedirs(dest, exist_ok=True)
+    if any(os.scandir(dest)):
+        raise Conflict(reason=f"{dest} is not empty. Restore into an empty or new folder.", conflict_code="9900")
+
+
+def _load_changed_blocks(path: str) -> "ChangedBlocks":
+    """A JSON file {base: root name, size, extents: [[offset, length], ...]}; base and size may be missing."""
+    from strongroom.engine.model import ChangedBlocks
+
+    try:
+        with open(path, "rb") as stream:
+            text = stream.read(CBT_BYTES_MAX + 1)
+        if len(text) > CBT_BYTES_MAX:
+            raise ValueError("it is too large")
+        found = json.loads(text)
+        extents = tuple((int(offset), int(length)) for offset, length in found["extents"])
+        base, size = found.get("base"), found.get("size")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise InvalidRequest(reason=f"The file {path} is no list of changed blocks.", detail=str(err)) from err
+    if len(extents) > CBT_EXTENTS_MAX or any(offset < 0 or length < 0 for offset, length in extents):
+        raise InvalidRequest(reason=f"The file {path} has impossible or too many extents.")
+    if not isinstance(base, str | None) or not isinstance(size, int | None):
+        raise InvalidRequest(reason=f"The file {path} names a base or size of a wrong form.")
+    return ChangedBlocks(base=base, size=size, extents=extents)
+
+
+def _text(path: tuple[bytes, ...]) -> str:
+    return b"/".join(path).decode(errors="backslashreplace")
+
+
+def _print_error(err: StrongroomError, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"message_type": "error", "code": err.published_code, "message": err.message}))
+        return
+    print(f"strongroom engine: {err.message}", file=sys.stderr)
+    if err.detail:
+        print(f"  {err.detail}", file=sys.stderr)
