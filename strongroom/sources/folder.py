@@ -131,9 +131,9 @@ class FolderTarget:
 
     def finish(self) -> TargetReport:
         root = self._wanted.target.path
-        self._trace("finish stream")
-        self.stream.finish()
         try:
+            self._trace("finish stream")
+            self.stream.finish()
             live = Live(
                 root_fd=self._root_fd,
                 new_fd=self._stage.new_fd,
