@@ -238,12 +238,13 @@ class EmbeddedPostgres:
 
 
 def _socket_dir(data_dir: Path, runtime_dir: Path) -> Path:
-    """Beside the data, or a short name in `runtime_dir` where that path is too long for a socket."""
-    beside = data_dir.with_name(f"{data_dir.name}.socket")
-    if len(os.fsencode(beside / _SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX:
-        return beside
+    """Beside the data; where that path is too long for a socket, a short name in `runtime_dir`, at last in /tmp."""
     digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
-    return runtime_dir / f"strongroom-{digest}"
+    places = (data_dir.with_name(f"{data_dir.name}.socket"), runtime_dir / f"strongroom-{digest}")
+    for place in places:
+        if len(os.fsencode(place / _SOCKET_NAME)) <= SOCKET_PATH_BYTES_MAX:
+            return place
+    return _RUNTIME_DIR / f"strongroom-{digest}"
 
 
 def _private_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -207,21 +208,23 @@ def test_a_pid_file_that_names_a_stranger_is_no_obstacle(data_dir: Path):
     stranger.communicate()
 
 
-def test_a_long_path_gets_a_short_socket(tmp_path: Path):
-    """Where the path is too long for a socket, a 0700 folder in the runtime folder is used, then removed."""
+@pytest.mark.parametrize("runtime_name", ["run", "run" * 40])
+def test_a_long_path_gets_a_short_socket(tmp_path: Path, runtime_name: str):
+    """Where the path is too long for a socket, a 0700 folder in the runtime folder or /tmp is used, then removed."""
     data_dir = tmp_path / ("long" * 30) / "postgres"
-    runtime_dir = tmp_path / "run"
-    runtime_dir.mkdir()
-    postgres = EmbeddedPostgres(data_dir, runtime_dir=runtime_dir)
-    url = postgres.start()
-    try:
-        with psycopg.connect(url) as conn:
-            socket_dir = Path(conn.info.host)
-        assert socket_dir.parent == runtime_dir
-        assert socket_dir.stat().st_mode & 0o777 == 0o700
-    finally:
-        postgres.stop()
-    assert list(runtime_dir.iterdir()) == []
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        runtime_dir = Path(short) / runtime_name
+        runtime_dir.mkdir()
+        postgres = EmbeddedPostgres(data_dir, runtime_dir=runtime_dir)
+        url = postgres.start()
+        try:
+            with psycopg.connect(url) as conn:
+                socket_dir = Path(conn.info.host)
+            assert socket_dir.parent == (runtime_dir if runtime_name == "run" else Path("/tmp"))
+            assert socket_dir.stat().st_mode & 0o777 == 0o700
+        finally:
+            postgres.stop()
+        assert not socket_dir.exists()
 
 
 def test_a_socket_folder_of_somebody_else_is_refused(tmp_path: Path):
