@@ -28,6 +28,7 @@ setup: .venv/.setup-done
 	$(PIP) install --require-hashes -r requirements/base.txt
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
+	@echo "Ready: .venv/bin/strongroom"
 
 .venv/.test-done: .venv/.setup-done requirements/test.txt
 	$(PIP) install --require-hashes -r requirements/test.txt
