@@ -16,8 +16,9 @@ from strongroom.base.errors import EntryNotFound
 from strongroom.base.streams import Entry
 from strongroom.control.reading import find_readable
 from strongroom.control.subjects import ResourceRef
-from strongroom.engine import BrowsedEntry, list_entries, read_file
-from strongroom.engine import entry as find_entry
+from strongroom.engine import BrowsedEntry
+from strongroom.engine.browse import entry as find_entry
+from strongroom.engine.browse import list_entries, read_file
 from strongroom.operations.job import Tools, source_ref
 from strongroom.operations.restore import split
 from strongroom.sources.open import driver_for
@@ -123,7 +124,7 @@ def _view(folder: bytes, browsed: BrowsedEntry) -> EntryView:
         gid=entry.gid,
         modified_at=_EPOCH + timedelta(microseconds=entry.mtime_ns // 1000),
         target=browsed.target,
-        changed_while_read=browsed.changed_while_read,
+        changed_while_read=browsed.doubtful,
     )
 
 
