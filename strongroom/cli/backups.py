@@ -129,7 +129,7 @@ def entries(
     rows: list[Json] = []
     after: str | None = None
     while True:
-        page = client.get(where, path=path, after=after, limit=ENTRIES_PAGE)
+        page = client.get(where, **names.path_members(path), after=after, limit=ENTRIES_PAGE)
         rows.extend(page["entries"])
         after = page["next"]
         if after is None:
@@ -165,7 +165,7 @@ def download(
     client = session.client
     chosen = names.backup_id(client, backup)
     if output == "-":
-        with client.stream(client.ext(f"backups/{chosen}/download"), path=path) as response:
+        with client.stream(client.ext(f"backups/{chosen}/download"), **names.path_members(path)) as response:
             _copy(session, response, sys.stdout.buffer, path or chosen)
         return
     target = Path(output) if output is not None else Path(os.path.basename(path) or f"{chosen}.img")
@@ -174,7 +174,7 @@ def download(
     partial = target.with_name(target.name + ".part")
     try:
         with (
-            client.stream(client.ext(f"backups/{chosen}/download"), path=path) as response,
+            client.stream(client.ext(f"backups/{chosen}/download"), **names.path_members(path)) as response,
             partial.open("wb") as stream,
         ):
             size = _copy(session, response, stream, target.name)

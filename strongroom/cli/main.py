@@ -34,7 +34,7 @@ app.add_typer(tasks.app, name="task")
     "engine", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False
 )
 def engine() -> None:
-    """A repository without a server: init, backup, restore, verify, prune, recover."""
+    """A repository in a folder, without a server: init, backup, restore, list."""
     raise AssertionError("strongroom/__main__.py sends `engine` to its own parser")
 
 

@@ -1,5 +1,7 @@
 """Names where ids are wanted: an exact name that is unambiguous stands for its id."""
 
+import base64
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +82,17 @@ def resource_ids_of_vault(vault: Json, texts: Sequence[str]) -> list[str]:
         matches = [row for row in vault["resources"] if text in (row["id"], row["name"])]
         ids.append(_only(matches, text, kind="resource", command=f"strongroom vault show {vault['name']}"))
     return ids
+
+
+def path_members(path: str, member: str = "path") -> dict[str, str]:
+    """`path` when it is text, `path_b64` when its bytes are not UTF-8; nothing for the empty path, the whole."""
+    raw = os.fsencode(path)
+    if not raw:
+        return {}
+    try:
+        return {member: raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {f"{member}_b64": base64.b64encode(raw).decode("ascii")}
 
 
 def _only(rows: Sequence[Json], text: str, *, kind: str, command: str) -> str:

@@ -1,6 +1,5 @@
 """`protectable`: what the operator registers for tenants, and what a tenant may protect."""
 
-import base64
 import enum
 import os
 from typing import Annotated, Any
@@ -59,7 +58,7 @@ def add(
         "one_file_system": one_file_system,
         "read_limit_bytes_s": parse_rate(read_limit) if read_limit is not None else None,
         "privileged": privileged,
-    } | _spelled_path(os.fsencode(os.path.abspath(path)))
+    } | names.path_members(os.path.abspath(path))
     made = client.post("/ext/v1/admin/protectables", {"protectable": body})["protectable"]
     session.output.details(made, {"Id": "id", "Name": "name", "Type": "type", "Path": "path", "Project": "project_id"})
 
@@ -124,11 +123,3 @@ def parse_rate(text: str) -> int:
     if not digits.isascii() or not digits.isdigit() or unit not in _UNITS or int(digits) == 0:
         raise typer.BadParameter(f"{text} is not a rate. Write bytes a second, such as 500K, 50M or 1G.")
     return int(digits) * _UNITS[unit]
-
-
-def _spelled_path(path: bytes) -> dict[str, str]:
-    """`path` when it is text; `path_b64` when its bytes are not UTF-8."""
-    try:
-        return {"path": path.decode("utf-8")}
-    except UnicodeDecodeError:
-        return {"path_b64": base64.b64encode(path).decode("ascii")}

@@ -31,10 +31,7 @@ def restore(
     client = session.client
     chosen = names.backup_id(client, backup)
     body: dict[str, Any] = {"force": force}
-    if path is not None:
-        body["path"] = path
-    if target_path is not None:
-        body["target_path"] = target_path
+    body |= names.path_members(path or "") | names.path_members(target_path or "", "target_path")
     if to is not None:
         body["target_resource_id"] = names.resources(client, [to])[0]["id"]
     where = to if to is not None else "where it came from"
