@@ -10,7 +10,7 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
     report     = restore_tree(repository, root_name, tree_target, path=(), monitor=...)
                | restore_block(repository, root_name, block_target, monitor)
     entries    = list_entries(repository, root_name, path, after=None, limit=1000)
-    entry      = find_entry(repository, root_name, path)                 # raises EntryNotFound
+    found      = entry(repository, root_name, path)                 # raises EntryNotFound
     pieces     = read_file(repository, root_name, path, offset=0, length=None)
     repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels), .load_labels(root)
 
@@ -19,7 +19,7 @@ repository. docs/FORMAT.md has the bytes and the orders.
 """
 
 from strongroom.engine.backup import backup
-from strongroom.engine.browse import find_entry, list_entries, read_file
+from strongroom.engine.browse import entry, list_entries, read_file
 from strongroom.engine.keys import MasterKey
 from strongroom.engine.model import (
     BackupReport,
@@ -53,7 +53,7 @@ __all__ = [
     "Sessions",
     "backup",
     "create_repository",
-    "find_entry",
+    "entry",
     "list_entries",
     "open_repository",
     "read_file",

@@ -6,6 +6,7 @@ a file is read chunk by chunk as the caller takes it.
 
 import stat
 from collections.abc import Iterator
+from typing import Literal
 
 from strongroom.base.errors import EntryNotFound, InvalidRequest
 from strongroom.base.streams import Path
@@ -43,7 +44,7 @@ def list_entries(
         return entries[:limit]
 
 
-def find_entry(repository: Repository, root: str, path: Path) -> BrowsedEntry:
+def entry(repository: Repository, root: str, path: Path) -> BrowsedEntry:
     """One entry below the root. Raises EntryNotFound."""
     found = repository.load_root(root)
     with repository.session("mount") as session:
@@ -94,7 +95,8 @@ def _browsed(item: Item) -> BrowsedEntry:
         return BrowsedEntry(name=item.entry.name, kind="folder", entry=item.entry)
     if stat.S_ISLNK(mode):
         return BrowsedEntry(name=item.entry.name, kind="link", entry=item.entry, target=item.attributes.target)
-    return BrowsedEntry(name=item.entry.name, kind="other" if item.content is None else "file", entry=item.entry)
+    kind: Literal["file", "other"] = "other" if item.content is None else "file"
+    return BrowsedEntry(name=item.entry.name, kind=kind, entry=item.entry, doubtful=item.doubtful)
 
 
 def _shown(path: Path) -> str:
