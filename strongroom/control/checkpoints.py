@@ -215,6 +215,7 @@ async def create_checkpoint(
 
 
 def _check(new: NewCheckpoint) -> None:
+    require_id(new.vault_id, "vault_id")
     if new.name is not None:
         require_name(new.name, "name")
     require_description(new.description, "description")

@@ -25,7 +25,14 @@ from strongroom.control import tasks
 from strongroom.control.db import Database
 from strongroom.control.names import require_id
 from strongroom.control.sessions import close_sessions_of
-from strongroom.control.subjects import ResourceRef, VaultRef, load_resource, lock_vaults, release_resource
+from strongroom.control.subjects import (
+    ResourceRef,
+    VaultRef,
+    load_resource,
+    lock_vaults,
+    release_resource,
+    require_vault,
+)
 from strongroom.control.tasks import NewTask, Task
 from strongroom.control.vault_kinds import RESOURCE_KINDS
 
@@ -99,7 +106,7 @@ async def request_restore(
         target_id = _target_of(new, backup)
         vaults = await lock_vaults(conn, project_id, backup["vault_id"], binding=target_id)
         backup = await _load_backup(conn, project_id, backup_id)  # as it is now that nobody else can change it
-        vault = vaults[backup["vault_id"]]
+        vault = require_vault(vaults, backup["vault_id"])
         _require_restorable(vault, backup)
         target = await _require_target(conn, project_id, target_id, backup["resource_type"])
         await _require_idle(conn, project_id, target)
@@ -251,6 +258,7 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         vaults = await lock_vaults(conn, task.project_id, task.vault_id, binding=task.target_resource_id)
+        vault = require_vault(vaults, task.vault_id)
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
                 "UPDATE backups SET status = 'restoring', updated_at = now() WHERE project_id = %s AND id = %s "
@@ -274,7 +282,7 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
         )
     asked = task.parameters
     return RestoreJob(
-        vault=vaults[task.vault_id or ""],
+        vault=vault,
         target=target,
         same_resource=target.id == row["resource_id"],
         path=_bytes(asked.get("path_b64")),

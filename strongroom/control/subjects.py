@@ -4,6 +4,7 @@ Order of locks, the same everywhere: the task's own row (job side only), then va
 request that holds a vault's lock never waits for a task's row, so the two sides cannot wait for each other.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -60,21 +61,26 @@ def vault_full_sentence(vault: VaultRef) -> str:
 async def lock_vault(conn: AsyncConnection[Any], project_id: str, vault_id: str | None) -> VaultRef:
     """Lock the vault's row until the transaction ends. Raises VaultNotFound."""
     found = await lock_vaults(conn, project_id, vault_id)
-    return found[vault_id or ""]
+    return require_vault(found, vault_id)
 
 
 async def lock_vaults(
     conn: AsyncConnection[Any], project_id: str, vault_id: str | None, *, binding: str | None = None
 ) -> dict[str, VaultRef]:
-    """Lock this vault and every vault that binds the resource `binding`, by id. Raises VaultNotFound for the first."""
+    """Lock this vault and every vault that binds the resource `binding`, in the order of ids; those that exist."""
     rows = await _select_vaults(
         conn,
         "WHERE project_id = %(project)s AND (id = %(vault)s OR id IN (SELECT vault_id FROM vault_resources "
         "WHERE project_id = %(project)s AND resource_id = %(binding)s)) ORDER BY id FOR UPDATE",
         {"project": project_id, "vault": vault_id, "binding": binding},
     )
-    found = {vault.id: vault for vault in rows}
-    if vault_id not in found:
+    return {vault.id: vault for vault in rows}
+
+
+def require_vault(vaults: Mapping[str, VaultRef], vault_id: str | None) -> VaultRef:
+    """The vault among those that were locked. Raises VaultNotFound."""
+    found = vaults.get(vault_id or "")
+    if found is None:
         raise VaultNotFound(id=vault_id or "(none)")
     return found
 
