@@ -138,12 +138,16 @@ class RootBody(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BrowsedEntry:
-    """One name of a folder inside a restore point. kind: folder, file, link or other; target only of links."""
+    """One name of a folder inside a restore point. kind: folder, file, link or other; target only of links.
+
+    doubtful: it changed while it was read, so the content may be of no single moment.
+    """
 
     name: bytes
     kind: Literal["folder", "file", "link", "other"]
     entry: Entry
     target: bytes = b""
+    doubtful: bool = False
 
 
 class Sessions(Protocol):
