@@ -91,6 +91,7 @@ class StagedTree:
         self.finals: dict[Path, tuple[int | None, int]] = {}
         self.records: dict[Path, tuple[Entry, Attributes]] = {}
         self.written_bytes = 0
+        self._finished = False
         self._new_fd = new_fd
         self._shown_root = shown_root
         self._selection = selection
@@ -98,6 +99,7 @@ class StagedTree:
         self._open: OrderedDict[Path, _OpenFolder] = OrderedDict()
         self._folders: dict[Path, tuple[Entry, Attributes]] = {}
         self._flagged: list[tuple[Path, int]] = []
+        self._nodes: dict[tuple[int, int, int], Path] = {}  # first name of nodes with several
         self._made_above: set[Path] = set()
 
     def folder(self, path: Path, entry: Entry, attributes: Attributes) -> None:
@@ -128,6 +130,8 @@ class StagedTree:
         if kind not in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK):
             self.metadata.left_out.add(path, "an entry of this type cannot be restored")
             return
+        if entry.nlink > 1 and entry.ino and self._link_node(path, entry, attributes):
+            return
         try:
             if kind == stat.S_IFLNK:
                 os.symlink(attributes.target, path[-1], dir_fd=parent.fd)
@@ -141,6 +145,12 @@ class StagedTree:
             self.metadata.left_out.add(path, f"it cannot be made here: {os.strerror(err.errno)}")
             return
         self._run(path, self.metadata.set_on_name, parent.fd, path, entry, attributes)
+
+    def _link_node(self, path: Path, entry: Entry, attributes: Attributes) -> bool:
+        """Links, fifos and nodes may have several names too; they come as nodes each time, not by `link`."""
+        with self._lock:
+            first = self._nodes.setdefault((entry.dev, entry.ino, stat.S_IFMT(entry.mode)), path)
+        return first != path and self.link(path, first, entry, attributes)
 
     def link(self, path: Path, first: Path, entry: Entry, attributes: Attributes) -> bool:
         self._check(path)
@@ -162,6 +172,9 @@ class StagedTree:
 
     def finish(self) -> None:
         """Flags of files, then folders from the deepest up, then one sync. What would pin a unit goes to `finals`."""
+        if self._finished:
+            return  # the engine calls it, and the target that owns this tree
+        self._finished = True
         for path, flags in self._flagged:
             self._run(path, self._set_file_flags, path, flags)
         for path in reversed(self._folders):  # parents were made before their children
