@@ -80,7 +80,7 @@ def _error_classes() -> set[str]:
 
 def test_every_error_class_is_documented() -> None:
     """docs/ERRORS.md names each class and no other."""
-    documented = set(re.findall(r"`([A-Z]\w+)`", ERRORS))
+    documented = set(re.findall(r"`([A-Z][a-z]\w+)`", ERRORS))
     assert documented == _error_classes()
 
 

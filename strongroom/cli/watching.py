@@ -9,16 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from strongroom.base.units import human_bytes
 from strongroom.cli.client import Client, Json
 from strongroom.cli.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTLY_DONE, AnswerStrange, ServerUnreachable
 from strongroom.cli.output import Output, shown
@@ -112,8 +105,7 @@ def _bars(output: Output) -> Iterator[Progress | None]:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        TextColumn("{task.fields[amount]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("{task.fields[state]}", markup=False),
     )
@@ -125,9 +117,12 @@ def _draw(bars: Progress | None, numbers: dict[str, Any], row: Json) -> None:
     if bars is None:
         return
     if row["id"] not in numbers:
-        numbers[row["id"]] = bars.add_task(_label(row), total=None, state=row["status"])
-    total = row.get("bytes_total") or None
-    done = row.get("bytes_done") or 0
+        numbers[row["id"]] = bars.add_task(_label(row), total=100, state="", amount="")
+    done, total = row.get("bytes_done") or 0, row.get("bytes_total") or 0
     if row["status"] == "success":
-        done = total = total or done
-    bars.update(numbers[row["id"]], total=total, completed=done, state=row["status"])
+        done = total  # the last note of the progress is up to a second old
+    amount = f"{human_bytes(done)} of {human_bytes(total)}" if total else ""
+    progress = 100 if row["status"] == "success" else row.get("progress") or 0
+    bars.update(numbers[row["id"]], completed=progress, state=row["status"], amount=amount)
+    if row["status"] in ENDED:
+        bars.stop_task(numbers[row["id"]])

@@ -203,7 +203,7 @@ def change_image(path: Path, tools: Tools) -> None:
     """A new file and folder on the disk, by the filesystem's own tool."""
     chance = random.Random(SEED + 2)  # noqa: S311 -- reproducible data, no secret
     new = path.with_name("new file on the disk")
-    new.write_bytes(chance.randbytes(3 * MIB))
+    new.write_bytes(chance.randbytes(MIB))
     orders = f'write "{new}" report\nmkdir inbox\nquit\n'
     _run([tools.debugfs, "-w", "-f", "-", str(path)], orders)
     new.unlink()
