@@ -38,6 +38,10 @@ class Keys(NamedTuple):
     first: Halves
     second: Halves
 
+    def as_bytes(self) -> set[bytes]:
+        joined = np.stack([self.first, self.second], axis=1).tobytes()
+        return {joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)}
+
 
 class Marks:
     """What has been marked so far. Roots may be added at any time; nothing is ever taken away."""
@@ -122,7 +126,7 @@ class Usage:
 
     packs    ids of all packs the index names; the columns below go by their position
     stored   sealed bytes of their segments           live  share of them that is needed, by raw bytes
-    unknown  number of needed chunks that no pack holds
+    unknown  keys of needed chunks that no pack holds
     """
 
     def __init__(self, index: Index, keys: Keys) -> None:
@@ -156,8 +160,7 @@ class Usage:
     def needed_keys(self, pack: bytes) -> set[bytes]:
         """Keys of the chunks for which this pack is the place that counts."""
         own = self._pack == self._numbers[pack]
-        joined = np.stack([self._first[own], self._second[own]], axis=1).tobytes()
-        return {joined[at : at + KEY_BYTES] for at in range(0, len(joined), KEY_BYTES)}
+        return Keys(self._first[own], self._second[own]).as_bytes()
 
     def _number(self, pack: bytes) -> int:
         number = self._numbers.setdefault(pack, len(self.packs))
@@ -214,15 +217,16 @@ def _begins(first: Halves, second: Halves) -> npt.NDArray[np.bool_]:
     return begins
 
 
-def _match(known: Keys, wanted: Keys) -> tuple[npt.NDArray[np.bool_], int]:
-    """(which of `known` are wanted, number of wanted keys that are not known). Each side is distinct."""
+def _match(known: Keys, wanted: Keys) -> tuple[npt.NDArray[np.bool_], Keys]:
+    """(which of `known` are wanted, the wanted keys that are not known). Each side is distinct."""
     first = np.concatenate([known.first, wanted.first])
     second = np.concatenate([known.second, wanted.second])
     order = np.lexsort((second, first))  # stable: of two equal keys the known one comes first
-    twins = np.flatnonzero(~_begins(first[order], second[order]))
+    begins = _begins(first[order], second[order])
     needed = np.zeros(len(known.first), dtype=bool)
-    needed[order[twins - 1]] = True
-    return needed, len(wanted.first) - len(twins)
+    needed[order[np.flatnonzero(~begins) - 1]] = True
+    alone = order[begins & (order >= len(known.first))]
+    return needed, Keys(first[alone], second[alone])
 
 
 def mark(session: Session, roots: Iterable[Root], monitor: Monitor) -> Keys:

@@ -211,9 +211,9 @@ class _Prune:
                 return True
             self._mark(session, names)
             usage = Usage(session.index, self._marks.keys())
-            if usage.unknown:
+            if len(usage.unknown.first):
                 reason = "it lacks chunks that restore points need; run verify, then delete the restore points it names"
-                raise IndexIncomplete(reason=reason, detail=f"{usage.unknown} chunks")
+                raise IndexIncomplete(reason=reason, detail=f"{len(usage.unknown.first)} chunks")
             found = self._sizes("packs/", _PACK_NAME)
             decisions = plan_prune(_states(usage, found, index_list), oldest_pinned=oldest)
             self._note(usage, decisions)

@@ -1,0 +1,329 @@
+"""The verify verb: is everything there that the restore points need, and is it what was written.
+
+    shallow  every root and its labels open, every manifest reads, every chunk is in the index, and every pack that is
+             needed is there with its length and a footer that opens and names those chunks
+    deep     also every segment is decrypted and every chunk is compared with its id
+
+What fails is read again once before it is called damage. A needed chunk that also lies in a sound pack is no damage to
+a restore point, only to the pack. Findings are collected, with the restore points and paths they hit; what stops the
+check itself (denied, timed out, canceled) is raised. Packs that failed become suspect in the next list, so that the
+next backup of the same content stores it again (RULINGS 14); suspect packs that pass a deep check are cleared.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, TypeVar
+
+from strongroom.base.errors import (
+    Corrupt,
+    ObjectExists,
+    ObjectMissing,
+    PackCorrupt,
+    StoreDenied,
+    StoreError,
+    StoreFull,
+    StoreTimeout,
+)
+from strongroom.base.streams import Monitor, Path
+from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
+from strongroom.engine.content import iter_ids, parse_content
+from strongroom.engine.manifest import open_stream
+from strongroom.engine.mark import Marks, Usage
+from strongroom.engine.model import REPORT_PATHS_MAX, Root
+from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack, pack_name, scratch
+from strongroom.engine.repository import Repository, Session
+
+PACKS_AHEAD = 2  # packs in work beyond one a thread; each holds one segment of plain bytes
+LIST_ATTEMPTS_MAX = 8  # races with a prune over the next list
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One damaged thing.
+
+    kind    root: it does not open        labels: those put later do not     manifest: it does not read
+            index: it cannot be loaded    chunk: no pack holds it            pack: missing, cut off or of other bytes
+    name    of the object, or of the root
+    roots   restore points that it hits
+    paths   (root, path) of files it hits, at most REPORT_PATHS_MAX; () is a disk. paths_count is exact
+    """
+
+    kind: Literal["root", "labels", "manifest", "index", "chunk", "pack"]
+    name: str
+    reason: str
+    roots: tuple[str, ...] = ()
+    paths: tuple[tuple[str, Path], ...] = ()
+    paths_count: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What was checked and what was found. bytes: sealed bytes read of packs, deep; 0 for a shallow check."""
+
+    findings: tuple[Finding, ...]
+    roots: int
+    objects: int
+    bytes: int
+
+
+def verify(repository: Repository, roots: Collection[str] | None, *, deep: bool, monitor: Monitor) -> VerifyReport:
+    """Check these roots, or all there are. Damage is in the report; raises StoreError and what `monitor` raises."""
+    check = _Check(repository, deep, monitor)
+    check.run(sorted(repository.root_names() if roots is None else set(roots)))
+    return check.report()
+
+
+@dataclass(kw_only=True)
+class _Damage:
+    """A pack that failed. keys: of the chunks it cannot give, None for all of it."""
+
+    reason: str
+    keys: set[bytes] | None
+
+
+@dataclass(kw_only=True)
+class _Hits:
+    """Where a finding shows."""
+
+    finding: Finding
+    roots: dict[str, None] = field(default_factory=dict)
+    paths: list[tuple[str, Path]] = field(default_factory=list)
+    count: int = 0
+    last: tuple[str, Path] | None = None
+
+    def add(self, root: str, path: Path) -> None:
+        """Once a path: the pages of one content follow each other."""
+        if self.last == (root, path):
+            return
+        self.last = (root, path)
+        self.roots[root] = None
+        self.count += 1
+        if len(self.paths) < REPORT_PATHS_MAX:
+            self.paths.append((root, path))
+
+    def whole(self) -> Finding:
+        return replace(self.finding, roots=tuple(self.roots), paths=tuple(self.paths), paths_count=self.count)
+
+
+class _Check:
+    """One run."""
+
+    def __init__(self, repository: Repository, deep: bool, monitor: Monitor) -> None:
+        self._repository = repository
+        self._deep = deep
+        self._monitor = monitor
+        self._findings: list[Finding] = []
+        self._roots = 0
+        self._checked: set[bytes] = set()
+        self._lock = threading.Lock()  # guards the two below, which threads of the pool write
+        self._bytes = 0
+        self._damage: dict[bytes, _Damage] = {}
+        self._doubt_metadata = False  # a manifest did not read: find the pack
+
+    def report(self) -> VerifyReport:
+        findings = tuple(self._findings)
+        return VerifyReport(findings=findings, roots=self._roots, objects=len(self._checked), bytes=self._bytes)
+
+    def run(self, names: list[str]) -> None:
+        roots = [root for root in map(self._load, names) if root is not None]
+        try:
+            with self._repository.session("verify") as session:
+                self._run(session, roots)
+        except (Corrupt, ObjectMissing) as err:
+            self._findings.append(Finding(kind="index", name="index/", reason=str(err), roots=tuple(names)))
+            return
+        self._mark_suspects()
+
+    def _load(self, name: str) -> Root | None:
+        self._roots += 1
+        try:
+            root = self._repository.load_root(name)
+        except (Corrupt, ObjectMissing) as err:
+            self._findings.append(Finding(kind="root", name=name, reason=str(err), roots=(name,)))
+            return None
+        try:
+            self._repository.load_labels(root)
+        except (Corrupt, ObjectMissing) as err:
+            self._findings.append(Finding(kind="labels", name=name, reason=str(err), roots=(name,)))
+        return root
+
+    def _run(self, session: Session, roots: list[Root]) -> None:
+        marks = Marks()
+        readable = []
+        for root in roots:
+            try:
+                marks.add(session, root, self._monitor)
+                readable.append(root)
+            except (Corrupt, ObjectMissing) as err:
+                self._doubt_metadata = True
+                self._findings.append(Finding(kind="manifest", name=root.name, reason=str(err), roots=(root.name,)))
+        usage = Usage(session.index, marks.keys())
+        while self._check_packs(session, usage):
+            # Chunks of packs that failed may lie elsewhere: those places count now, and are checked in their turn.
+            session.index.bad |= self._damage.keys()
+            usage = Usage(session.index, marks.keys())
+        self._explain(session, usage, readable)
+
+    # --- packs ---
+
+    def _check_packs(self, session: Session, usage: Usage) -> bool:
+        """Check the packs that are needed and were not checked. True when one of them failed."""
+        todo = [pack for pack in usage.packs if usage.of(pack)[1] and pack not in self._checked]
+        total = sum(usage.of(pack)[0] for pack in todo)
+        sizes = {pack.id: pack.size for pack in session.index.packs()}
+        before = len(self._damage)
+        running: deque[Future[None]] = deque()
+        done = 0
+        try:
+            for pack in todo:
+                if len(running) >= self._repository.pool.threads + PACKS_AHEAD:
+                    running.popleft().result()
+                self._monitor.check()
+                self._monitor.advance(done, total, len(self._checked))
+                done += usage.of(pack)[0]
+                self._checked.add(pack)
+                keys = usage.needed_keys(pack)
+                running.append(
+                    self._repository.pool.compute(partial(self._check_pack, session, pack, sizes[pack], keys))
+                )
+        finally:
+            while running:
+                running.popleft().result()
+        return len(self._damage) > before
+
+    def _check_pack(self, session: Session, pack: bytes, size: int, keys: set[bytes]) -> None:
+        """One pack, on a thread of the pool; failures go to `damage`."""
+        try:
+            found = _twice(lambda: self._open(pack, size, keys))
+        except (Corrupt, StoreError) as err:
+            _require_damage(err)
+            with self._lock:
+                self._damage[pack] = _Damage(reason=str(err), keys=None)
+            return
+        if self._deep or (self._doubt_metadata and found.kind == METADATA):
+            self._check_segments(session, found)
+
+    def _open(self, pack: bytes, size: int, keys: set[bytes]) -> Pack:
+        repository = self._repository
+        found = load_pack(repository.store, repository.prefix, repository.domain, pack)
+        if found.size != size:
+            raise PackCorrupt(reason=f"pack {pack.hex()} has {found.size} bytes instead of {size}")
+        held = {chunk_id[:KEY_BYTES] for segment in found.segments for chunk_id in segment.ids}
+        if not keys <= held:
+            raise PackCorrupt(reason=f"pack {pack.hex()} lacks {len(keys - held)} chunks that the index puts there")
+        return found
+
+    def _check_segments(self, session: Session, pack: Pack) -> None:
+        """Every segment, needed or not: a pack that rots in one place is not trusted in another."""
+        lost: set[bytes] = set()
+        reasons: list[str] = []
+        for segment in pack.segments:
+            place = SegmentPlace(pack.id, segment.offset, segment.stored, segment.raw, segment.codec)
+            plain = scratch("verify", segment.raw)
+            wrong = segment.ids
+            try:
+                _twice(partial(self._repository.segments.read_into, place, plain))
+                wrong = _wrong_ids(session, pack.kind, segment, plain)
+            except (Corrupt, StoreError) as err:
+                _require_damage(err)
+                reasons.append(str(err))
+            if wrong:
+                reasons.append(f"{len(wrong)} chunks have other bytes")
+                lost.update(chunk_id[:KEY_BYTES] for chunk_id in wrong)
+        with self._lock:
+            self._bytes += sum(segment.stored for segment in pack.segments)
+            if reasons:
+                self._damage[pack.id] = _Damage(reason=reasons[0], keys=lost)
+
+    # --- what it means ---
+
+    def _explain(self, session: Session, usage: Usage, roots: list[Root]) -> None:
+        """Turn damage into findings that name the restore points and paths they hit."""
+        by_key: dict[bytes, _Hits] = {}
+        hits: list[_Hits] = []
+        for pack, damage in sorted(self._damage.items()):
+            name = pack_name(self._repository.prefix, pack)
+            hits.append(_Hits(finding=Finding(kind="pack", name=name, reason=damage.reason)))
+            keys = usage.needed_keys(pack)  # those for which no sound pack was found
+            by_key.update(dict.fromkeys(keys if damage.keys is None else keys & damage.keys, hits[-1]))
+        unknown = usage.unknown.as_bytes()
+        if unknown:
+            reason = f"{len(unknown)} chunks are in no pack that the index knows"
+            hits.append(_Hits(finding=Finding(kind="chunk", name="index/", reason=reason)))
+            by_key.update(dict.fromkeys(unknown, hits[-1]))
+        for root in roots if by_key else ():
+            for path, ids in _ids_by_path(session, root):
+                self._monitor.check()
+                keys_here = {ids[at : at + KEY_BYTES] for at in range(0, len(ids), ID_BYTES)}
+                for hit in {id(by_key[key]): by_key[key] for key in keys_here & by_key.keys()}.values():
+                    hit.add(root.name, path)
+        self._findings += [hit.whole() for hit in hits]
+
+    def _mark_suspects(self) -> None:
+        """Writers must not rely on what failed, from the next list on; what passed a deep check is trusted again."""
+        cleared = self._checked - self._damage.keys() if self._deep else set()
+        try:
+            for _ in range(LIST_ATTEMPTS_MAX):
+                before = self._repository.load_index_list()
+                suspect = (set(before.suspect) - cleared) | self._damage.keys()
+                if suspect == set(before.suspect):
+                    return
+                try:
+                    number = before.number + 1
+                    self._repository.put_index_list(replace(before, number=number, suspect=tuple(sorted(suspect))))
+                except ObjectExists:
+                    continue
+                return
+        except (StoreError, Corrupt) as err:
+            # The findings matter more than the note about them, so they are not lost for it.
+            reason = f"suspect packs could not be noted: {err!s}"
+            self._findings.append(Finding(kind="index", name="index/", reason=reason))
+
+
+def _ids_by_path(session: Session, root: Root) -> Iterator[tuple[Path, bytes]]:
+    """(path, ids joined) of everything a root needs; a path comes once for each page of its content."""
+    get = session.metadata
+    if root.kind == "block":
+        for _, ids in iter_ids(parse_content(root.body.stream), get, lambda _: False):
+            yield (), ids
+        return
+    stream = open_stream(root, get)
+    yield (), b"".join(chunk_id for _, chunk_id in stream.pages())
+    for record, _ in stream.records():
+        for item in record.items():
+            if item.content is not None:
+                ids = b"".join(ids for _, ids in iter_ids(item.content, get, lambda _: False))
+                yield (*record.path, item.entry.name), ids
+
+
+def _wrong_ids(session: Session, kind: int, segment: Segment, plain: memoryview) -> list[bytes]:
+    """The ids of the chunks of a segment that are not what they are called."""
+    name = session.chunker.metadata_id if kind == METADATA else session.chunker.data_id
+    wrong = []
+    start = 0
+    for chunk_id, length in zip(segment.ids, segment.lengths, strict=True):
+        if name(plain[start : start + length]) != chunk_id:
+            wrong.append(chunk_id)
+        start += length
+    return wrong
+
+
+def _twice(read: Callable[[], T]) -> T:
+    """Try again once: a bit that flipped on the way is no damage in the store."""
+    try:
+        return read()
+    except (Corrupt, StoreError) as err:
+        _require_damage(err)
+        return read()
+
+
+def _require_damage(err: Corrupt | StoreError) -> None:
+    """Raise what says nothing of the object: the store does not serve us now."""
+    if isinstance(err, StoreDenied | StoreTimeout | StoreFull):
+        raise err
