@@ -11,8 +11,8 @@ from typing import Literal
 from strongroom.base.errors import EntryNotFound, InvalidRequest
 from strongroom.base.streams import Path
 from strongroom.engine.chunker import HOLE
-from strongroom.engine.content import iter_rows
-from strongroom.engine.manifest import Item, Stream, open_stream
+from strongroom.engine.content import iter_rows, parse_content
+from strongroom.engine.manifest import CHANGED, Item, Stream, open_stream
 from strongroom.engine.model import CHUNK_BYTES_MAX, BrowsedEntry
 from strongroom.engine.repository import Repository
 
@@ -54,18 +54,22 @@ def entry(repository: Repository, root: str, path: Path) -> BrowsedEntry:
 def read_file(
     repository: Repository, root: str, path: Path, offset: int = 0, length: int | None = None
 ) -> Iterator[bytes]:
-    """Bytes [offset, offset + length) of a regular file, or to its end, in pieces of at most a chunk.
+    """Bytes [offset, offset + length) of a regular file, or of a disk (path `()`), in pieces of at most a chunk.
 
     Raises EntryNotFound for what is no regular file, at the first piece. The session lasts until the iterator ends or
     is closed.
     """
     found = repository.load_root(root)
     with repository.session("mount") as session:
-        item = _require(open_stream(found, session.metadata), path)
-        if item.content is None:
-            raise EntryNotFound(id=_shown(path))
-        end = item.entry.size if length is None else min(item.entry.size, offset + length)
-        for chunk_id, size, start in iter_rows(item.content, session.metadata, offset):
+        if found.kind == "block" and not path:
+            content, whole = parse_content(found.body.stream), found.size
+        else:
+            item = _require(open_stream(found, session.metadata), path)
+            if item.content is None:
+                raise EntryNotFound(id=_shown(path))
+            content, whole = item.content, item.entry.size
+        end = whole if length is None else min(whole, offset + length)
+        for chunk_id, size, start in iter_rows(content, session.metadata, offset):
             first, last = max(offset - start, 0), min(size, end - start)
             if last <= first:
                 break
@@ -96,7 +100,7 @@ def _browsed(item: Item) -> BrowsedEntry:
     if stat.S_ISLNK(mode):
         return BrowsedEntry(name=item.entry.name, kind="link", entry=item.entry, target=item.attributes.target)
     kind: Literal["file", "other"] = "other" if item.content is None else "file"
-    return BrowsedEntry(name=item.entry.name, kind=kind, entry=item.entry, doubtful=item.doubtful)
+    return BrowsedEntry(name=item.entry.name, kind=kind, entry=item.entry, doubtful=bool(item.doubts & CHANGED))
 
 
 def _shown(path: Path) -> str:

@@ -37,6 +37,9 @@ STREAM_ROWS_INLINE_MAX = 64
 NAME_BYTES_MAX = 4096
 CUT_FROM_BYTES = 1 * MIB  # the stream is cut when this much has gathered
 
+RACY = 1  # it may have changed in the moment after it was read without leaving a trace in its times (RULINGS 15)
+CHANGED = 2  # it changed while it was read: its content is of no single moment
+
 _FRAME = struct.Struct("<I")
 
 Key = tuple[Path, bytes]  # path of a folder, name of the first entry of the part
@@ -46,7 +49,7 @@ class Record(NamedTuple):
     """One folder part, as stored. Everything that costs a decode per entry is packed for itself.
 
     stats       msgpack of the list of Entry tuples: equal bytes mean that nothing in the folder changed
-    doubtful    positions whose content or attributes may be stale, so the next run reads them again
+    doubts      position -> RACY or CHANGED or both: the next run reads these again, whatever their times say
     attributes  position -> (xattrs, flags, target), only where there are any
     contents    per position: None for what is no regular file, else what `parse_content` reads
     size        sum of the sizes of its files
@@ -55,7 +58,7 @@ class Record(NamedTuple):
     path: Path
     first: bytes
     stats: bytes
-    doubtful: Sequence[int]
+    doubts: Mapping[int, int]
     attributes: Mapping[int, Sequence[object]]
     contents: Sequence[object]
     size: int
@@ -70,10 +73,9 @@ class Record(NamedTuple):
 
     def items(self) -> "Iterator[Item]":
         """Every entry with what is stored of it. Raises ManifestCorrupt."""
-        doubtful = frozenset(self.doubtful)
         for at, entry in enumerate(self.entries()):
             content = None if self.contents[at] is None else self.content_of(at)
-            yield Item(entry, self.attributes_of(at), content, at in doubtful)
+            yield Item(entry, self.attributes_of(at), content, self.doubts.get(at, 0))
 
     def attributes_of(self, position: int) -> Attributes:
         found = self.attributes.get(position)
@@ -84,12 +86,12 @@ class Record(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One entry with all that is stored of it. content is None for what is no regular file."""
+    """One entry with all that is stored of it. content is None for what is no regular file; doubts: RACY | CHANGED."""
 
     entry: Entry
     attributes: Attributes
     content: Content | None
-    doubtful: bool
+    doubts: int = 0
 
 
 def pack_stats(entries: Sequence[Entry]) -> bytes:
@@ -100,10 +102,10 @@ def pack_records(path: Path, first: bytes, items: Sequence[Item]) -> Iterator[tu
     """The record of a folder part, or the records of its halves when it is too large."""
     attributes = {i: list(item.attributes) for i, item in enumerate(items) if item.attributes != NO_ATTRIBUTES}
     contents = [None if item.content is None else pack_content(item.content) for item in items]
-    doubtful = [i for i, item in enumerate(items) if item.doubtful]
+    doubts = {i: item.doubts for i, item in enumerate(items) if item.doubts}
     size = sum(item.entry.size for item in items if item.content is not None)
     stats = pack_stats([item.entry for item in items])
-    data = bytes(msgpack.packb(Record(path, first, stats, doubtful, attributes, contents, size)))
+    data = bytes(msgpack.packb(Record(path, first, stats, doubts, attributes, contents, size)))
     if len(data) <= RECORD_SPLIT_BYTES or len(items) == 1:
         yield (path, first), data
         return
@@ -118,9 +120,17 @@ def parse_record(data: bytes) -> Record:
         record = Record(*msgpack.unpackb(data, use_list=False, strict_map_key=False))
     except (ValueError, TypeError) as err:
         raise ManifestCorrupt(reason="a directory record cannot be read", detail=str(err)) from err
-    path, first, stats, doubtful, attributes, contents, size = record
-    shapes = (path, tuple), (first, bytes), (stats, bytes), (doubtful, tuple), (contents, tuple), (size, int)
-    if not all(isinstance(value, kind) for value, kind in shapes) or not isinstance(attributes, dict):
+    path, first, stats, doubts, attributes, contents, size = record
+    shapes = (
+        (path, tuple),
+        (first, bytes),
+        (stats, bytes),
+        (doubts, dict),
+        (attributes, dict),
+        (contents, tuple),
+        (size, int),
+    )
+    if not all(isinstance(value, kind) for value, kind in shapes):
         raise ManifestCorrupt(reason="a directory record is malformed")
     if not all(is_name(name) for name in path) or len(contents) > FOLDER_PART_ENTRIES_MAX:
         raise ManifestCorrupt(reason="a directory record has an impossible path or too many entries")

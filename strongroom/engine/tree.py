@@ -1,6 +1,6 @@
 """A tree backup: the parent's stream of records and the new walk, both in the same order, merged record by record.
 
-    walk    ()   a    a/b       c     d           equal stats, nothing doubtful: the old record is taken byte for byte
+    walk    ()   a    a/b       c     d           equal stats, nothing in doubt: the old record is taken byte for byte
     parent  ()   a    a/b  b    c     d  e        else name by name: unchanged entries keep content and attributes
 
 A folder that only the parent has (b, e) is passed over. Memory holds one folder part of each side, not the tree.
@@ -15,7 +15,18 @@ from strongroom.base.units import GIB, MIB
 from strongroom.engine.content import BLOCKS, Content, GetMetadata
 from strongroom.engine.files import ContentReader, changed_extents, is_image
 from strongroom.engine.intake import Intake
-from strongroom.engine.manifest import Item, Key, Record, Stream, StreamRow, StreamWriter, pack_records, pack_stats
+from strongroom.engine.manifest import (
+    CHANGED,
+    RACY,
+    Item,
+    Key,
+    Record,
+    Stream,
+    StreamRow,
+    StreamWriter,
+    pack_records,
+    pack_stats,
+)
 from strongroom.engine.model import REPORT_PATHS_MAX, ChangedBlocks
 
 READS_MAX = 3  # of a file that changes while it is read
@@ -48,7 +59,7 @@ class Parent:
         found = self._next
         if found is None or self._known or found[0].key != (path, first):
             return None
-        if found[0].stats != stats or found[0].doubtful:
+        if found[0].stats != stats or found[0].doubts:
             return None
         self._advance()
         return found
@@ -140,7 +151,7 @@ class TreeBackup:
         for entry in folder.entries:
             old = known.get(entry.name)
             if old is not None and self._is_unchanged(entry, old):
-                item = Item(entry, old.attributes, old.content, False)
+                item = Item(entry, old.attributes, old.content)
             else:
                 try:
                     item = self._read_entry(folder, entry, old)
@@ -154,7 +165,7 @@ class TreeBackup:
 
     def _is_unchanged(self, entry: Entry, old: Item) -> bool:
         """Earned by every field a write or a replacement would touch, and by time to notice it (RULINGS 15)."""
-        if old.doubtful or entry[_SAME_FIRST:_SAME_LAST] != old.entry[_SAME_FIRST:_SAME_LAST]:
+        if old.doubts or entry[_SAME_FIRST:_SAME_LAST] != old.entry[_SAME_FIRST:_SAME_LAST]:
             return False
         return old.content is None or self._intake.holds(old.content)
 
@@ -164,19 +175,20 @@ class TreeBackup:
 
     def _read_entry(self, folder: Folder, entry: Entry, old: Item | None) -> Item:
         if not stat.S_ISREG(entry.mode):
-            return Item(entry, folder.attributes(entry), None, entry.ctime_ns >= self._unchanged_before_ns)
+            return Item(entry, folder.attributes(entry), None, self._racy(entry))
         if entry.nlink > 1:
             found = self._links.get((entry.dev, entry.ino))
             if found is not None and found[0][_SAME_FIRST:_SAME_LAST] == entry[_SAME_FIRST:_SAME_LAST]:
-                doubtful = entry.ctime_ns >= self._unchanged_before_ns
-                return Item(entry, folder.attributes(entry), found[1], doubtful)
+                return Item(entry, folder.attributes(entry), found[1], self._racy(entry))
         seen, content, changed = self._read_content(folder, entry, old)
         if changed:
             self._name_changed((*folder.path, entry.name))
         elif seen.nlink > 1 and len(self._links) < LINKS_REMEMBERED_MAX:
             self._links[seen.dev, seen.ino] = (seen, content)
-        doubtful = changed or seen.ctime_ns >= self._unchanged_before_ns
-        return Item(seen, folder.attributes(seen), content, doubtful)
+        return Item(seen, folder.attributes(seen), content, self._racy(seen) | (CHANGED if changed else 0))
+
+    def _racy(self, entry: Entry) -> int:
+        return RACY if entry.ctime_ns >= self._unchanged_before_ns else 0
 
     def _read_content(self, folder: Folder, entry: Entry, old: Item | None) -> tuple[Entry, Content, bool]:
         """(the entry as it was when read, its content, whether it changed in every reading)."""
@@ -203,7 +215,7 @@ class TreeBackup:
             self.blocks_reason = "a changed-block list is for the one image in the top folder"
         elif old is None or old.content is None or old.content.layout != BLOCKS or old.entry.size != size:
             self.blocks_reason = "the parent does not hold this image"
-        elif old.doubtful:
+        elif old.doubts:
             self.blocks_reason = "the image changed while the parent was made"
         else:
             return self._reader.read_blocks(size, changed_extents(blocks.extents, size), data.read_into, old.content)
