@@ -30,7 +30,6 @@ from strongroom.sources.base import (
 )
 from strongroom.sources.disk import DiskStream, flush_quietly
 from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, open_quietly, punch_hole, pwrite_full, read_xattrs
-from strongroom.sources.journal import is_ours
 from strongroom.sources.mounts import file_system
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import shown, source_error, target_error
@@ -299,9 +298,8 @@ def remove_leftover(folder_fd: int, name: bytes) -> bool:
     except FileNotFoundError:
         return False
     try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or not is_ours(info):
-            raise TargetDenied(reason=f"A file named {shown(name)} that is not the service's lies beside the image.")
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # its owner may be the old image's already, so it is no sign
+            raise TargetDenied(reason=f"{shown(name)} beside the image is not a file of the service. Move it away.")
         if not lock_file(fd):
             raise TargetBusy(reason="Another process is restoring this image for the same task. Wait for it to end.")
         os.unlink(name, dir_fd=folder_fd)
