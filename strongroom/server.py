@@ -183,6 +183,8 @@ async def _serve(settings: Settings, url: str) -> int:
             )
         finally:
             await asyncio.to_thread(worker.stop)
+            if trace.passed() is not None:
+                log.info("trace points passed", count=trace.passed())
             pool.close()
             passwords.close()
 

@@ -12,7 +12,7 @@ from strongroom.control.access import Caller
 from strongroom.control.callers import Callers
 from strongroom.control.signatures import SignedRequest
 
-TOKEN_HEADER = "X-Auth-Token"
+TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 -- the name of a header
 
 
 class Authenticator:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from strongroom.base.browsing import EntryView
-from strongroom.base.errors import EntryNotFound
+from strongroom.base.errors import EntryNotFound, InvalidRequest
 from strongroom.base.streams import Entry
 from strongroom.control.reading import find_readable
 from strongroom.control.subjects import ResourceRef
@@ -68,7 +68,10 @@ class RestorePointBrowser:
                 return _disk(loaded.size, loaded.created_at), read_file(repository, root, ())
             browsed = find_entry(repository, root, parts)
             if browsed.kind != "file":
-                raise EntryNotFound(id=path.decode("utf-8", "backslashreplace"), detail="not a regular file")
+                shown = path.decode("utf-8", "backslashreplace")
+                raise InvalidRequest(
+                    reason=f"{shown or 'It'} is no regular file. Download a file of it, or restore it."
+                )
             return _view(b"/".join(parts[:-1]), browsed), read_file(repository, root, parts)
 
         view, pieces = await asyncio.to_thread(begin)
@@ -102,14 +105,26 @@ def _overlap(one: bytes, other: bytes) -> bool:
 
 
 async def _stream(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """One piece at a time, each read and checked in a thread. The engine's session ends with the iterator."""
+    """One piece at a time, each read and checked in a thread. The engine's session ends with the iterator, also when the
+    client leaves while a piece is being read: that piece is waited for, then the iterator is closed."""
+    reading: asyncio.Future[bytes | None] | None = None
+
+    async def end() -> None:
+        if reading is not None:
+            await asyncio.wait([reading])
+        close = getattr(pieces, "close", None)
+        if close is not None:
+            await asyncio.to_thread(close)
+
     try:
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        while True:
+            reading = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
+            piece = await asyncio.shield(reading)
+            if piece is None:
+                return
             yield piece
     finally:
-        close = getattr(pieces, "close", None)  # a generator's: gives its session back when the client leaves early
-        if close is not None:
-            await asyncio.shield(asyncio.to_thread(close))
+        await asyncio.shield(end())
 
 
 def _view(folder: bytes, browsed: BrowsedEntry) -> EntryView:

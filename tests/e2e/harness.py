@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -59,6 +60,10 @@ class Server:
 
     def log(self) -> str:
         return self.log_path.read_text()[-6000:]
+
+    def trace_points(self) -> int:
+        """How many points the last run passed; it must have been started with kill_at and stopped."""
+        return int(re.findall(r"trace points passed\s+count=(\d+)", self.log_path.read_text())[-1])
 
     @property
     def credentials(self) -> dict[str, str]:

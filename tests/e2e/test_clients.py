@@ -214,8 +214,8 @@ def test_openstack_cbr_tells_the_whole_story(server: Server, tmp_path: Path) -> 
     )
     run("vault", "associate", "shares", "--resource", f"name=share,id={share_id},type=OS::Sfs::Turbo", as_json=False)
     assert [v["name"] for v in run("vault", "list")] == ["shares"]
-    assert run("vault", "show", "shares")["id"] == vault["id"]
-    point = run("checkpoint", "create", "--vault-id", vault["id"], "--backup-name", "by-cli", "--resources", share_id)
+    assert run("vault", "show", "shares")["ID"] == vault["ID"]
+    point = run("checkpoint", "create", "--vault-id", vault["ID"], "--backup-name", "by-cli", "--resources", share_id)
     wanted = contents(source)
     wait_until(lambda: run("checkpoint", "show", point["id"])["status"] == "available", "the checkpoint is available")
     backups = run("backup", "list")

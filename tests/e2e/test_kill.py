@@ -8,15 +8,13 @@ from harness import Client, Server, contents, make_tree, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-BACKUP_POINTS = [
-    *[f"backup:database:{n}" for n in (1, 2, 4, 5, 6, 7, 8)],
-    *[f"backup:store:{n}" for n in (1, 3, 5, 7, 9, 11, 13, 15)],
-]
-RESTORE_POINTS = [
-    *[f"restore:database:{n}" for n in (1, 2, 5, 6)],
-    *[f"restore:store:{n}" for n in (1, 3, 6)],
-    *[f"restore:files:{n}" for n in (1, 5, 20, 40, 60, 70, 75, 80)],
-]
+OUT_OF_REACH = 100_000
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` numbers over 1..total, the first and the last among them."""
+    assert total >= count, f"only {total} trace points; the work is too small for this test"
+    return sorted({1 + (total - 1) * i // (count - 1) for i in range(count)})
 
 
 def _check_every_point(client: Client, target: str, target_path: Path, known: dict[str, dict]) -> None:
@@ -30,7 +28,7 @@ def _check_every_point(client: Client, target: str, target_path: Path, known: di
 
 
 def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
-    """Killed at 15 points of a backup: acknowledged points stay whole, the task ends, nothing runs for ever."""
+    """Killed at 15 points spread over a backup: acknowledged points stay whole, the killed one ends, nothing is left."""
     server = Server(tmp_path / "state")
     source, target_path = tmp_path / "source", tmp_path / "target"
     make_tree(source, 0)
@@ -44,7 +42,15 @@ def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
             assert client.settled(client.checkpoint(vault))["status"] == "available"
             known = {client.backups()[0]["id"]: contents(source)}
         server.stop()
-        for number, point in enumerate(BACKUP_POINTS, 1):
+        points = []
+        for kind, count in (("database", 6), ("store", 9)):
+            server.start(kill_at=f"backup:{kind}:{OUT_OF_REACH}")
+            make_tree(source, 100 + count)
+            with server.client() as client:
+                client.settled(client.checkpoint(vault))
+            server.stop()
+            points += [f"backup:{kind}:{n}" for n in _spread(server.trace_points(), count)]
+        for number, point in enumerate(points, 1):
             make_tree(source, number)
             server.start(kill_at=point)
             with server.client() as client:
@@ -68,8 +74,8 @@ def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
 
 
 def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path) -> None:
-    """Killed at 15 points of a restore: right after the kill the target is wholly old or wholly new but for what the
-    journal has in hand, and after the restart the same restore ends with the new content."""
+    """Killed at 16 points spread over a restore: after a restart the same restore ends by itself with the new content,
+    nothing of the staging is left and nothing runs for ever."""
     server = Server(tmp_path / "state")
     source = tmp_path / "source"
     make_tree(source, 0)
@@ -82,7 +88,15 @@ def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path) -> None:
             backup = client.backups()[0]["id"]
             wanted = contents(source)
         server.stop()
-        for number, point in enumerate(RESTORE_POINTS, 1):
+        points = []
+        for kind, count in (("database", 4), ("store", 4), ("files", 8)):
+            server.start(kill_at=f"restore:{kind}:{OUT_OF_REACH}")
+            shutil.rmtree(source / "d1")
+            with server.client() as client:
+                assert client.restore(backup, resource_id=resource)["status"] == "success"
+            server.stop()
+            points += [f"restore:{kind}:{n}" for n in _spread(server.trace_points(), count)]
+        for number, point in enumerate(points, 1):
             shutil.rmtree(source / "d1")
             (source / "big").write_bytes(b"damaged %d" % number)
             (source / "later").write_bytes(b"made after the restore point")
