@@ -112,7 +112,7 @@ def delete_key(
     access_key: Annotated[str, typer.Argument(metavar="ACCESS_KEY")],
     yes: YesOption = False,
 ) -> None:
-    """Delete an access key: whoever uses it is locked out at once."""
+    """Delete an access key: whoever uses it is locked out within seconds."""
     session.confirm(f"Delete the access key {access_key}?", yes=yes)
     session.client.delete(f"/ext/v1/admin/keys/{access_key}")
     session.output.note("Deleted.")

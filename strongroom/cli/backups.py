@@ -17,7 +17,7 @@ from strongroom.cli.errors import (
     EXIT_FAILED,
     EXIT_OK,
     EXIT_PARTLY_DONE,
-    AnswerStrange,
+    AnswerCutOff,
     CommandRefused,
     RequestRefused,
 )
@@ -233,10 +233,11 @@ def _copy(session: Session, response: httpx.Response, stream: BinaryIO, label: s
     )
     with Progress(*columns, console=session.output.stderr, disable=not session.output.live) as bars:
         bar = bars.add_task(shown(label), total=expected)
-        for piece in response.iter_bytes(DOWNLOAD_PIECE):
-            stream.write(piece)
-            done += len(piece)
-            bars.update(bar, completed=done)
-    if done != expected:
-        raise AnswerStrange(endpoint=session.client.endpoint, reason=f"{done} of {expected} bytes came")
+        try:
+            for piece in response.iter_bytes(DOWNLOAD_PIECE):
+                stream.write(piece)
+                done += len(piece)
+                bars.update(bar, completed=done)
+        except httpx.TransportError as err:
+            raise AnswerCutOff(got=done, wanted=expected, detail=str(err)) from err
     return done

@@ -48,6 +48,18 @@ class AnswerStrange(StrongroomError):
 
 
 @dataclass(kw_only=True, eq=False)
+class AnswerCutOff(StrongroomError):
+    """A download ended before its end; nothing of it is kept."""
+
+    template: ClassVar[str] = (
+        "The download ended early: {got} of {wanted} bytes came. The data is damaged, or the server was stopped; "
+        "the server's log tells which."
+    )
+    got: int
+    wanted: int
+
+
+@dataclass(kw_only=True, eq=False)
 class NameUnknown(StrongroomError):
     """Nothing has that name."""
 

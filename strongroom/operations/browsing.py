@@ -105,8 +105,10 @@ def _overlap(one: bytes, other: bytes) -> bool:
 
 
 async def _stream(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """One piece at a time, each read and checked in a thread. The engine's session ends with the iterator, also when the
-    client leaves while a piece is being read: that piece is waited for, then the iterator is closed."""
+    """One piece at a time, each read and checked in a thread. The engine's session ends with the iterator.
+
+    When the client leaves while a piece is being read, that piece is waited for before the iterator is closed.
+    """
     reading: asyncio.Future[bytes | None] | None = None
 
     async def end() -> None:
