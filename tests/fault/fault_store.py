@@ -51,6 +51,7 @@ class FaultStore:
         self.fault = fault
         self.operations: list[tuple[str, str]] = []
         self.crashed = False
+        self.open_writers = 0  # neither committed nor discarded
         self._pending: dict[int, Callable[[], object]] = {}
         self._changed = threading.Condition()
 
@@ -74,7 +75,9 @@ class FaultStore:
         self._write("put", name, lambda: self.inner.put(name, [whole]))
 
     def writer(self, name: str) -> ObjectWriter:
-        return FaultWriter(self, name, self._read("writer", name, lambda: self.inner.writer(name)))
+        inner = self._read("writer", name, lambda: self.inner.writer(name))
+        self.opened(1)
+        return FaultWriter(self, name, inner)
 
     def read(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         return self._read("read", name, lambda: self.inner.read(name, offset, length))
@@ -98,6 +101,10 @@ class FaultStore:
         self._read("check", "", self.inner.check)
 
     # --- faults ---
+
+    def opened(self, count: int) -> None:
+        with self._changed:
+            self.open_writers += count
 
     def _read(self, kind: str, name: str, call: Callable[[], T]) -> T:
         with self._changed:
@@ -159,15 +166,23 @@ class FaultWriter:
         self._store = store
         self._name = name
         self._inner = inner
+        self._closed = False
 
     def write_at(self, offset: int, data: Buffer) -> None:
         self._store._read("write_at", self._name, lambda: self._inner.write_at(offset, data))
 
     def commit(self) -> None:
         self._store._write("commit", self._name, self._inner.commit)
+        self._close()
 
     def discard(self) -> None:
         self._inner.discard()
+        self._close()
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._store.opened(-1)
 
 
 def copy_of(store: MemoryStore) -> MemoryStore:

@@ -1,0 +1,194 @@
+"""Every verb with its N-th store operation failing, with everything failing from the N-th on, and with a crash at it.
+
+After each run a new process opens what the disk holds: every restore point that was acknowledged comes back byte for
+byte, whatever else is there can be restored too, a deep verify finds nothing, the verb runs again to its end, and a
+prune leaves nothing behind that no restore point needs.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+from fault_store import Fault, FaultStore, copy_of
+from fault_streams import random_files
+from fault_world import MONITOR, World, create, reopen, restored
+
+from strongroom.base.errors import Corrupt, StoreError, StoreFull, StoreTimeout
+from strongroom.base.streams import Path
+from strongroom.engine import Repository
+from strongroom.engine.store.memory import MemoryStore
+from strongroom.engine.verify import verify
+
+SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
+ERRORS: tuple[type[StoreError], ...] = (StoreError, StoreFull, StoreTimeout)
+
+
+def small_files(seed: int) -> dict[Path, bytes]:
+    return random_files(seed, count=8, bytes_max=40_000)
+
+
+NEW = {**small_files(1), (b"folder-2", b"deep", b"new"): random.Random(9).randbytes(50_000)}
+
+
+@cache
+def base() -> tuple[World, MemoryStore]:
+    """Three backups that count; packs that are dead, and one under half live."""
+    store, world = MemoryStore(), World()
+    repository = create(store)
+    kept = random.Random(5).randbytes(20_000)
+    world.backup(repository, "half.1", {(b"kept",): kept, (b"big",): random.Random(6).randbytes(90_000)})
+    world.backup(repository, "dead.1", random.Random(7).randbytes(128 * 1024))
+    world.backup(repository, "tree.1", small_files(1))
+    world.backup(repository, "rest.1", {(b"kept",): kept}, parent="half.1")
+    world.backup(repository, "disk.1", random.Random(8).randbytes(128 * 1024) + bytes(256 * 1024))
+    world.delete(repository, "half.1")
+    world.delete(repository, "dead.1")
+    return world, store
+
+
+def run_backup(world: World, repository: Repository) -> None:
+    """As the job does: adopt what an earlier attempt left, else a new generation."""
+    left = repository.find_root("new")
+    if left is not None:
+        world.kept[left.name] = NEW
+        return
+    generations = [int(name.partition(".")[2]) for name in repository.root_names() if name.startswith("new.")]
+    world.backup(repository, f"new.{max(generations, default=0) + 1}", NEW, parent="tree.1")
+
+
+def run_restore(world: World, repository: Repository) -> None:
+    assert [name for name in sorted(world.kept) if restored(repository, name) != world.kept[name]] == []
+
+
+def run_prune(world: World, repository: Repository) -> None:
+    world.prune(repository)
+
+
+def run_delete(world: World, repository: Repository) -> None:
+    world.delete(repository, "tree.1")
+
+
+def run_verify(world: World, repository: Repository) -> None:
+    report = verify(repository, list(world.kept), deep=True, monitor=MONITOR)
+    if report.findings:
+        raise Corrupt(reason="verify found damage", detail=str(report.findings))
+
+
+VERBS: dict[str, Callable[[World, Repository], None]] = {
+    "backup": run_backup,
+    "restore": run_restore,
+    "prune": run_prune,
+    "delete": run_delete,
+    "verify": run_verify,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a verb did under a fault: whether it failed, and the disk after it."""
+
+    world: World
+    disk: MemoryStore
+    failed: bool
+    reached: bool
+    operations: int
+
+
+def run(verb: str, fault: Fault | None) -> Run:
+    kept, disk = base()
+    world = kept.copy()
+    store = FaultStore(copy_of(disk), fault)
+    failed = False
+    try:
+        VERBS[verb](world, reopen(store))
+    except (StoreError, Corrupt) as err:
+        # An unreadable object may well be called damage. Success is what must never be reported wrongly.
+        failed = True
+        assert fault is not None, err
+    operations = len(store.operations)
+    assert store.open_writers == 0 or store.crashed
+    return Run(world, store.survivors(), failed, store.reached, operations)
+
+
+def check(verb: str, done: Run) -> list[str]:
+    """Everything this suite promises, for one run."""
+    disk, world = done.disk, done.world
+    repository = reopen(disk)
+    found = world.problems(repository)
+    for name in set(repository.root_names()) - world.kept.keys():
+        if name.startswith("new.") and restored(repository, name) != NEW:
+            found.append(f"{name} was not acknowledged, but is there with other bytes")
+    if verb != "verify":
+        found += [f"verify: {finding}" for finding in verify(repository, None, deep=True, monitor=MONITOR).findings]
+    VERBS[verb](world, repository)
+    if verb == "backup" and not any(content is NEW for content in world.kept.values()):
+        found.append("the second run did not complete")
+    world.prune(repository)
+    found += world.problems(repository)
+    again = world.prune(repository)
+    if again.packs_deleted or again.packs_waiting or again.packs_rewritten or again.roots_removed:
+        found.append(f"the prune before left something: {again}")
+    return found
+
+
+def faults(verb: str, every: int, seeds: int) -> Iterator[Fault]:
+    """Each N: once (early and late by turns, each class of error), from N on, and crashes."""
+    operations = run(verb, None).operations
+    for at in range(1, operations + 1):
+        if (at + SEED) % every:
+            continue
+        error = ERRORS[at % len(ERRORS)]
+        yield Fault(at=at, error=error)
+        yield Fault(at=at, error=error, late=True)
+        yield Fault(at=at, error=error, onwards=True, late=at % 2 == 0)
+        for seed in range(seeds):
+            yield Fault(at=at, crash=True, seed=seed)
+
+
+def sweep(verb: str, *, every: int = 1, seeds: int) -> None:
+    trials = failures = 0
+    for fault in faults(verb, every, seeds):
+        done = run(verb, fault)
+        trials += 1
+        failures += done.failed
+        if fault.crash and done.reached:
+            assert done.failed, fault
+        found = check(verb, done)
+        assert not found, (verb, fault, found)
+    print(f"{verb}: {trials} faults, {failures} of them failed the verb, seed {SEED}")
+    assert trials
+
+
+def test_a_clean_run_needs_no_forgiveness() -> None:
+    """Without a fault every verb succeeds and every promise holds; prune moves, sweeps and cleans in this data set."""
+    for verb in VERBS:
+        done = run(verb, None)
+        assert not done.failed
+        assert check(verb, done) == []
+    world, disk = base()
+    report = world.copy().prune(reopen(copy_of(disk)))
+    assert report.packs_rewritten == 1
+    assert report.packs_deleted >= 4
+    assert report.lists_written >= 3
+
+
+@pytest.mark.parametrize("verb", ["restore", "delete", "verify"])
+def test_every_fault_of_a_reader(verb: str) -> None:
+    """Restore and verify change nothing that counts, delete takes its root or not: at every N."""
+    sweep(verb, every=2, seeds=1)
+
+
+@pytest.mark.parametrize("verb", ["backup", "prune"])
+def test_every_fault_of_a_writer(verb: str) -> None:
+    """Backup and prune: at every N."""
+    sweep(verb, seeds=1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_fault_many_times(verb: str) -> None:
+    """The same with many outcomes of each crash."""
+    sweep(verb, seeds=20)
