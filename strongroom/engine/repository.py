@@ -57,7 +57,7 @@ from strongroom.engine.store.base import Store
 
 SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
 INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
-SEGMENTS_KEPT = 4  # metadata segments a reader keeps open: 16 MiB
+SEGMENTS_KEPT = 8  # metadata segments a reader keeps open: 8 MiB
 SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
 _OBJECT_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}\.[0-9a-f]{{32}}")
@@ -160,13 +160,18 @@ class Repository:
 
     def load_index_list(self) -> IndexList:
         """The newest list. Raises IndexIncomplete."""
-        numbers = [int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)]
-        if not numbers:
-            raise IndexIncomplete(reason="it has no list of its index objects; rebuild the index")
-        number = max(numbers)
-        data = self._read(f"index/{number:0{NUMBER_DIGITS}d}", INDEX_LIST_BYTES_MAX)
-        payload = open_object(self.domain.data_key, self.domain.id, INDEX_LIST, data, str(number).encode())
-        return IndexList.decode(decompress_bounded(payload, INDEX_LIST_BYTES_MAX), number)
+        for _ in range(SESSION_ATTEMPTS_MAX):
+            numbers = [int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)]
+            if not numbers:
+                raise IndexIncomplete(reason="it has no list of its index objects; rebuild the index")
+            number = max(numbers)
+            try:
+                data = self._read(f"index/{number:0{NUMBER_DIGITS}d}", INDEX_LIST_BYTES_MAX)
+            except ObjectMissing:
+                continue  # a prune has written newer ones since the listing, and deleted this
+            payload = open_object(self.domain.data_key, self.domain.id, INDEX_LIST, data, str(number).encode())
+            return IndexList.decode(decompress_bounded(payload, INDEX_LIST_BYTES_MAX), number)
+        raise IndexIncomplete(reason="its index list keeps changing; run the task again")
 
     def put_index_list(self, index_list: IndexList) -> None:
         """Durable on return. Raises ObjectExists to the loser of a race, who reads again and plans again."""
