@@ -9,6 +9,7 @@ from collections.abc import Callable
 from strongroom.base.errors import PackCorrupt
 from strongroom.engine.chunker import KEY_BYTES
 from strongroom.engine.content import Content, iter_ids
+from strongroom.engine.model import METADATA_SEGMENT_BYTES_MAX
 from strongroom.engine.pack import DATA, METADATA, Pack
 from strongroom.engine.repository import Session
 from strongroom.engine.segments import Buffers, PackWriter, SegmentWriter
@@ -37,7 +38,7 @@ class Intake:
             for kind in (DATA, METADATA)
         ]
         self.data = SegmentWriter(self._packs[0], self.buffers)
-        self._metadata = SegmentWriter(self._packs[1], self.buffers)
+        self._metadata = SegmentWriter(self._packs[1], self.buffers, METADATA_SEGMENT_BYTES_MAX)
 
     @property
     def bytes_stored(self) -> int:

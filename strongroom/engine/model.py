@@ -22,6 +22,7 @@ BLOCK_BYTES = 64 * KIB  # the unit of images; equal to the granularity of QEMU's
 SMALL_FILE_BYTES = 128 * KIB  # up to here a file is one chunk: cutting it saves nothing
 CHUNK_BYTES_MIN, CHUNK_BYTES_AVG, CHUNK_BYTES_MAX = 32 * KIB, 128 * KIB, 512 * KIB
 SEGMENT_BYTES_MAX = 4 * MIB  # the unit of compression: 2 MiB costs 8 % of size, 8 MiB brings nothing
+METADATA_SEGMENT_BYTES_MAX = 1 * MIB  # who looks for one folder reads a segment for each step of the way
 PACK_BYTES = 32 * MIB  # a pack is closed when it reaches this
 DEFAULT_LEVEL = 3  # RULINGS 13: one level per domain, so that size does not depend on load
 

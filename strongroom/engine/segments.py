@@ -181,9 +181,10 @@ class SegmentWriter:
     Two ways in: `append` copies a chunk; `room` gives the place where the next chunk may be read to, `keep` takes it.
     """
 
-    def __init__(self, packs: PackWriter, buffers: Buffers) -> None:
+    def __init__(self, packs: PackWriter, buffers: Buffers, bytes_max: int = SEGMENT_BYTES_MAX) -> None:
         self._packs = packs
         self._buffers = buffers
+        self._bytes_max = bytes_max
         self._buffer: bytearray | None = None
         self._view = memoryview(b"")
         self._size = 0
@@ -191,10 +192,10 @@ class SegmentWriter:
         self._lengths: list[int] = []
 
     def room(self, size: int) -> memoryview:
-        """A writable place of `size` bytes, at most a segment. Valid until the next call of any method."""
+        """A writable place of `size` bytes, at most a chunk. Valid until the next call of any method."""
         if self._buffer is None:
             self._begin()
-        elif self._size + size > SEGMENT_BYTES_MAX:
+        elif self._size + size > self._bytes_max:
             self.flush()
             self._begin()
         return self._view[self._size : self._size + size]
@@ -204,11 +205,11 @@ class SegmentWriter:
 
         For who reads many pieces at once and keeps some: each kept piece is moved to `position` first.
         """
-        if SEGMENT_BYTES_MAX - self._size < min(step, length) or len(self._ids) + RUN_PIECES_MAX > SEGMENT_CHUNKS_MAX:
+        if self._bytes_max - self._size < min(step, length) or len(self._ids) + RUN_PIECES_MAX > SEGMENT_CHUNKS_MAX:
             self.flush()
         self.room(0)
         assert self._buffer is not None
-        left = SEGMENT_BYTES_MAX - self._size
+        left = self._bytes_max - self._size
         size = length if length <= left else left - left % step
         return self._buffer, self._size, min(size, RUN_PIECES_MAX * step)
 
@@ -222,7 +223,7 @@ class SegmentWriter:
         self._ids.append(chunk_id)
         self._lengths.append(size)
         self._size += size
-        if self._size >= SEGMENT_BYTES_MAX or len(self._ids) >= SEGMENT_CHUNKS_MAX:
+        if self._size >= self._bytes_max or len(self._ids) >= SEGMENT_CHUNKS_MAX:
             self.flush()
 
     def append(self, chunk_id: bytes, chunk: bytes | memoryview) -> None:
