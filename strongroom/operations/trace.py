@@ -59,7 +59,7 @@ def arm(text: str) -> None:
 
 
 def passed() -> int | None:
-    """Points counted so far; None when nothing is armed. Armed with a number out of reach, a run tells how many there are."""
+    """Points counted so far, None when nothing is armed. Armed out of reach, a run tells how many there are."""
     return _fuse.count if _fuse is not None else None
 
 

@@ -28,7 +28,7 @@ def _check_every_point(client: Client, target: str, target_path: Path, known: di
 
 
 def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
-    """Killed at 15 points spread over a backup: acknowledged points stay whole, the killed one ends, nothing is left."""
+    """Killed at 15 points spread over a backup: what was acknowledged stays whole, what was killed ends."""
     server = Server(tmp_path / "state")
     source, target_path = tmp_path / "source", tmp_path / "target"
     make_tree(source, 0)

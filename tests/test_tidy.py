@@ -1,0 +1,108 @@
+"""Rules of the house that no other tool checks. Each ratchets: the numbers may fall, not rise."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "strongroom").rglob("*.py"))
+
+MODULE_LINES_MAX = 480
+FUNCTION_LINES_MAX = 70
+BLIND = {"Exception", "BaseException"}
+CATCH_ALL = {"strongroom/api/app.py", "strongroom/operations/worker.py"}
+
+TENANT_TABLES = (
+    "vaults|vault_tags|vault_resources|vault_keys|checkpoints|checkpoint_resources|backups|operation_logs|sessions"
+)
+TOUCHES = re.compile(rf"\b(?:FROM|UPDATE|INTO|JOIN)\s+({TENANT_TABLES})\b")
+# Statements that are right without a project, each with its reason.
+WITHOUT_PROJECT = {
+    "control/tasks.py": "a worker serves every tenant: rows are found by id and generation, which no request can name",
+    "control/sessions.py::close_unowned": "the whole installation was stopped",
+    "control/listing.py": "the project is the first of its Filters",
+}
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_modules_and_functions_stay_small(path: Path) -> None:
+    """No module grows beyond one room, no function beyond one screen."""
+    text = path.read_text()
+    assert text.count("\n") <= MODULE_LINES_MAX, "is it still one room?"
+    for function in _functions(ast.parse(text)):
+        assert function.end_lineno is not None
+        lines = function.end_lineno - function.lineno + 1
+        assert lines <= FUNCTION_LINES_MAX, f"{function.name} has {lines} lines"
+
+
+def test_only_two_places_catch_everything() -> None:
+    """`except Exception` stands in the outermost middleware and at the bottom of a job, nowhere else."""
+    swallowing = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.ExceptHandler)
+                and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in BLIND))
+                and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+            ):
+                swallowing.add(_name(path))
+    assert swallowing == CATCH_ALL
+
+
+def test_nobody_takes_the_time_from_the_air() -> None:
+    """Wall time comes from base/clock, or as an argument."""
+    calls = re.compile(r"\bdatetime\.(now|utcnow|today)\(|\btime\.time(_ns)?\(")
+    found = {_name(p) for p in SOURCES if calls.search(p.read_text())}
+    assert found <= {"strongroom/base/clock.py"}
+
+
+def _statements(path: Path) -> Iterator[tuple[str, str]]:
+    """(function, text) of every string in a module; the parts of an f-string count as one."""
+    tree = ast.parse(path.read_text())
+    for function in _functions(tree):
+        inside = {id(part) for node in ast.walk(function) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+        for node in ast.walk(function):
+            if isinstance(node, ast.JoinedStr):
+                yield function.name, ast.unparse(node)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+                yield function.name, node.value
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant | ast.JoinedStr):
+            yield "", ast.unparse(node.value)
+
+
+def test_every_statement_on_a_tenants_table_binds_the_project() -> None:
+    """The second fence between tenants: no SQL text reaches a tenant's rows by their id alone (RULINGS 21)."""
+    loose, looked_at = [], 0
+    for path in sorted((ROOT / "strongroom" / "control").glob("*.py")):
+        name = f"control/{path.name}"
+        for function, text in _statements(path):
+            if not TOUCHES.search(text):
+                continue
+            looked_at += 1
+            if "project_id" in text:
+                continue
+            if name not in WITHOUT_PROJECT and f"{name}::{function}" not in WITHOUT_PROJECT:
+                loose.append((name, function, " ".join(text.split())[:120]))
+    assert loose == []
+    assert looked_at > 80, "the search for statements does not find them any more"
+
+
+def test_sql_lives_in_control() -> None:
+    """No other room speaks SQL, and no other room imports the database's library."""
+    for path in SOURCES:
+        if "/control/" not in _name(path):
+            assert not re.search(r"^(import|from) (psycopg|sqlalchemy|alembic)", path.read_text(), re.MULTILINE), path
