@@ -7,12 +7,13 @@ path either way, `path` or `path_b64`.
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from strongroom.api.operation import Call, Operation
 from strongroom.base.browsing import EntryView
@@ -104,18 +105,30 @@ async def download(call: Call) -> Response:
         f"filename*=UTF-8''{quote(_name(view) or name.encode(), safe='')}",
         "X-Content-Type-Options": "nosniff",
     }
-    return StreamingResponse(_closed(pieces), headers=headers, media_type="application/octet-stream")
+    # The first piece is read before the answer begins: damage there is an error with a code, and not a short body.
+    first = await anext(pieces, b"")
+    return _Download(first, pieces, headers)
 
 
-async def _closed(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The pieces; their session ends with the stream, also when the client leaves."""
-    try:
-        async for piece in pieces:
-            yield piece
-    finally:
-        close = getattr(pieces, "aclose", None)
-        if close is not None:
-            await close()
+class _Download(StreamingResponse):
+    """A stream whose source is closed with the answer, however it ends, so that what it pins is free again."""
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+        super().__init__(_joined(first, rest), headers=headers, media_type="application/octet-stream")
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if isinstance(self._rest, AsyncGenerator):
+                await self._rest.aclose()
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 async def restore_part(call: Call) -> dict[str, Any]:

@@ -125,6 +125,11 @@ async def _after(
     at = await cursor.fetchone()
     if at is None:
         raise InvalidRequest(reason="Invalid marker provided: no item of this list has that id.")
+    if len({o.descending for o in order}) == 1:
+        # One direction: a row comparison, which an index on these keys answers by its position.
+        values.extend(at[f"k{i}"] for i in range(len(order)))
+        keys = ", ".join(_key(o) for o in order)
+        return _joined("", [f"({keys}) {'<' if order[0].descending else '>'} ({', '.join(['%s'] * len(order))})"])
     alternatives = []
     for i, last in enumerate(order):
         tests = [f"{_key(o)} = %s" for o in order[:i]]

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from points_world import DISK, World, opened_world, reader_of
 
+from strongroom.base.errors import ChunkCorrupt
 from strongroom.base.ids import new_id
 from strongroom.control import restores
 from strongroom.control.db import Database
@@ -85,6 +86,46 @@ async def test_download(world: World, backup: str) -> None:
     empty = await world.client.get(path, params={"path": "empty"})
     assert (empty.content, empty.headers["Content-Length"]) == (b"", "0")
     assert world.browser.closed == 2
+
+
+@pytest.mark.parametrize("messages", [0, 1, 2])
+async def test_client_leaves(world: World, backup: str, messages: int) -> None:
+    """A client that leaves before or within the body does not leave the restore point pinned."""
+    world.browser.files = {b"a": bytes(10_000)}
+    (token,) = [t for t, caller in world.callers.items() if caller.project_id == world.project]
+    sent: list[object] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: object) -> None:
+        if len(sent) == messages:
+            raise OSError("the client left")
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "method": "GET",
+        "path": world.ext(f"backups/{backup}/download"),
+        "query_string": b"path=a",
+        "headers": [(b"x-auth-token", token.encode())],
+    }
+    await world.client._transport.app(scope, receive, send)  # type: ignore[attr-defined]
+    assert world.browser.closed == 1
+
+
+async def test_damage_at_the_start(world: World, backup: str) -> None:
+    """A restore point whose first piece is damaged answers an error, not an empty file."""
+
+    async def damaged(path: bytes) -> AsyncIterator[bytes]:
+        raise ChunkCorrupt(reason="a chunk is not what was written")
+        yield b""
+
+    world.browser.files = {b"a": b"1"}
+    world.browser._pieces = damaged  # type: ignore[method-assign]
+    answer = await world.client.get(world.ext(f"backups/{backup}/download"), params={"path": "a"})
+    refused(answer, 500, "BackupService.9910")
 
 
 async def test_bad_paths(world: World, backup: str) -> None:
