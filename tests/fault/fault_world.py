@@ -1,8 +1,10 @@
 """A repository on any store, what was acknowledged by it, and the question whether all of that still comes back."""
 
+import random
 from dataclasses import dataclass, field
+from functools import cache
 
-from fault_streams import Files, MemoryDisk, MemoryTree, MemoryTreeTarget
+from fault_streams import Files, MemoryDisk, MemoryTree, MemoryTreeTarget, random_files
 
 from strongroom.base.streams import Path, SilentMonitor
 from strongroom.engine import (
@@ -21,6 +23,7 @@ from strongroom.engine import (
 )
 from strongroom.engine.prune import PruneReport, prune
 from strongroom.engine.store.base import Store
+from strongroom.engine.store.memory import MemoryStore
 
 MASTER = MasterKey(bytes(range(32)))
 MONITOR = SilentMonitor()
@@ -99,3 +102,39 @@ def create(store: Store, sessions: ProcessSessions | None = None) -> Repository:
 def reopen(store: Store, sessions: ProcessSessions | None = None) -> Repository:
     """As a new process would."""
     return open_repository(store, PREFIX, MASTER, pool=POOL, sessions=sessions)
+
+
+# --- a small world to break ---
+
+
+def small_files(seed: int) -> dict[Path, bytes]:
+    return random_files(seed, count=8, bytes_max=40_000)
+
+
+NEW = {**small_files(1), (b"folder-2", b"deep", b"new"): random.Random(9).randbytes(50_000)}
+
+
+@cache
+def base() -> tuple[World, MemoryStore]:
+    """Three backups that count; packs that are dead, and one under half live."""
+    store, world = MemoryStore(), World()
+    repository = create(store)
+    kept = random.Random(5).randbytes(20_000)
+    world.backup(repository, "half.1", {(b"kept",): kept, (b"big",): random.Random(6).randbytes(90_000)})
+    world.backup(repository, "dead.1", random.Random(7).randbytes(128 * 1024))
+    world.backup(repository, "tree.1", small_files(1))
+    world.backup(repository, "rest.1", {(b"kept",): kept}, parent="half.1")
+    world.backup(repository, "disk.1", random.Random(8).randbytes(128 * 1024) + bytes(256 * 1024))
+    world.delete(repository, "half.1")
+    world.delete(repository, "dead.1")
+    return world, store
+
+
+def run_backup(world: World, repository: Repository) -> None:
+    """As the job does: adopt what an earlier attempt left, else a new generation."""
+    left = repository.find_root("new")
+    if left is not None:
+        world.kept[left.name] = NEW
+        return
+    generations = [int(name.partition(".")[2]) for name in repository.root_names() if name.startswith("new.")]
+    world.backup(repository, f"new.{max(generations, default=0) + 1}", NEW, parent="tree.1")

@@ -6,57 +6,20 @@ prune leaves nothing behind that no restore point needs.
 """
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 from fault_store import Fault, FaultStore, copy_of
-from fault_streams import random_files
-from fault_world import MONITOR, World, create, reopen, restored
+from fault_world import MONITOR, NEW, World, base, reopen, restored, run_backup
 
 from strongroom.base.errors import Corrupt, StoreError, StoreFull, StoreTimeout
-from strongroom.base.streams import Path
 from strongroom.engine import Repository
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import verify
 
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
 ERRORS: tuple[type[StoreError], ...] = (StoreError, StoreFull, StoreTimeout)
-
-
-def small_files(seed: int) -> dict[Path, bytes]:
-    return random_files(seed, count=8, bytes_max=40_000)
-
-
-NEW = {**small_files(1), (b"folder-2", b"deep", b"new"): random.Random(9).randbytes(50_000)}
-
-
-@cache
-def base() -> tuple[World, MemoryStore]:
-    """Three backups that count; packs that are dead, and one under half live."""
-    store, world = MemoryStore(), World()
-    repository = create(store)
-    kept = random.Random(5).randbytes(20_000)
-    world.backup(repository, "half.1", {(b"kept",): kept, (b"big",): random.Random(6).randbytes(90_000)})
-    world.backup(repository, "dead.1", random.Random(7).randbytes(128 * 1024))
-    world.backup(repository, "tree.1", small_files(1))
-    world.backup(repository, "rest.1", {(b"kept",): kept}, parent="half.1")
-    world.backup(repository, "disk.1", random.Random(8).randbytes(128 * 1024) + bytes(256 * 1024))
-    world.delete(repository, "half.1")
-    world.delete(repository, "dead.1")
-    return world, store
-
-
-def run_backup(world: World, repository: Repository) -> None:
-    """As the job does: adopt what an earlier attempt left, else a new generation."""
-    left = repository.find_root("new")
-    if left is not None:
-        world.kept[left.name] = NEW
-        return
-    generations = [int(name.partition(".")[2]) for name in repository.root_names() if name.startswith("new.")]
-    world.backup(repository, f"new.{max(generations, default=0) + 1}", NEW, parent="tree.1")
 
 
 def run_restore(world: World, repository: Repository) -> None:
