@@ -1,6 +1,6 @@
 """What a tree backup points to: a stream of directory records in pre-order, stored as metadata chunks.
 
-    stream  = record | record | ...      record = length u32 | msgpack of a Record
+    stream  = record | record | ...      record = length u32 | size u64 | msgpack of a Record (length counts size too)
     chunks  = the stream, cut by FastCDC at about 64 KiB: an unchanged part of a tree is the same chunks again
     index   = rows (chunk id, length, start, path, name) in a tree of pages; path and name say which record is the first
               to begin in the chunk, at `start`; so one folder is found by reading one page a level and one chunk
@@ -41,6 +41,8 @@ RACY = 1  # it may have changed in the moment after it was read without leaving 
 CHANGED = 2  # it changed while it was read: its content is of no single moment
 
 _FRAME = struct.Struct("<I")
+_SIZE = struct.Struct("<Q")
+_RECORD_ARRAY, _EMPTY_MAP = b"\x96", b"\x80"  # msgpack: an array of six, and no doubts
 
 Key = tuple[Path, bytes]  # path of a folder, name of the first entry of the part
 
@@ -52,7 +54,8 @@ class Record(NamedTuple):
     doubts      position -> RACY or CHANGED or both: the next run reads these again, whatever their times say
     attributes  position -> (xattrs, flags, target), only where there are any
     contents    per position: None for what is no regular file, else what `parse_content` reads
-    size        sum of the sizes of its files
+
+    Its sum of file sizes lies before it, so that a folder in which nothing changed is not decoded at all.
     """
 
     path: Path
@@ -61,7 +64,6 @@ class Record(NamedTuple):
     doubts: Mapping[int, int]
     attributes: Mapping[int, Sequence[object]]
     contents: Sequence[object]
-    size: int
 
     @property
     def key(self) -> Key:
@@ -94,8 +96,20 @@ class Item(NamedTuple):
     doubts: int = 0
 
 
-def pack_stats(entries: Sequence[Entry]) -> bytes:
-    return bytes(msgpack.packb(entries))
+def pack_opening(path: Path, first: bytes, entries: Sequence[Entry]) -> bytes:
+    """The bytes with which a record of exactly these entries begins, after its size."""
+    return _RECORD_ARRAY + bytes(msgpack.packb((path, first, msgpack.packb(entries))))[1:]
+
+
+def is_same(data: bytes, opening: bytes) -> bool:
+    """Whether a record begins so and has no doubts: then what it says may be believed without decoding it."""
+    after = _SIZE.size + len(opening)
+    return data.startswith(opening, _SIZE.size) and data[after : after + 1] == _EMPTY_MAP
+
+
+def record_size(data: bytes) -> int:
+    """Sum of the sizes of the files of a record."""
+    return int(_SIZE.unpack_from(data)[0])
 
 
 def pack_records(path: Path, first: bytes, items: Sequence[Item]) -> Iterator[tuple[Key, bytes]]:
@@ -104,8 +118,8 @@ def pack_records(path: Path, first: bytes, items: Sequence[Item]) -> Iterator[tu
     contents = [None if item.content is None else pack_content(item.content) for item in items]
     doubts = {i: item.doubts for i, item in enumerate(items) if item.doubts}
     size = sum(item.entry.size for item in items if item.content is not None)
-    stats = pack_stats([item.entry for item in items])
-    data = bytes(msgpack.packb(Record(path, first, stats, doubts, attributes, contents, size)))
+    stats = bytes(msgpack.packb([item.entry for item in items]))
+    data = _SIZE.pack(size) + bytes(msgpack.packb(Record(path, first, stats, doubts, attributes, contents)))
     if len(data) <= RECORD_SPLIT_BYTES or len(items) == 1:
         yield (path, first), data
         return
@@ -117,24 +131,29 @@ def pack_records(path: Path, first: bytes, items: Sequence[Item]) -> Iterator[tu
 def parse_record(data: bytes) -> Record:
     """Raises ManifestCorrupt."""
     try:
-        record = Record(*msgpack.unpackb(data, use_list=False, strict_map_key=False))
+        record = Record(*msgpack.unpackb(memoryview(data)[_SIZE.size :], use_list=False, strict_map_key=False))
     except (ValueError, TypeError) as err:
         raise ManifestCorrupt(reason="a directory record cannot be read", detail=str(err)) from err
-    path, first, stats, doubts, attributes, contents, size = record
-    shapes = (
-        (path, tuple),
-        (first, bytes),
-        (stats, bytes),
-        (doubts, dict),
-        (attributes, dict),
-        (contents, tuple),
-        (size, int),
-    )
+    path, first, stats, doubts, attributes, contents = record
+    shapes = (first, bytes), (stats, bytes), (doubts, dict), (attributes, dict), (contents, tuple)
     if not all(isinstance(value, kind) for value, kind in shapes):
         raise ManifestCorrupt(reason="a directory record is malformed")
-    if not all(is_name(name) for name in path) or len(contents) > FOLDER_PART_ENTRIES_MAX:
+    if len(contents) > FOLDER_PART_ENTRIES_MAX or not is_path(path):
         raise ManifestCorrupt(reason="a directory record has an impossible path or too many entries")
     return record
+
+
+def is_path(path: object) -> bool:
+    """A path that stays below its root: `is_name` of every part, for many paths at once as cheap as can be."""
+    if not isinstance(path, tuple):
+        return False
+    try:
+        joined = b"".join(path)
+    except TypeError:
+        return False
+    if b"/" in joined or b"\0" in joined or b"" in path or b"." in path or b".." in path:
+        return False
+    return len(joined) <= NAME_BYTES_MAX or all(len(name) <= NAME_BYTES_MAX for name in path)
 
 
 def is_name(name: object) -> bool:
@@ -272,7 +291,7 @@ def _parse_stream_row(item: object) -> StreamRow:
         raise ManifestCorrupt(reason="a row of the stream is malformed")
     chunk_id, length, start, path, name = item
     shapes = (chunk_id, bytes), (length, int), (start, int), (path, list | tuple), (name, bytes)
-    if not all(isinstance(part, kind) for part, kind in shapes) or not all(is_name(part) for part in path):
+    if not all(isinstance(part, kind) for part, kind in shapes) or not is_path(tuple(path)):
         raise ManifestCorrupt(reason="a row of the stream is malformed")
     if length <= 0 or not -1 <= start < length:
         raise ManifestCorrupt(reason="a row of the stream has impossible values")
@@ -290,7 +309,12 @@ class Stream:
         self._get = get
 
     def records(self, key: Key | None = None) -> Iterator[tuple[Record, bytes]]:
-        """(record, its bytes) from the record with the largest key not above `key` on; from the start for None."""
+        """(record, its bytes), from a record at or before `key` on; from the start for None."""
+        for data in self.frames(key):
+            yield parse_record(data), data
+
+    def frames(self, key: Key | None = None) -> Iterator[bytes]:
+        """As `records`, not decoded."""
         buffer = bytearray()
         skipping = True  # until the first record begins
         for row in self._leaves(self._level, self._rows, key):
@@ -302,7 +326,7 @@ class Stream:
                     continue
                 chunk, skipping = chunk[row.start :], False
             buffer += chunk
-            yield from _take_records(buffer)
+            yield from _take_frames(buffer)
         if buffer:
             raise ManifestCorrupt(reason="the stream ends inside a record")
 
@@ -357,17 +381,19 @@ def open_stream(root: Root, get: GetMetadata) -> Stream:
     return Stream(level, parse_stream_rows(rows), get)
 
 
-def _take_records(buffer: bytearray) -> Iterator[tuple[Record, bytes]]:
+def _take_frames(buffer: bytearray) -> list[bytes]:
     """Take every whole record off the front of `buffer`."""
+    frames = []
     at = 0
-    while len(buffer) - at >= _FRAME.size:
-        (length,) = _FRAME.unpack_from(buffer, at)
-        if length > RECORD_BYTES_MAX:
-            raise ManifestCorrupt(reason="a directory record is too long", detail=f"{length} bytes")
-        end = at + _FRAME.size + length
-        if len(buffer) < end:
-            break
-        data = bytes(buffer[at + _FRAME.size : end])
-        at = end
-        yield parse_record(data), data
+    with memoryview(buffer) as view:
+        while len(view) - at >= _FRAME.size:
+            (length,) = _FRAME.unpack_from(view, at)
+            if not _SIZE.size < length <= RECORD_BYTES_MAX:
+                raise ManifestCorrupt(reason="a directory record has an impossible length", detail=f"{length} bytes")
+            end = at + _FRAME.size + length
+            if len(view) < end:
+                break
+            frames.append(bytes(view[at + _FRAME.size : end]))
+            at = end
     del buffer[:at]
+    return frames

@@ -9,7 +9,7 @@ A folder that only the parent has (b, e) is passed over. Memory holds one folder
 import stat
 from collections.abc import Iterator
 
-from strongroom.base.errors import Corrupt, ObjectMissing, SourceGone
+from strongroom.base.errors import Corrupt, ObjectMissing, SourceGone, StrongroomError
 from strongroom.base.streams import Entry, FileData, Folder, Monitor, Path, Skipped, TreeStream
 from strongroom.base.units import GIB, MIB
 from strongroom.engine.content import BLOCKS, Content, GetMetadata
@@ -19,13 +19,15 @@ from strongroom.engine.manifest import (
     CHANGED,
     RACY,
     Item,
-    Key,
     Record,
     Stream,
     StreamRow,
     StreamWriter,
+    is_same,
+    pack_opening,
     pack_records,
-    pack_stats,
+    parse_record,
+    record_size,
 )
 from strongroom.engine.model import REPORT_PATHS_MAX, ChangedBlocks
 
@@ -43,32 +45,38 @@ class Parent:
 
     def __init__(self, stream: Stream | None) -> None:
         self.damage: str | None = None
-        self._records = stream.records() if stream is not None else iter(())
-        self._next: tuple[Record, bytes] | None = None
+        self._frames = stream.frames() if stream is not None else iter(())
+        self._data: bytes | None = None  # the next record, decoded only when it is not taken as a whole
+        self._record: Record | None = None
         self._known: dict[bytes, Item] = {}  # of the folder being walked, from parts that reach beyond the walk's part
         self._path: Path | None = None
         self._advance()
 
-    def find_same(self, path: Path, first: bytes, stats: bytes) -> tuple[Record, bytes] | None:
-        """The old record if it says exactly the same of this folder part, and may be believed."""
+    def find_same(self, path: Path, opening: bytes) -> bytes | None:
+        """The old record if it says exactly the same of this folder part, and may be believed. It is taken then."""
         if path != self._path:
             self._known.clear()
             self._path = path
-            while self._next is not None and self._next[0].path < path:
+        if self._known:
+            return None
+        if self._data is None or not is_same(self._data, opening):
+            while (record := self._peek()) is not None and record.path < path:
                 self._advance()
-        found = self._next
-        if found is None or self._known or found[0].key != (path, first):
-            return None
-        if found[0].stats != stats or found[0].doubts:
-            return None
+            if self._data is None or not is_same(self._data, opening):
+                return None
+        data = self._data
         self._advance()
-        return found
+        return data
 
     def known(self, path: Path, last: bytes) -> dict[bytes, Item]:
         """Old entries by name, at least those up to the name `last`. Call `find_same` before, `forget` after."""
-        while self._next is not None and self._next[0].path == path and self._next[0].first <= last:
-            for item in self._next[0].items():
-                self._known[item.entry.name] = item
+        while (record := self._peek()) is not None and record.path == path and record.first <= last:
+            try:
+                for item in record.items():
+                    self._known[item.entry.name] = item
+            except Corrupt as err:
+                self._give_up(err)
+                break
             self._advance()
         return self._known
 
@@ -78,11 +86,24 @@ class Parent:
             self._known = {name: item for name, item in self._known.items() if name > last}
 
     def _advance(self) -> None:
+        self._record = None
         try:
-            self._next = next(self._records, None)
+            self._data = next(self._frames, None)
         except (Corrupt, ObjectMissing) as err:
-            self._next = None
-            self.damage = err.message
+            self._give_up(err)
+
+    def _peek(self) -> Record | None:
+        if self._record is None and self._data is not None:
+            try:
+                self._record = parse_record(self._data)
+            except Corrupt as err:
+                self._give_up(err)
+        return self._record
+
+    def _give_up(self, err: StrongroomError) -> None:
+        self.damage = f"the parent's manifest is damaged: {err.message}"
+        self._data = self._record = None
+        self._frames = iter(())
 
 
 class TreeBackup:
@@ -130,21 +151,21 @@ class TreeBackup:
         return writer.finish()
 
     def _folder(self, folder: Folder, first: bytes, writer: StreamWriter) -> None:
-        stats = pack_stats(folder.entries)
-        same = self._parent.find_same(folder.path, first, stats)
-        if same is not None and self._holds(same[0]):
-            self.entries += len(folder.entries)
-            self.bytes_total += same[0].size
-            writer.add(*_keyed(same))
+        path, entries = folder.path, folder.entries
+        same = self._parent.find_same(path, pack_opening(path, first, entries))
+        if same is not None and not self._intake.is_wary:
+            self.entries += len(entries)
+            self.bytes_total += record_size(same)
+            writer.add((path, first), same)
             return
-        last = folder.entries[-1].name if folder.entries else b""
+        last = entries[-1].name if entries else b""
         if same is not None:
-            known = {item.entry.name: item for item in same[0].items()}
+            known = {item.entry.name: item for item in parse_record(same).items()}
         else:
-            known = self._parent.known(folder.path, last)
+            known = self._parent.known(path, last)
         items = list(self._items(folder, known))
         self._parent.forget(last)
-        for key, data in pack_records(folder.path, first, items):
+        for key, data in pack_records(path, first, items):
             writer.add(key, data)
 
     def _items(self, folder: Folder, known: dict[bytes, Item]) -> Iterator[Item]:
@@ -168,10 +189,6 @@ class TreeBackup:
         if old.doubts or entry[_SAME_FIRST:_SAME_LAST] != old.entry[_SAME_FIRST:_SAME_LAST]:
             return False
         return old.content is None or self._intake.holds(old.content)
-
-    def _holds(self, record: Record) -> bool:
-        contents = (record.content_of(at) for at, value in enumerate(record.contents) if value is not None)
-        return all(self._intake.holds(content) for content in contents) if self._intake.is_wary else True
 
     def _read_entry(self, folder: Folder, entry: Entry, old: Item | None) -> Item:
         if not stat.S_ISREG(entry.mode):
@@ -242,8 +259,3 @@ class TreeBackup:
             self._next_tick = (self.bytes_read + TICK_BYTES, self.entries + TICK_ENTRIES)
             self._monitor.check()
             self._monitor.advance(self.bytes_total, 0, self.entries)
-
-
-def _keyed(same: tuple[Record, bytes]) -> tuple[Key, bytes]:
-    record, data = same
-    return record.key, data
