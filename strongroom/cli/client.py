@@ -12,7 +12,7 @@ import httpx
 
 from strongroom.base.clock import SystemClock
 from strongroom.cli.credentials import Credentials
-from strongroom.cli.errors import AnswerStrange, RequestRefused, ServerUnreachable
+from strongroom.cli.errors import AnswerStrange, RequestRefused, ServerUnreachable, TransportUntrusted
 from strongroom.cli.signing import RequestSigner
 
 Json = dict[str, Any]
@@ -100,9 +100,11 @@ class Client:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as err:
+            if "SSL" in str(err) or "certificate" in str(err):
+                raise TransportUntrusted(endpoint=self.endpoint, reason=str(err)) from err
             raise ServerUnreachable(endpoint=self.endpoint, detail=str(err)) from err
         except httpx.TransportError as err:
-            reason = str(err) or type(err).__name__
+            reason = str(err).rstrip(".") or type(err).__name__
             raise AnswerStrange(endpoint=self.endpoint, reason=reason) from err
 
     def _json(self, response: httpx.Response) -> Json:

@@ -39,6 +39,18 @@ class ServerUnreachable(StrongroomError):
 
 
 @dataclass(kw_only=True, eq=False)
+class TransportUntrusted(StrongroomError):
+    """TLS with the endpoint could not be made."""
+
+    template: ClassVar[str] = (
+        "There is no trusted TLS with {endpoint}: {reason}. Name the file of its certificate's authority in "
+        "SSL_CERT_FILE, or check --endpoint."
+    )
+    endpoint: str
+    reason: str
+
+
+@dataclass(kw_only=True, eq=False)
 class AnswerStrange(StrongroomError):
     """Something answers, but it is not Strongroom, or its answer was cut off."""
 

@@ -12,6 +12,7 @@ import typer
 
 from strongroom import __version__
 from strongroom.cli.command import JsonOption
+from strongroom.cli.errors import EXIT_OK
 from strongroom.cli.output import Output
 
 LocalStateOption = Annotated[
@@ -55,7 +56,12 @@ def export_key(
     from strongroom.config import load_settings
     from strongroom.server import export_key as run_export
 
-    raise typer.Exit(run_export(load_settings({"state": _text(state)}, os.environ), output))
+    code = run_export(load_settings({"state": _text(state)}, os.environ), output)
+    if code == EXIT_OK:
+        Output(as_json=False).say(
+            f"Wrote {output}. Keep it on another machine: without it no restore point can be read."
+        )
+    raise typer.Exit(code)
 
 
 def migrate(state: LocalStateOption = None) -> None:
@@ -63,7 +69,10 @@ def migrate(state: LocalStateOption = None) -> None:
     from strongroom.config import load_settings
     from strongroom.server import migrate as run_migrations
 
-    run_migrations(load_settings({"state": _text(state)}, os.environ))
+    code = run_migrations(load_settings({"state": _text(state)}, os.environ))
+    if code == EXIT_OK:
+        Output(as_json=False).say("The database has this version's schema.")
+    raise typer.Exit(code)
 
 
 def version(as_json: JsonOption = False) -> None:

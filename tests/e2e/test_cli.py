@@ -1,0 +1,241 @@
+"""The command line against a real server: an operator, a tenant, and their whole story."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Server, contents, make_tree, wait_until
+
+pytestmark = pytest.mark.e2e
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("cli") / "state").start()
+    yield running
+    running.stop()
+
+
+def run(server: Server, *argv: str | bytes, code: int = 0, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "strongroom", *argv, "--state", str(server.state)],
+        env=environ,
+        capture_output=True,
+        timeout=120,
+        **more,
+    )
+    assert done.returncode == code, (argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return done
+
+
+@pytest.fixture
+def operator(server: Server) -> Command:
+    """Runs a command as the first user and returns its JSON."""
+
+    def command(*argv: str, code: int = 0, **more: Any) -> Any:
+        done = run(server, *argv, "--json", code=code, **more)
+        return json.loads(done.stdout) if done.stdout else None
+
+    return command
+
+
+@pytest.fixture
+def tenant(server: Server, operator: Command, tmp_path: Path) -> Command:
+    """A project and a user of the test's own; runs a command with their key and returns its JSON, or JSON Lines."""
+    name = f"team-{tmp_path.name}"[:60]
+    project = operator("project", "create", name)["id"]
+    operator("user", "create", f"user-{tmp_path.name}"[:60], "--project", name, input=b"a long enough password\n")
+    file = tmp_path / "credentials.json"
+    operator("key", "create", "--user", f"user-{tmp_path.name}"[:60], "--project", name, "--save", str(file))
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert json.loads(file.read_text())["project_id"] == project
+
+    def command(*argv: str | bytes, code: int = 0, lines: bool = False, **more: Any) -> Any:
+        done = run(server, *argv, "--credentials", str(file), "--json", code=code, **more)
+        if lines:
+            return [json.loads(line) for line in done.stdout.splitlines()]
+        return json.loads(done.stdout) if done.stdout else json.loads(done.stderr) if done.stderr else None
+
+    command.project = project  # type: ignore[attr-defined]
+    return command
+
+
+def register(operator: Command, tenant: Any, kind: str, path: Path, *more: str) -> None:
+    operator(
+        "protectable",
+        "add",
+        "--project",
+        tenant.project,
+        "--type",
+        kind,
+        "--name",
+        path.name,
+        "--path",
+        str(path),
+        *more,
+    )
+
+
+def test_story_of_a_folder(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """Register, protect, lose, restore in place and elsewhere, look inside, download, delete: all by name."""
+    work, other = tmp_path / "work", tmp_path / "other"
+    make_tree(work, seed=7)
+    with open(os.path.join(os.fsencode(work), b"lat\xe9"), "wb") as stream:
+        stream.write(b"not UTF-8")
+    (work / "left out.tmp").write_bytes(b"x")
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(work / "sock"))
+    sock.close()
+    other.mkdir()
+    register(operator, tenant, "turbo", work, "--exclude", "*.tmp", "--read-limit", "500M")
+    register(operator, tenant, "turbo", other)
+    assert {row["name"] for row in tenant("protectable", "available", "--type", "turbo")} == {"work", "other"}
+    vault = tenant("vault", "create", "homes", "--type", "turbo", "--size", "50", "--resource", "work")
+    assert tenant("vault", "add", "homes", "other") == {"add_resource_ids": [vault_resource(tenant, "other")]}
+    lines = tenant("checkpoint", "create", "homes", "--resource", "work", "--name", "one", "--wait", lines=True)
+    assert {line["message_type"] for line in lines[:-1]} == {"status"}
+    summary = lines[-1]
+    assert (summary["message_type"], summary["exit_code"]) == ("summary", 0)
+    assert summary["checkpoint"]["status"] == "available"
+    assert tenant("checkpoint", "show", summary["checkpoint"]["id"]) == summary["checkpoint"]
+    shown = tenant("backup", "show", "one")
+    assert shown["report"]["skipped"][0]["path"] == "sock"
+
+    (work / "sock").unlink()
+    (work / "left out.tmp").unlink()
+    before = contents(work)
+    (work / "big").write_bytes(b"ransom")
+    (work / "link").unlink()
+    assert tenant("restore", "one", "--wait", lines=True)[-1]["task"]["status"] == "success"
+    assert contents(work) == before
+    assert tenant("restore", "one", "--to", "other", "--wait", lines=True)[-1]["exit_code"] == 0
+    assert contents(other) == before
+    tenant("restore", "one", "--path", "big", "--target-path", "again/here", "--wait", lines=True)
+    assert (work / "again" / "here" / "big").read_bytes() == before["big"][1]
+
+    names = [row["name"] for row in tenant("backup", "entries", "one")]
+    assert names == sorted(names)
+    assert {"big", "lat%E9", "link"} <= set(names)
+    assert "sock" not in names
+    tenant("backup", "download", "one", b"lat\xe9", "-o", str(tmp_path / "got"), lines=True)
+    assert (tmp_path / "got").read_bytes() == b"not UTF-8"
+    assert "exists" in tenant("backup", "download", "one", "big", "-o", str(tmp_path / "got"), code=1)["message"]
+    assert "no regular file" in tenant("backup", "download", "one", "d0", code=1)["message"]
+    tenant("backup", "delete", "one")
+    wait_until(lambda: tenant("backup", "list", "--vault", "homes") == [], "the backup is gone")
+    tenant("vault", "delete", vault["id"])
+    wait_until(lambda: tenant("vault", "list") == [], "the vault is gone")
+    assert {row["status"] for row in tenant("task", "list")} == {"success"}
+
+
+def vault_resource(tenant: Command, name: str) -> str:
+    return next(row["id"] for row in tenant("protectable", "available") if row["name"] == name)
+
+
+def test_story_of_a_disk(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """A sparse image comes back by restore and by download, byte for byte."""
+    disk = tmp_path / "disk"
+    with disk.open("wb") as stream:
+        stream.truncate(20 << 20)
+        stream.seek(5 << 20)
+        stream.write(os.urandom(300_000))
+    data = disk.read_bytes()
+    register(operator, tenant, "disk", disk)
+    tenant("vault", "create", "disks", "--type", "disk", "--resource", "disk")
+    tenant("checkpoint", "create", "disks", "--name", "one", "--wait", lines=True)
+    disk.write_bytes(b"gone")
+    assert tenant("backup", "download", "one", "-o", str(tmp_path / "copy"), lines=True)[-1]["bytes"] == len(data)
+    assert (tmp_path / "copy").read_bytes() == data
+    tenant("restore", "one", "--wait", lines=True)
+    assert disk.read_bytes() == data
+
+
+def test_partly_done_is_3_and_failed_is_1(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """One of two folders vanished: the other is protected, and the exit code says so; both gone: failed."""
+    for name in ("here", "gone"):
+        (tmp_path / name).mkdir()
+        register(operator, tenant, "turbo", tmp_path / name)
+    tenant("vault", "create", "both", "--type", "turbo", "--resource", "here", "--resource", "gone")
+    (tmp_path / "gone").rmdir()
+    last = tenant("checkpoint", "create", "both", "--wait", lines=True, code=3)[-1]
+    assert [r["name"] for r in last["checkpoint"]["vault"]["resources"]] == ["here"]
+    assert last["checkpoint"]["vault"]["skipped_resources"][0]["name"] == "gone"
+    (tmp_path / "here").rmdir()
+    tenant("checkpoint", "create", "both", "--wait", lines=True, code=1)
+
+
+def test_watch_and_cancel(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """A slow task is canceled; watching it ends with its reason and exit code 1."""
+    disk = tmp_path / "slow"
+    disk.write_bytes(os.urandom(8 << 20))
+    register(operator, tenant, "disk", disk, "--read-limit", "200K")
+    tenant("vault", "create", "slow", "--type", "disk", "--resource", "slow")
+    tenant("checkpoint", "create", "slow")
+    task = wait_until(lambda: tenant("task", "list", "--status", "running"), "it runs")[0]["id"]
+    tenant("task", "cancel", task)
+    ended = tenant("task", "watch", task, lines=True, code=1)[-1]["tasks"][0]
+    assert (ended["status"], ended["cancel_requested"]) == ("failed", True)
+    assert tenant("task", "watch", lines=True)[-1] == {"message_type": "summary", "tasks": [], "exit_code": 0}
+    assert tenant("task", "show", task)["id"] == task
+
+
+def test_operators_accounts(server: Server, operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """Accounts are listed without secrets; a deleted key is locked out; a tenant may not do what operators do."""
+    assert tenant.project in {row["id"] for row in operator("project", "list")}
+    assert all("password" not in json.dumps(row) for row in operator("user", "list"))
+    assert all("secret" not in json.dumps(row) for row in operator("key", "list"))
+    refused = tenant("project", "list", code=1)
+    assert refused["code"] == "BackupService.8600"
+    assert refused["request_id"]
+    key = json.loads((tmp_path / "credentials.json").read_text())["access_key"]
+    operator("key", "delete", key)
+    locked_out = ["vault", "list", "--credentials", str(tmp_path / "credentials.json")]
+
+    def refused_now() -> bool:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
+        return subprocess.run([sys.executable, "-m", "strongroom", *locked_out], env=environ).returncode == 1
+
+    wait_until(refused_now, "the key is locked out")
+
+
+def test_registrations_come_and_go(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """What is not there, and the server's own folder, are refused; a registration that is in use stays."""
+    (tmp_path / "folder").mkdir()
+    register(operator, tenant, "turbo", tmp_path / "folder")
+    assert operator("protectable", "list", "--project", tenant.project)[0]["path"] == str(tmp_path / "folder")
+    add = ["protectable", "add", "--project", tenant.project, "--type", "turbo", "--name", "x", "--path"]
+    operator(*add, str(tmp_path / "nothing"), code=1)
+    tenant("vault", "create", "v", "--type", "turbo", "--resource", "folder")
+    operator("protectable", "remove", "folder", "--project", tenant.project, code=1)
+    tenant("vault", "delete", "v")
+    wait_until(lambda: tenant("vault", "list") == [], "the vault is gone")
+    operator("protectable", "remove", "folder", "--project", tenant.project)
+    assert tenant("protectable", "available") == []
+
+
+def test_vault_changes_and_mistakes(tenant: Any) -> None:
+    """Update by name; mistakes are told apart: usage 2, refused 1."""
+    made = tenant("vault", "create", "v", "--type", "disk", "--description", "d")
+    changed = tenant("vault", "update", "v", "--name", "w", "--size", "200", "--auto-expand", "--threshold", "50")
+    assert (changed["id"], changed["name"], changed["billing"]["size"]) == (made["id"], "w", 200)
+    assert (changed["auto_expand"], changed["threshold"]) == (True, 50)
+    tenant("vault", "create", "bad name", "--type", "disk", code=1)
+    tenant("vault", "show", "v", code=1)
+    tenant("checkpoint", "create", "w", code=1)
+
+
+def test_export_key_and_version(server: Server, tmp_path: Path) -> None:
+    """The master key is copied once, closed to others, and never over another file."""
+    run(server, "export-key", str(tmp_path / "key"))
+    assert (tmp_path / "key").read_bytes() == (server.state / "master.key").read_bytes()
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+    run(server, "export-key", str(tmp_path / "key"), code=1)
