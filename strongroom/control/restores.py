@@ -148,8 +148,13 @@ async def request_restore(
 async def _load_backup(conn: AsyncConnection[Any], project_id: str, backup_id: str) -> dict[str, Any]:
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            "SELECT vault_id, checkpoint_id, provider_id, name, status, resource_id, resource_type, resource_name "
-            "FROM backups WHERE project_id = %s AND id = %s",
+            """
+            SELECT b.vault_id, b.checkpoint_id, b.provider_id, b.name, b.status, b.resource_id, b.resource_type,
+                   b.resource_name, EXISTS (
+                       SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id AND r.vault_id = b.vault_id
+                       AND r.resource_id = b.resource_id AND r.protect_status = 'removing') AS removing
+            FROM backups b WHERE b.project_id = %s AND b.id = %s
+            """,
             [project_id, backup_id],
         )
         row = await cursor.fetchone()
@@ -185,6 +190,11 @@ def _require_restorable(vault: VaultRef, backup: dict[str, Any]) -> None:
         raise Conflict(
             conflict_code="2005",
             reason=f"The backup is {backup['status']}; only an available backup can be restored.",
+        )
+    if backup["removing"]:
+        raise Conflict(
+            conflict_code="6134",
+            reason=f"Resource {backup['resource_name']} is being removed from the vault, and this backup with it.",
         )
     if vault.status != "available":
         raise Conflict(

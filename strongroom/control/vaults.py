@@ -193,10 +193,12 @@ async def delete_vault(database: Database, project_id: str, vault_id: str, reque
             "UPDATE vaults SET status = 'deleting', updated_at = %s WHERE project_id = %s AND id = %s",
             [now, project_id, vault_id],
         )
+        # A task that is writing its end holds its row and waits for this vault: it is left alone, or both would wait.
         await conn.execute(
-            "UPDATE operation_logs SET cancel_requested = true WHERE project_id = %s AND vault_id = %s "
-            "AND operation_type = 'backup' AND status IN ('waiting', 'running')",
-            [project_id, vault_id],
+            "UPDATE operation_logs SET cancel_requested = true WHERE project_id = %s AND id IN ("
+            "SELECT id FROM operation_logs WHERE project_id = %s AND vault_id = %s AND operation_type = 'backup' "
+            "AND status IN ('waiting', 'running') FOR UPDATE SKIP LOCKED)",
+            [project_id, project_id, vault_id],
         )
 
 

@@ -14,7 +14,7 @@ back when staging was not complete; a device is `error`, "half restored", until 
 
 import threading
 
-from strongroom.base.errors import SourceError, StrongroomError
+from strongroom.base.errors import NotFound, SourceError, StrongroomError
 from strongroom.base.streams import Path
 from strongroom.control import restores, tasks
 from strongroom.control.restores import RestoreJob
@@ -68,7 +68,14 @@ def run(job: Job) -> None:
 def fail(job: Job, error: StrongroomError) -> None:
     """Settle what the attempts left at the target, then end the task; a device may stay half restored and says so."""
     tools = job.tools
-    plan = tools.portal.call(restores.start_restore(tools.database, job.task))
+    try:
+        plan = tools.portal.call(restores.start_restore(tools.database, job.task))
+    except NotFound as gone:
+        # The vault, the backup or the target is not there any more: nothing to settle, and the task must end.
+        error.detail = f"{error.detail}; not settled: {gone}".lstrip("; ")
+        half = "in_place" in job.task.state
+        tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=half))
+        return
     driver = driver_for(plan.target.type, plan.target.path)
     try:
         driver.recover(source_ref(plan.target), frozenset({job.task.id}))

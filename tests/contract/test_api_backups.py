@@ -416,6 +416,8 @@ async def test_restore_refuses_states(world: World) -> None:
     check_error("restore_backup", await restore(world, first, resource_id=target), 400, "2002")
     await world.execute("UPDATE vault_resources SET protect_status = 'removing' WHERE resource_id = %s", resource)
     check_error("restore_backup", await restore(world, first), 400, "6134")
+    free = await world.add_resource()
+    check_error("restore_backup", await restore(world, first, resource_id=free), 400, "6134")
     await world.execute("UPDATE vault_resources SET protect_status = 'available'")
     for status in ("deleting", "error"):
         await world.execute("UPDATE backups SET status = %s WHERE id = %s", status, second)

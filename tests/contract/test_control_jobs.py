@@ -533,6 +533,23 @@ async def test_vault_delete(world: World) -> None:
     assert await world.one("SELECT count(*) FROM operation_logs WHERE operation_type = 'prune'") == 0
 
 
+async def test_vault_delete_beside_commits(world: World) -> None:
+    """A vault is deleted while its backups write their ends: neither waits for the other for good."""
+    for _ in range(5):
+        vault = await world.add_vault([await world.add_resource(name=f"r{i}") for i in range(3)])
+        await world.run(vault)
+        claimed = [await world.claim("backup") for _ in range(3)]
+        answers = await asyncio.gather(
+            *(world.commit(task) for task in claimed),
+            world.client.delete(world.v3(f"vaults/{vault}")),
+            return_exceptions=True,
+        )
+        assert answers.pop().status_code == 204
+        for answer in answers:
+            assert isinstance(answer, str) or (isinstance(answer, Conflict) and answer.conflict_code == "6113"), answer
+        await world.execute("DELETE FROM operation_logs")
+
+
 async def test_prune_keeps_rows_and_open_tasks(world: World) -> None:
     """A prune keeps the roots that rows name and every root of a backup whose task is open."""
     vault = await world.add_vault([await world.add_resource()])
