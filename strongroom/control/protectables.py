@@ -157,9 +157,14 @@ async def find_registered(database: Database, project_id: str, ids: Sequence[str
 
 
 async def record_looks(database: Database, project_id: str, looks: Mapping[str, Look]) -> None:
-    """Keep what inspections saw, in id order; a resource that is gone keeps its last size."""
+    """Keep what inspections saw; a resource that is gone keeps its last size."""
     ids = sorted(looks)
     async with database.transaction() as conn:
+        # The update alone would lock rows in whatever order its join finds them, against that of other requests.
+        await conn.execute(
+            "SELECT 1 FROM protectables WHERE project_id = %s AND id = ANY(%s) ORDER BY id FOR UPDATE",
+            [project_id, ids],
+        )
         await conn.execute(
             """
             UPDATE protectables p SET status = l.status,

@@ -308,14 +308,15 @@ async def test_a_huge_body_is_refused_unread(api: InProcessApi) -> None:
 
 
 async def test_the_quota_of_vaults_is_kept(api: InProcessApi) -> None:
-    """The last vault of the quota is made, the next one answers 6133."""
+    """Of eight creations at once the one that fits the quota is made; every later one answers 6133."""
     await create(api.alice)
     await api.execute(
         "INSERT INTO vaults (id, project_id, user_id, name, provider_id, object_type, protect_type, consistent_level, "
         "size_gb, created_at) SELECT 'v' || n, project_id, user_id, name, provider_id, object_type, protect_type, "
         "consistent_level, size_gb, created_at FROM vaults, generate_series(1, 9998) AS n"
     )
-    await create(api.alice)
+    answers = await asyncio.gather(*(api.alice.post("/vaults", json=wanted()) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] + [400] * 7
     check_error("create_vault", await api.alice.post("/vaults", json=wanted()), 400, "6133")
     await create(api.bob)
 
@@ -599,6 +600,18 @@ async def test_a_vault_with_backups_is_deleted_by_a_task(api: InProcessApi, tmp_
     check_error("add_vault_resource", await api.alice.post(path + "/addresources", json=body), 400, "6112")
     body = {"resource_ids": [resource_id]}
     check_error("remove_vault_resource", await api.alice.post(path + "/removeresources", json=body), 400, "6112")
+
+
+async def test_a_vault_that_once_had_backups_is_deleted_by_a_task(api: InProcessApi) -> None:
+    """Its repository exists as long as its keys do, so somebody has to remove it although no backup is left."""
+    vault = await create(api.alice)
+    await api.execute(
+        "INSERT INTO vault_keys (project_id, vault_id, wrapped) VALUES (%s, %s, 'w')", PROJECT_A, vault["id"]
+    )
+    check_answer("delete_vault", await api.alice.delete(f"/vaults/{vault['id']}"))
+    assert check_answer("show_vault", await api.alice.get(f"/vaults/{vault['id']}"))["vault"]["billing"]["status"] == (
+        "deleting"
+    )
 
 
 async def test_a_locked_vault_with_backups_is_not_deleted(api: InProcessApi, tmp_path: Path) -> None:
