@@ -21,7 +21,7 @@ def restore(
     path: Annotated[str | None, typer.Option(metavar="PATH", help="Only this file or folder of the backup.")] = None,
     target_path: Annotated[
         str | None,
-        typer.Option("--target-path", metavar="FOLDER", help="Into this folder inside the target."),
+        typer.Option("--target-path", metavar="FOLDER", help="With --path: into this folder inside the target."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also when another program has the target open.")] = False,
     wait: WaitOption = False,
