@@ -33,12 +33,11 @@ from strongroom.base.errors import (
 )
 from strongroom.base.streams import Monitor, SilentMonitor
 from strongroom.base.units import GIB, MIB
-from strongroom.engine.chunker import KEY_BYTES
 from strongroom.engine.index import NUMBER_DIGITS, IndexList, Table, merge_tables
 from strongroom.engine.mark import Marks, Usage
-from strongroom.engine.pack import DATA, METADATA, Pack, SegmentPlace, load_pack, pack_name
+from strongroom.engine.move import Mover
+from strongroom.engine.pack import Pack, pack_name
 from strongroom.engine.repository import Repository, Session
-from strongroom.engine.segments import Buffers, PackWriter, SegmentWriter
 
 ROUNDS_MAX = 64  # condemn, sweep, move, sweep, clean are five; more only when other prunes or writers get in between
 MOVE_BYTES_MAX = GIB  # live bytes moved a round: the space a prune may need before it gives space back
@@ -286,14 +285,11 @@ class _Prune:
     # --- writing ---
 
     def _move(self, session: Session, usage: Usage, packs: list[PackState], coming: _Next) -> None:
-        """Copy what is live in `packs` to new packs, make these known, condemn the old ones.
-
-        Every chunk is checked against its id on the way, so damage is not carried on under a new seal.
-        """
+        """Copy what is live in `packs` to new packs, make these known, condemn the old ones."""
         if not packs:
             return
         made: list[Pack] = []
-        mover = _Mover(session, made, self._monitor)
+        mover = Mover(session, made, self._monitor)
         done: set[bytes] = set()
         moved = 0
         try:
@@ -364,58 +360,13 @@ class _Prune:
             repository.put_index_list(after)
         except ObjectExists:
             return True
+        except StoreFull as err:
+            if coming.condemned or coming.revived or coming.suspect:
+                raise
+            self._report = replace(self._report, postponed=f"no room to shorten the index: {err}")
+            return False
         self._count(lists_written=1)
         return True
-
-
-class _Mover:
-    """Copies live chunks of packs into new packs of the same kind."""
-
-    def __init__(self, session: Session, made: list[Pack], monitor: Monitor) -> None:
-        repository = session.repository
-        self._session = session
-        self._repository = repository
-        self._buffers = Buffers(repository.pool, monitor.check)
-        self._packs = {
-            kind: PackWriter(repository.store, repository.prefix, repository.domain, kind, repository.pool, made.append)
-            for kind in (DATA, METADATA)
-        }
-        self._segments = {kind: SegmentWriter(packs, self._buffers) for kind, packs in self._packs.items()}
-
-    def move(self, pack_id: bytes, keys: set[bytes]) -> None:
-        """Raises PackCorrupt or ChunkCorrupt; what was copied before is only a second copy then."""
-        repository = self._repository
-        pack = load_pack(repository.store, repository.prefix, repository.domain, pack_id)
-        chunker = self._session.chunker
-        name = chunker.metadata_id if pack.kind == METADATA else chunker.data_id
-        for segment in pack.segments:
-            if not any(chunk_id[:KEY_BYTES] in keys for chunk_id in segment.ids):
-                continue
-            plain = memoryview(bytearray(segment.raw))
-            place = SegmentPlace(pack_id, segment.offset, segment.stored, segment.raw, segment.codec)
-            repository.segments.read_into(place, plain)
-            start = 0
-            for chunk_id, length in zip(segment.ids, segment.lengths, strict=True):
-                chunk = plain[start : start + length]
-                start += length
-                if chunk_id[:KEY_BYTES] not in keys:
-                    continue
-                if name(chunk) != chunk_id:
-                    raise ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes", detail=pack_id.hex())
-                self._segments[pack.kind].append(chunk_id, chunk)
-
-    def finish(self) -> None:
-        """Everything copied is durable on return."""
-        for segments in self._segments.values():
-            segments.flush()
-        for packs in self._packs.values():
-            packs.finish()
-
-    def release(self) -> None:
-        """Forget what is not finished, and give the buffers back."""
-        for packs in self._packs.values():
-            packs.discard()
-        self._buffers.release()
 
 
 def _states(usage: Usage, found: dict[str, int], index_list: IndexList) -> list[PackState]:

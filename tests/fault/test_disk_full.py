@@ -119,7 +119,7 @@ def test_a_prune_on_a_disk_that_is_full(small_disk: Path) -> None:
 
 
 def test_moving_waits_for_room(small_disk: Path) -> None:
-    """A half dead pack whose live half does not fit stays as it is, the report says why, and the next prune moves it."""
+    """A half dead pack whose live part does not fit stays, the report says why, and the next prune moves it."""
     store, world = PosixStore(str(small_disk / "store")), World()
     repository = create(store)
     kept = os.urandom(40_000)
