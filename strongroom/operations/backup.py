@@ -33,6 +33,7 @@ def run(job: Job) -> None:
     """One attempt. Raises what stops it; the worker decides between another attempt and `fail`."""
     tools, task = job.tools, job.task
     plan = tools.portal.call(backups.start_backup(tools.database, task))
+    job.monitor.expected_bytes = plan.resource.size_bytes
     room = Room(used_bytes=plan.vault.used_bytes, size_bytes=plan.vault.size_bytes) if plan.vault.size_bytes else None
     started_s = tools.clock.monotonic_s()
     repository = tools.repository(plan.vault, task.id, room.spend if room else free)

@@ -11,8 +11,13 @@ from strongroom.base.errors import StrongroomError
 
 @dataclass(kw_only=True)
 class JobMonitor:
-    """Implements base.streams.Monitor. `stop` is the error that `check` raises once it is set."""
+    """Implements base.streams.Monitor.
 
+    expected_bytes  what the work is thought to be before it knows: size of the resource at the last look; 0: no idea
+    stop            the error that `check` raises once it is set
+    """
+
+    expected_bytes: int = 0
     bytes_done: int = 0
     bytes_total: int = 0
     entries_done: int = 0
@@ -28,4 +33,5 @@ class JobMonitor:
     @property
     def progress(self) -> int:
         """Per cent for people, 99 at most: 100 is said by the transaction that ends the task."""
-        return min(99, self.bytes_done * 100 // self.bytes_total) if self.bytes_total else 0
+        total = self.bytes_total or self.expected_bytes
+        return min(99, self.bytes_done * 100 // total) if total else 0

@@ -206,7 +206,7 @@ class Worker:
                     database,
                     running.task,
                     bytes_done=monitor.bytes_done,
-                    bytes_total=monitor.bytes_total,
+                    bytes_total=monitor.bytes_total or monitor.expected_bytes,
                     entries_done=monitor.entries_done,
                     progress=monitor.progress,
                 )
