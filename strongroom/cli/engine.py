@@ -11,6 +11,7 @@ that needs them: what finds nothing changed is over in the time Python takes to 
 
 import argparse
 import ctypes
+import gc
 import json
 import os
 import stat
@@ -34,6 +35,8 @@ CBT_EXTENTS_MAX = 8 << 20
 # glibc: big buffers stay on the heap, so that each segment does not fault its pages in anew; few arenas, for memory.
 _MALLOC = {-3: 1 << 30, -1: 256 << 20, -8: 2}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
 
+GC_THRESHOLD = 100_000  # a walk makes entries by the hundred thousand and no cycles
+
 Summary = Mapping[str, object]
 
 
@@ -45,6 +48,8 @@ def run(argv: list[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else EXIT_USAGE
     _tune_malloc()
+    gc.freeze()  # what the imports made stays
+    gc.set_threshold(GC_THRESHOLD)
     command: Callable[[argparse.Namespace], tuple[int, Summary]] = options.command
     try:
         code, summary = command(options)
@@ -108,8 +113,6 @@ def _init(options: argparse.Namespace) -> tuple[int, Summary]:
 
 
 def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
-    from uuid import uuid4
-
     from strongroom.base.streams import SilentMonitor
     from strongroom.engine.backup import backup
     from strongroom.engine.model import BackupRequest
@@ -129,7 +132,7 @@ def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
     with driver.open_point(ref, wanted) as point:
         trusted = parent if parent and not point.full_reason else None
         request = BackupRequest(
-            backup_id=str(uuid4()),
+            backup_id=os.urandom(16).hex(),
             generation=1,
             parent=trusted.name if trusted else None,
             full=options.full,

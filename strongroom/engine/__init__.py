@@ -10,16 +10,19 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
     report     = restore_tree(repository, root_name, tree_target, path=(), monitor=...)
                | restore_block(repository, root_name, block_target, monitor)
     entries    = list_entries(repository, root_name, path, after=None, limit=1000)
-    found      = entry(repository, root_name, path)                 # raises EntryNotFound
+    found      = entry(repository, root_name, path)                      # raises EntryNotFound
     pieces     = read_file(repository, root_name, path, offset=0, length=None)
     repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels), .load_labels(root)
 
 One Pool a process is shared by its repositories; sessions come from the service, or are a FlockSessions beside a POSIX
-repository. docs/FORMAT.md has the bytes and the orders.
+repository. docs/FORMAT.md has the bytes and the orders. A program that only backs up does not wait for the
+modules of a restore: their names are loaded when they are asked for.
 """
 
-from strongroom.engine.backup import backup
-from strongroom.engine.browse import entry, list_entries, read_file
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from strongroom.engine.backup import backup  # not lazy: its module has the same name and would win
 from strongroom.engine.keys import MasterKey
 from strongroom.engine.model import (
     BackupReport,
@@ -33,8 +36,21 @@ from strongroom.engine.model import (
 )
 from strongroom.engine.pool import Pool
 from strongroom.engine.repository import Repository, Session, create_repository, open_repository
-from strongroom.engine.restore import restore_block, restore_tree
-from strongroom.engine.sessions import FlockSessions, ProcessSessions
+
+if TYPE_CHECKING:
+    from strongroom.engine.browse import entry, list_entries, read_file
+    from strongroom.engine.restore import restore_block, restore_tree
+    from strongroom.engine.sessions import FlockSessions, ProcessSessions
+
+_LAZY = {
+    "FlockSessions": "sessions",
+    "ProcessSessions": "sessions",
+    "entry": "browse",
+    "list_entries": "browse",
+    "read_file": "browse",
+    "restore_block": "restore",
+    "restore_tree": "restore",
+}
 
 __all__ = [
     "BackupReport",
@@ -60,3 +76,10 @@ __all__ = [
     "restore_block",
     "restore_tree",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return value

@@ -8,11 +8,14 @@ Threads start with the first task, so that a run that finds nothing to store sta
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from strongroom.base.errors import ConfigError
 from strongroom.base.units import GIB, MIB
 from strongroom.engine.model import SEGMENT_BYTES_MAX
+
+if TYPE_CHECKING:  # loaded by the first task: 5 ms that a run without one does not need
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 BUDGET_BYTES = GIB  # STRONGROOM_WORKER_MEMORY's default
 SCRATCH_PER_THREAD_BYTES = 4 * SEGMENT_BYTES_MAX  # box, plain, what zstd makes, zstd's own tables
@@ -53,11 +56,11 @@ class Pool:
             self._free.extend(buffers)
             self._changed.notify_all()
 
-    def compute(self, task: Callable[[], None]) -> Future[None]:
+    def compute(self, task: Callable[[], None]) -> "Future[None]":
         """Run on a compressor's thread."""
         return self._executor("compute", self.threads).submit(task)
 
-    def sync(self, task: Callable[[], None]) -> Future[None]:
+    def sync(self, task: Callable[[], None]) -> "Future[None]":
         """Run on a thread that may wait for the disk."""
         return self._executor("sync", SYNCERS).submit(task)
 
@@ -68,7 +71,9 @@ class Pool:
         for executor in executors:
             executor.shutdown()
 
-    def _executor(self, kind: str, threads: int) -> ThreadPoolExecutor:
+    def _executor(self, kind: str, threads: int) -> "ThreadPoolExecutor":
+        from concurrent.futures import ThreadPoolExecutor
+
         with self._changed:
             executor = self._executors.get(kind)
             if executor is None:

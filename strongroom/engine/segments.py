@@ -10,8 +10,8 @@ An error in any thread is raised in the caller's at its next segment, and at `fi
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from strongroom.engine.keys import Domain
 from strongroom.engine.model import PACK_BYTES, SEGMENT_BYTES_MAX
@@ -28,6 +28,9 @@ from strongroom.engine.pack import (
 from strongroom.engine.pool import Pool
 from strongroom.engine.seal import OBJECT_ID_BYTES, SEGMENT, TAG_BYTES, Box, new_object_id
 from strongroom.engine.store.base import ObjectWriter, Store
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 RUN_PIECES_MAX = 16  # 1 MiB of blocks a read: larger reads are not faster
 
