@@ -8,9 +8,10 @@ import msgspec
 
 from strongroom.api.operation import Call, Operation
 from strongroom.base.units import gigabytes, megabytes
-from strongroom.control import protectables, vault_resources
+from strongroom.control import protectables, resource_binding, vault_resources
 from strongroom.control.protectables import Protectable
-from strongroom.control.vault_resources import Look, LookAt, NewResource, VaultResource
+from strongroom.control.resource_binding import Look, LookAt, NewResource
+from strongroom.control.vault_resources import VaultResource
 
 INSPECTIONS_AT_ONCE = 4  # each holds a thread and walks a file system
 
@@ -124,7 +125,7 @@ async def inspect(call: Call, resource_type: str, path: bytes, options: dict[str
 
 async def add_vault_resource(call: Call) -> AddedAnswer:
     resources = new_resources(call.body.resources)
-    await vault_resources.add_resources(
+    await resource_binding.add_resources(
         call.services.database,
         call.caller.project_id,
         call.path["vault_id"],

@@ -71,6 +71,12 @@ def require_time(text: str, member: str) -> datetime:
     raise InvalidRequest(reason=f"Invalid {member}: give a UTC time such as 2020-02-05T10:38:34Z.")
 
 
+def require_offset(offset: int) -> None:
+    """Raises InvalidRequest beyond OFFSET_MAX."""
+    if offset > OFFSET_MAX:
+        raise InvalidRequest(reason=f"Invalid offset: give at most {OFFSET_MAX}, or page by marker.")
+
+
 async def fetch_page(
     conn: AsyncConnection[Any],
     *,
@@ -81,8 +87,7 @@ async def fetch_page(
     order: Sequence[Order] = NEWEST_FIRST,
 ) -> tuple[list[dict[str, Any]], int]:
     """Rows of one page as dicts, and how many rows match in all. Raises InvalidRequest for an unknown marker."""
-    if page.offset > OFFSET_MAX:
-        raise InvalidRequest(reason=f"offset must be at most {OFFSET_MAX}. Page by marker instead.")
+    require_offset(page.offset)
     where = _joined(" AND ", [f"({text})" for text in filters.texts])
     source = sql.SQL(table)
     async with conn.cursor(row_factory=dict_row) as cursor:

@@ -18,8 +18,9 @@ from strongroom.control.names import (
     require_prefix,
     require_tags,
 )
+from strongroom.control.resource_binding import NewResource, check_new_resources
 from strongroom.control.vault_kinds import VAULT_KINDS, VaultKind
-from strongroom.control.vault_resources import NewResource, VaultResource, check_new_resources
+from strongroom.control.vault_resources import VaultResource
 
 SIZE_GB_MIN_NEW = 10  # contract section 17: 10 on create, 1 on update
 SIZE_GB_MIN = 1

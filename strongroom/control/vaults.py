@@ -20,8 +20,9 @@ from strongroom.control.access import Caller
 from strongroom.control.db import Database
 from strongroom.control.listing import Filters, Page, fetch_page
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, Tag, require_enterprise_project, require_id
+from strongroom.control.resource_binding import LookAt, bind
 from strongroom.control.subjects import VaultRef, lock_vault
-from strongroom.control.vault_resources import LookAt, bind, load_resources, require_available
+from strongroom.control.vault_resources import load_resources, require_available
 from strongroom.control.vault_rules import NewVault, Vault, VaultChange, changed, check_filters, check_new_vault
 
 VAULTS_PER_PROJECT_MAX = 10_000  # contract section 15 knows a quota but no number; a list of all stays ten pages
