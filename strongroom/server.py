@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from strongroom.api.app import build_app
 from strongroom.api.authentication import Authenticator
+from strongroom.api.connection import Connection
 from strongroom.api.identity import IdentityApi
 from strongroom.api.services import Authenticate, Limits, Services
 from strongroom.api.table import OPERATIONS
@@ -50,7 +51,6 @@ CREDENTIALS = "credentials.json"  # in the state folder, made by the first start
 
 EXPORT_MARK = "master.key.exported"  # in the state folder; holds the id of the key that was exported
 SHUTDOWN_S_MAX = 10  # for answers under way; a download that takes longer is cut
-HEADER_BYTES_MAX = 64 << 10  # real tokens have up to 8 KB (contract/identity.md)
 BACKLOG = 512
 
 
@@ -270,7 +270,7 @@ async def _listen(settings: Settings, app: ASGIApp, listener: socket.socket, end
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
             timeout_graceful_shutdown=SHUTDOWN_S_MAX,
-            h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+            http=Connection,
             backlog=BACKLOG,
         )
     )

@@ -1,5 +1,6 @@
 """The ASGI application: routes made from the table of operations, and the walk of one request through them."""
 
+import asyncio
 import re
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from strongroom.api.errors import error_response, gateway_response
 from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Operation
 from strongroom.api.services import Services
-from strongroom.base.errors import Forbidden, InvalidRequest, StrongroomError, TooLarge, Unavailable
+from strongroom.base.errors import Forbidden, InvalidRequest, StrongroomError, TooLarge, TooSlow, Unavailable
 from strongroom.base.ids import is_hex_id, is_id, new_id
 from strongroom.control.access import ANONYMOUS, Caller, allowed
 
@@ -122,6 +123,8 @@ class Application:
             return await self._perform(operation, path, request, request_id)
         except StrongroomError as error:
             response = error_response(error, keystone=operation.keystone, request_id=request_id)
+            if isinstance(error, TooLarge | TooSlow):
+                response.headers["Connection"] = "close"  # the rest of the body is not worth reading
             if response.status_code >= 500:
                 log.error("failed", operation=operation.name, error=str(error), request_id=request_id, exc_info=True)
             return response
@@ -139,7 +142,12 @@ class Application:
             return gateway_response(
                 404, "APIGW.0101", "The API does not exist: bad project id in the path.", request_id
             )
-        body = await _read_body(request, self._services.limits.body_bytes_max)
+        limits = self._services.limits
+        try:
+            async with asyncio.timeout(limits.body_s_max):
+                body = await _read_body(request, limits.body_bytes_max)
+        except TimeoutError as err:
+            raise TooSlow(limit_s=limits.body_s_max) from err
         caller = await self._authorized(operation, path, request, body, request_id)
         _check_ids(path)
         call = Call(

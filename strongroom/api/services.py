@@ -42,9 +42,11 @@ class Browser(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a request may cost. Reasons: a body of the API is a few KB (256 resources with extra_info: 100 KB)."""
+    """What a request may cost. Reasons: a body of the API is a few KB (256 resources with extra_info: 100 KB), and
+    20 s bring the largest one over a line of half a megabit."""
 
     body_bytes_max: int = 1 << 20
+    body_s_max: int = 20
     concurrency_max: int = 200
 
 

@@ -159,6 +159,13 @@ class TooLarge(StrongroomError):
 
 
 @dataclass(kw_only=True, eq=False)
+class TooSlow(StrongroomError):
+    code: ClassVar[str] = "APIGW.0201"
+    template: ClassVar[str] = "The request body did not arrive within {limit_s} seconds. Send it again."
+    limit_s: int
+
+
+@dataclass(kw_only=True, eq=False)
 class Unsupported(StrongroomError):
     code: ClassVar[str] = "BackupService.9900"
     template: ClassVar[str] = "{reason}"
