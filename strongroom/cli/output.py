@@ -118,12 +118,17 @@ def print_error(error: StrongroomError, *, as_json: bool) -> None:
     request_id = error.request_id if isinstance(error, RequestRefused) else ""
     if as_json:
         members = {"message_type": "error", "code": error.published_code, "message": error.message}
+        if error.detail:
+            members["detail"] = error.detail
         if request_id:
             members["request_id"] = request_id
         sys.stderr.write(json.dumps(members) + "\n")
         return
     console = _console(stderr=True)
     console.print(Text("\n".join(shown(line) for line in error.message.splitlines()), style="red"))
+    if error.detail:
+        # Ours or of a local command; a server's own detail stays in its log.
+        console.print(Text("\n".join(shown(line) for line in error.detail.splitlines()), style="dim"))
     if request_id:
         console.print(Text(f"code {error.published_code}, request {request_id}", style="dim"))
 
