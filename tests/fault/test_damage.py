@@ -3,13 +3,15 @@
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from fault_store import copy_of
 from fault_streams import random_files
 from fault_world import MONITOR, World, create, reopen, restored
 
-from strongroom.base.errors import IndexIncomplete, StoreError, StrongroomError
+from strongroom.base.errors import ChunkCorrupt, IndexIncomplete, StoreError, StrongroomError
+from strongroom.engine.index import Table
 from strongroom.engine.prune import prune
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import VerifyReport, verify
@@ -182,6 +184,41 @@ def test_a_damaged_pack_is_not_relied_on_again() -> None:
     world.prune(repository)
     assert not [info for info in store.list("") if info.name == pack.name]
     assert world.problems(repository) == []
+
+
+def test_a_missing_pack_is_not_relied_on() -> None:
+    """Nobody ran verify: a backup of the same content still stores again what the store has lost."""
+    _, store = damaged_world()
+    repository = reopen(store)
+    for info in list(store.list("")):
+        if "/packs/" in info.name:
+            store.delete(info.name)
+    world = World()
+    world.backup(repository, "again.1", random_files(SEED, bytes_max=300_000), parent="tree.2")
+    world.backup(repository, "again.2", random.Random(SEED).randbytes(1 << 20))
+    assert restored(repository, "again.1") == world.kept["again.1"]
+    assert restored(repository, "again.2") == world.kept["again.2"]
+
+
+def test_an_index_that_lies_is_noticed() -> None:
+    """An index object that exchanges two chunks of one length: ids are compared on reading, so it is an error."""
+    store, world = MemoryStore(), World()
+    repository = create(store)
+    world.backup(repository, "one.1", {(b"a",): os.urandom(5000), (b"b",): os.urandom(5000)})
+    before = repository.load_index_list()
+    (name,) = [name for name in repository.index_object_names(before) if 5000 in repository.load_table(name).length]
+    table = repository.load_table(name)
+    one, two = (row for row in range(table.chunk_count) if table.length[row] == 5000)
+    data = bytearray(table.data)
+    starts_at = len(data) - 8 * table.chunk_count
+    for row, start in ((one, table.start[two]), (two, table.start[one])):
+        data[starts_at + 4 * row : starts_at + 4 * row + 4] = start.to_bytes(4, "little")
+    lie, _ = repository.put_table(Table(bytes(data)), 0)
+    others = [other for other in repository.index_object_names(before) if other != name]
+    assert lie in others
+    repository.put_index_list(replace(before, number=1, objects=tuple(others), retired=((name, 1),)))
+    with pytest.raises(ChunkCorrupt):
+        restored(repository, "one.1")
 
 
 def test_a_pack_that_is_well_again_is_trusted_again() -> None:

@@ -66,6 +66,24 @@ class View(MemoryStore):
         super().delete(name)
 
 
+class WatchedSessions(ProcessSessions):
+    """Sessions of one process; looking at the pins is a call too, between which and the next something may happen."""
+
+    def __init__(self, sessions: ProcessSessions, before: Callable[[str, str], None]) -> None:
+        self._lock = sessions._lock
+        self._pinned = sessions._pinned
+        self._before = before
+
+    def oldest_pinned(self) -> int | None:
+        self._before("pins", "")
+        return super().oldest_pinned()
+
+
+def watched(disk: MemoryStore, sessions: ProcessSessions, before: Callable[[str, str], None]) -> Repository:
+    """The repository as the process sees it whose calls are counted."""
+    return reopen(View(disk, before), WatchedSessions(sessions, before))
+
+
 def base() -> tuple[World, MemoryStore]:
     """A restore point that counts, one that was deleted, and a half dead pack."""
     store, world = MemoryStore(), World()
@@ -156,7 +174,7 @@ def test_a_backup_commits_while_prune_runs(stage: str) -> None:
             thread.join(WAIT_S)  # noqa: B023
 
         before, calls = counted(at, let_through)
-        prune(reopen(View(disk, before), sessions), dead=dead, monitor=MONITOR)
+        prune(watched(disk, sessions, before), dead=dead, monitor=MONITOR)
         let_through()
         assert not failures, (stage, at, failures)
         assert "late.1" in world.kept
@@ -220,7 +238,7 @@ def test_two_prunes_at_once() -> None:
         world, disk, sessions = original_world.copy(), copy_of(original), ProcessSessions()
         other = reopen(disk, sessions)
         before, calls = counted(at, lambda: reports.append(world.prune(other)))  # noqa: B023
-        world.prune(reopen(View(disk, before), sessions))
+        world.prune(watched(disk, sessions, before))
         settle(world, disk, sessions)
         if calls[0] < at:
             break

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import pytest
 from fault_store import Fault, FaultStore, copy_of
-from fault_world import MONITOR, NEW, World, base, reopen, restored, run_backup
+from fault_world import MONITOR, NEW, World, base, create, reopen, restored, run_backup
 
 from strongroom.base.errors import Corrupt, StoreError, StoreFull, StoreTimeout
 from strongroom.engine import Repository
+from strongroom.engine.prune import INDEX_OBJECTS_MAX
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import verify
 
@@ -136,6 +137,22 @@ def test_a_clean_run_needs_no_forgiveness() -> None:
     assert report.packs_rewritten == 1
     assert report.packs_deleted >= 4
     assert report.lists_written >= 3
+
+
+def test_many_index_objects_become_one() -> None:
+    """Each backup adds one; a prune replaces them when they are many, and every chunk is still found."""
+    store, world = MemoryStore(), World()
+    repository = create(store)
+    for number in range(INDEX_OBJECTS_MAX + 3):
+        world.backup(repository, f"tree.{number}", {(b"file",): b"%d" % number * 1000})
+    world.delete(repository, "tree.5")
+    before = {info.name for info in store.list("") if "/index/" in info.name}
+    assert len(before) > INDEX_OBJECTS_MAX
+    world.prune(repository)
+    after = {info.name for info in store.list("") if "/index/" in info.name}
+    assert len(after) <= 4
+    assert world.problems(repository) == []
+    assert world.problems(reopen(store)) == []
 
 
 @pytest.mark.parametrize("verb", ["restore", "delete", "verify"])
