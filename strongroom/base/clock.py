@@ -28,5 +28,5 @@ class SystemClock:
 
 
 def api_timestamp(at: datetime) -> str:
-    """`2020-02-05T10:38:34.209782`: UTC, microseconds, no offset (contract/behaviour section 0; the SDK adds Z itself)."""
+    """`2020-02-05T10:38:34.209782`: UTC, microseconds, no offset (contract/behaviour section 0; the SDK adds the Z)."""
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds")

@@ -132,7 +132,7 @@ class EntryNotFound(NotFound):
 
 @dataclass(kw_only=True, eq=False)
 class Conflict(StrongroomError):
-    """Legal in itself, refused in this state. `code` and sentence come from the call (contract/errors.md has 90 of them)."""
+    """Legal in itself, refused in this state. Code and sentence come from the call (contract/errors.md has 90)."""
 
     template: ClassVar[str] = "{reason}"
     reason: str

@@ -106,11 +106,11 @@ class Folder(Protocol):
     skipped: Sequence[Skipped]
 
     def attributes(self, entry: Entry) -> Attributes:
-        """Read xattrs, flags and link target. Raises SourceGone when the name vanished, SourceError otherwise."""
+        """Read xattrs, flags and link target. Raises SourceGone when the name vanished, else SourceError."""
         ...
 
     def open(self, entry: Entry) -> FileData:
-        """Open a regular file without following links. Raises SourceGone when the name vanished, SourceError otherwise."""
+        """Open a regular file without following links. Raises SourceGone when the name vanished, else SourceError."""
         ...
 
 
@@ -128,7 +128,7 @@ class TreeStream(Protocol):
         ...
 
     def folders(self) -> Iterator[Folder]:
-        """Walk once, pre-order. A folder that vanished meanwhile is left out; one that cannot be read raises SourceError."""
+        """Walk once, pre-order. A folder that vanished is left out; one that cannot be read raises SourceError."""
         ...
 
 
@@ -142,7 +142,7 @@ class BlockStream(Protocol):
         ...
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill the whole buffer from `offset`. MUST return len(buffer) or raise SourceShort. Concurrent calls allowed."""
+        """Fill the whole buffer from `offset`. MUST return len(buffer) or raise SourceShort. Calls may overlap."""
         ...
 
 
@@ -177,7 +177,7 @@ class TreeTarget(Protocol):
         ...
 
     def link(self, path: Path, first: Path, entry: Entry, attributes: Attributes) -> bool:
-        """Make `path` a hard link to `first`. False when `first` was not restored: the caller then writes a file of its own."""
+        """Make `path` a hard link to `first`. False when `first` was not restored: the caller then writes a file."""
         ...
 
     def finish(self) -> None:

@@ -10,7 +10,7 @@ READABLE = frozenset({"available", "restoring", "waiting_restore"})
 
 
 async def find_readable(database: Database, project_id: str, backup_id: str) -> tuple[VaultRef, str]:
-    """The vault and root of a backup whose content may be read. Raises BackupNotFound, or Conflict 2005 by its state."""
+    """Vault and root of a backup whose content may be read. Raises BackupNotFound, or Conflict 2005 by its state."""
     async with database.read() as conn:
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(

@@ -25,8 +25,8 @@ from strongroom.cli.output import Output
 from strongroom.cli.watching import tell_failures, watch
 
 LOOK_EVERY_S = 0.1  # more often than a person's watch: the whole takes seconds
-# A file is known to be unchanged only if it was older than 2 s when it was read (RULINGS 15). Ours are brand new; without
-# the wait some of them would be read again by the increment, and the table would tell how fast this machine copies.
+# A file is known to be unchanged only if it was older than 2 s when it was read (RULINGS 15). Ours are new: without
+# the wait the increment would read some of them again, and the table would tell how fast this machine copies.
 REST_S = 2.5
 
 
