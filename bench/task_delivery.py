@@ -43,7 +43,10 @@ async def _measure(url: str, count: int, rounds: int) -> dict[str, dict[str, lis
     @app.task(name="run")
     async def run(task_id: str) -> None: ...
 
-    seconds: dict[str, dict[str, list[float]]] = {"row": {"enqueue": [], "take": []}, "row and job": {"enqueue": [], "take": []}}
+    seconds: dict[str, dict[str, list[float]]] = {
+        "row": {"enqueue": [], "take": []},
+        "row and job": {"enqueue": [], "take": []},
+    }
     async with app.open_async(), await Database.open(url, min_size=2) as database:
         manager = app.job_manager
         worker_id = await manager.register_worker()
@@ -92,9 +95,12 @@ def main() -> None:
     for way, steps in seconds.items():
         for step, values in steps.items():
             low, high = min(values) * 1000, max(values) * 1000
-            print(f"{way:12} {step:8} {options.tasks} tasks: median {statistics.median(values) * 1000:7.1f} ms ({low:.1f}-{high:.1f})")
+            middle = statistics.median(values) * 1000
+            print(f"{way:12} {step:8} {options.tasks} tasks: median {middle:7.1f} ms ({low:.1f}-{high:.1f})")
     for step in ("enqueue", "take"):
-        ratio = statistics.median(b / a for a, b in zip(seconds["row"][step], seconds["row and job"][step], strict=True))
+        ratio = statistics.median(
+            b / a for a, b in zip(seconds["row"][step], seconds["row and job"][step], strict=True)
+        )
         print(f"{step}: row and job costs {ratio:.2f} of row alone (median of pairs)")
 
 
