@@ -28,6 +28,7 @@ from strongroom.engine.seal import OBJECT_ID_BYTES
 INDEX_BYTES_MAX = 512 * MIB  # plain; what a merge of 16 million chunks makes
 INDEX_LIST_BYTES_MAX = 64 * MIB
 TABLES_MAX = 12  # each costs a search a lookup; beyond, they are merged in memory
+PLACES_MAX = 1 << 14  # segments of a table whose place is remembered: 64 GB of data, 4 MB of memory
 NUMBER_DIGITS = 10  # so that lists sort by name as by number
 
 _HEAD = struct.Struct("<III")  # packs, segments, chunks
@@ -71,6 +72,7 @@ class Table:
         self.segment = self._column(rows_at, 16, "I")
         self.start = self._column(rows_at, 20, "I")
         self.length = self._column(rows_at, 24, "I")
+        self._places: dict[int, SegmentPlace] = {}
 
     def _column(self, rows_at: int, before: int, code: Literal["Q", "I"]) -> memoryview:
         at = rows_at + before * self.chunk_count
@@ -110,12 +112,25 @@ class Table:
         return self.packs[pack]
 
     def place(self, row: int) -> ChunkPlace:
-        _, offset, stored, raw, codec = self.segment_row(self.segment[row])
-        segment = SegmentPlace(self.pack_of(row).id, offset, stored, raw, codec)
+        number = self.segment[row]
+        segment = self._places.get(number)
+        if segment is None:
+            segment = self._place_of_segment(row, number)
         start, length = self.start[row], self.length[row]
-        if not is_sane(segment) or not 0 < length <= raw - start:
+        if not 0 < length <= segment.raw - start:
             raise IndexIncomplete(reason="an index object describes an impossible chunk")
         return ChunkPlace(segment, start, length)
+
+    def _place_of_segment(self, row: int, number: int) -> SegmentPlace:
+        """Remembered: neighbours in a file are neighbours in a segment."""
+        _, offset, stored, raw, codec = self.segment_row(number)
+        segment = SegmentPlace(self.pack_of(row).id, offset, stored, raw, codec)
+        if not is_sane(segment):
+            raise IndexIncomplete(reason="an index object describes an impossible segment")
+        if len(self._places) >= PLACES_MAX:
+            self._places.clear()
+        self._places[number] = segment
+        return segment
 
 
 def encode_table(packs: Iterable[Pack]) -> bytes:

@@ -40,6 +40,7 @@ CUT_FROM_BYTES = 1 * MIB  # the stream is cut when this much has gathered
 RACY = 1  # it may have changed in the moment after it was read without leaving a trace in its times (RULINGS 15)
 CHANGED = 2  # it changed while it was read: its content is of no single moment
 
+_NUMBERS = frozenset([int, bool])
 _FRAME = struct.Struct("<I")
 _SIZE = struct.Struct("<Q")
 _RECORD_ARRAY, _EMPTY_MAP = b"\x96", b"\x80"  # msgpack: an array of six, and no doubts
@@ -172,8 +173,12 @@ def parse_entry(row: object, *, is_root: bool = False) -> Entry:
     if not isinstance(row, list | tuple) or len(row) != len(Entry._fields):
         raise ManifestCorrupt(reason="an entry is malformed")
     entry = Entry._make(row)
-    numbers = all(isinstance(value, int) for value in row[1:])
-    if not numbers or entry.size < 0 or entry.mode < 0 or not (entry.name == b"" if is_root else is_name(entry.name)):
+    if (
+        not _NUMBERS.issuperset(map(type, row[1:]))
+        or entry.size < 0
+        or entry.mode < 0
+        or not (entry.name == b"" if is_root else is_name(entry.name))
+    ):
         raise ManifestCorrupt(reason="an entry has impossible values")
     return entry
 
