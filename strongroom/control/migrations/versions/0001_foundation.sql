@@ -207,7 +207,7 @@ CREATE TABLE backups (
 );
 CREATE INDEX backups_by_project ON backups (project_id, created_at DESC, id DESC);
 CREATE INDEX backups_by_checkpoint ON backups (checkpoint_id);
-CREATE INDEX backups_by_resource ON backups (vault_id, resource_id, created_at DESC);
+CREATE INDEX backups_by_resource ON backups (vault_id, resource_id, created_at DESC) INCLUDE (status);
 
 -- operation logs: the tenant's log and the task, one row (RULINGS 1) ----------------------------------------------------
 
@@ -257,6 +257,7 @@ CREATE TABLE operation_logs (
     CHECK ((status IN ('success', 'skipped', 'failed', 'timeout')) = (ended_at IS NOT NULL))
 );
 CREATE INDEX operation_logs_by_project ON operation_logs (project_id, created_at DESC, id DESC);
+CREATE INDEX operation_logs_of_vault ON operation_logs (vault_id, created_at DESC, id DESC);
 CREATE INDEX operation_logs_open ON operation_logs (worker_group, created_at) WHERE status IN ('waiting', 'running');
 CREATE INDEX operation_logs_by_vault ON operation_logs (vault_id) WHERE status IN ('waiting', 'running');
 -- A resource is backed up once at a time, a target is restored once at a time, a backup is deleted once.
