@@ -341,6 +341,7 @@ class _Prune:
         self, index_list: IndexList, coming: _Next, fossils: dict[bytes, int], retired: dict[str, int]
     ) -> bool:
         """Put list m+1. True also when another prune was faster: what was written meanwhile is found by the next."""
+        self._monitor.check()
         repository = self._repository
         number = index_list.number + 1
         for pack in coming.revived:
