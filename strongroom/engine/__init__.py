@@ -13,6 +13,9 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
     found      = entry(repository, root_name, path)                      # raises EntryNotFound
     pieces     = read_file(repository, root_name, path, offset=0, length=None)
     repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels), .load_labels(root)
+    report     = prune(repository, dead=names of roots that do not count, monitor=...)            # engine.prune
+    bytes      = live_bytes(repository, names of roots that count)                               # engine.prune
+    report     = verify(repository, roots or None, deep=..., monitor=...)                        # engine.verify
 
 One Pool a process is shared by its repositories; sessions come from the service, or are a FlockSessions beside a POSIX
 repository. docs/FORMAT.md has the bytes and the orders. A program that only backs up does not wait for the
