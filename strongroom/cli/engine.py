@@ -4,6 +4,9 @@
     engine backup REPO SRC LABEL [--cbt FILE] [--exclude PATTERN]... [--full]
     engine restore REPO LABEL DEST [--path PATH]
     engine list REPO
+    engine delete REPO LABEL
+    engine verify REPO [--shallow]
+    engine prune REPO
 
 The repository's key lies in it (`.master.key`), unless --key names another file. Modules are imported by the command
 that needs them: what finds nothing changed is over in the time Python takes to start. Exit codes as in docs/CLI.md.
@@ -95,6 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("dest", metavar="DEST")
     restore.add_argument("--path", metavar="PATH", help="only this entry of a tree")
     add("list", _list, "List the backups.")
+    delete = add("delete", _delete, "Delete a backup; `prune` frees its bytes.")
+    delete.add_argument("label", metavar="LABEL")
+    verify = add("verify", _verify, "Read every pack and every backup, and compare.")
+    verify.add_argument("--shallow", action="store_true", help="metadata and sizes only, no content")
+    add("prune", _prune, "Free what no backup needs.")
     return parser
 
 
@@ -220,6 +228,49 @@ def _list(options: argparse.Namespace) -> tuple[int, Summary]:
     return EXIT_OK, {"backups": rows}
 
 
+def _delete(options: argparse.Namespace) -> tuple[int, Summary]:
+    repository = _open(options)
+    root = _find(repository, options.label)
+    repository.delete_root(root.name)
+    return EXIT_OK, {"root": root.name}
+
+
+def _verify(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.base.streams import SilentMonitor
+    from strongroom.engine.verify import verify
+
+    repository = _open(options)
+    report = verify(repository, None, deep=not options.shallow, monitor=SilentMonitor())
+    repository.close()
+    findings = [
+        {"kind": item.kind, "name": item.name, "reason": item.reason, "roots": item.roots, "paths": item.paths_count}
+        for item in report.findings
+    ]
+    if not options.json:
+        for item in report.findings:
+            print(f"{item.kind} {item.name}: {item.reason}")
+        print(f"{report.roots} backups, {report.objects} objects, {len(findings)} findings.")
+    summary = {"findings": findings, "roots": report.roots, "objects": report.objects, "bytes": report.bytes}
+    return (EXIT_FAILED if findings else EXIT_OK), summary
+
+
+def _prune(options: argparse.Namespace) -> tuple[int, Summary]:
+    from dataclasses import asdict
+
+    from strongroom.base.streams import SilentMonitor
+    from strongroom.base.units import human_bytes
+    from strongroom.engine.prune import prune
+
+    repository = _open(options)
+    report = prune(repository, dead=(), monitor=SilentMonitor())
+    repository.close()
+    if not options.json:
+        print(
+            f"Freed {human_bytes(report.bytes_freed)}, {human_bytes(report.live_bytes)} are needed. {report.postponed}"
+        )
+    return (EXIT_PARTLY_DONE if report.postponed else EXIT_OK), asdict(report)
+
+
 # --- what they share ---
 
 
@@ -283,7 +334,7 @@ def _driver(path: str, exclude: tuple[str, ...], kind: str | None = None) -> tup
 def _require_empty(dest: str) -> None:
     """Restoring into a folder makes it equal to the backup; without a server to ask, only an empty one is safe."""
     os.makedirs(dest, exist_ok=True)
-    if any(os.scandir(dest)):
+    if os.listdir(dest):
         raise Conflict(reason=f"{dest} is not empty. Restore into an empty or new folder.", conflict_code="9900")
 
 

@@ -232,7 +232,7 @@ class TreeBackup:
             self.blocks_reason = "a changed-block list is for the one image in the top folder"
         elif old is None or old.content is None or old.content.layout != BLOCKS or old.entry.size != size:
             self.blocks_reason = "the parent does not hold this image"
-        elif old.doubts:
+        elif old.doubts & CHANGED:
             self.blocks_reason = "the image changed while the parent was made"
         else:
             return self._reader.read_blocks(size, changed_extents(blocks.extents, size), data.read_into, old.content)

@@ -1,0 +1,170 @@
+"""`strongroom engine`: the commands that benchmarks and scripts run, on real folders and files."""
+
+import filecmp
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from strongroom.cli.engine import EXIT_FAILED, EXIT_OK, EXIT_USAGE, run
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    (source / "d" / "e").mkdir(parents=True)
+    (source / "a").write_bytes(b"a" * 1000)
+    (source / "d" / "large").write_bytes(noise(3 << 20, 1))
+    (source / "d" / "e" / "link").symlink_to("../large")
+    os.link(source / "a", source / "d" / "same")
+    (source / "empty").touch(mode=0o600)
+    return source
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> str:
+    assert run(["init", str(tmp_path / "repo")]) == EXIT_OK
+    return str(tmp_path / "repo")
+
+
+def summary(capsys: pytest.CaptureFixture[str], *argv: str, code: int = EXIT_OK) -> dict[str, object]:
+    """Run with --json; the last line it printed."""
+    capsys.readouterr()
+    assert run([*argv, "--json"]) == code
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def same(first: Path, second: Path) -> bool:
+    """Names, types, content and targets are equal, all the way down."""
+    compared = filecmp.dircmp(first, second, ignore=[], hide=[])
+    if compared.left_only or compared.right_only or compared.funny_files:
+        return False
+    files = [name for name in compared.common_files if not (first / name).is_symlink()]
+    if filecmp.cmpfiles(first, second, files, shallow=False)[0] != files:
+        return False
+    links = [name for name in os.listdir(first) if (first / name).is_symlink()]
+    if any(os.readlink(first / name) != os.readlink(second / name) for name in links):
+        return False
+    return all(same(first / name, second / name) for name in compared.common_dirs)
+
+
+def test_a_folder_goes_round(tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """init, backup, no change, change, restore: what comes back is what was there, and only changes are read."""
+    first = summary(capsys, "backup", repo, str(source), "g0")
+    assert first["bytes_total"] == 2000 + (3 << 20)
+    assert first["bytes_read"] == 1000 + (3 << 20)  # two names, one reading
+    os.utime(source / "d" / "large", ns=(1, 1))
+    (source / "new").write_bytes(b"new")
+    second = summary(capsys, "backup", repo, str(source), "g1")
+    assert second["bytes_new"] == 3
+    for label, dest in (("g1", tmp_path / "dest"), ("g0", tmp_path / "dest0")):
+        summary(capsys, "restore", repo, label, str(dest))
+        assert (dest / "new").exists() is (label == "g1")
+    assert same(source, tmp_path / "dest")
+    assert (tmp_path / "dest" / "a").stat().st_ino == (tmp_path / "dest" / "d" / "same").stat().st_ino
+    backups = summary(capsys, "list", repo)["backups"]
+    assert isinstance(backups, list)
+    assert [row["label"] for row in backups] == ["g0", "g1"]
+
+
+def test_one_path_is_restored(tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--path brings one entry with its folders."""
+    summary(capsys, "backup", repo, str(source), "g0")
+    summary(capsys, "restore", repo, "g0", str(tmp_path / "dest"), "--path", "d/large")
+    found = [path.relative_to(tmp_path / "dest") for path in (tmp_path / "dest").rglob("*") if path.is_file()]
+    assert found == [Path("d/large")]
+    assert filecmp.cmp(source / "d" / "large", tmp_path / "dest" / "d" / "large", shallow=False)
+
+
+def test_an_image_goes_round(tmp_path: Path, repo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file given as source is a disk: backed up by blocks and restored to a file."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(noise(1 << 20, 2) + bytes(5 << 20) + noise(100_000, 3))
+    summary(capsys, "backup", repo, str(image), "g0")
+    summary(capsys, "restore", repo, "g0", str(tmp_path / "back.img"))
+    assert filecmp.cmp(image, tmp_path / "back.img", shallow=False)
+    summary(capsys, "restore", repo, "g0", str(tmp_path / "back.img"), "--path", "x", code=EXIT_FAILED)
+
+
+def test_a_changed_block_list_is_used(tmp_path: Path, repo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--cbt reads only the blocks of the list, in the form with and without base and size."""
+    source = tmp_path / "vm"
+    source.mkdir()
+    image, size = source / "image.raw", 65 << 20
+    with image.open("wb") as stream:
+        stream.truncate(size)
+        stream.write(noise(1 << 20, 4))
+    os.utime(image, ns=(1, 1))
+    base = summary(capsys, "backup", repo, str(source), "g0")["root"]
+    cbt = tmp_path / "cbt.json"
+    for number in (1, 2):
+        with image.open("r+b") as stream:
+            stream.seek(3 << 20)
+            stream.write(noise(1000, number))
+        more = {"base": base, "size": size} if number == 2 else {}
+        cbt.write_text(json.dumps({"extents": [[3 << 20, 65536]], **more}))
+        report = summary(capsys, "backup", repo, str(source), f"g{number}", "--cbt", str(cbt))
+        assert (report["full_reason"], report["bytes_read"]) == (None, 65536)
+        base = report["root"]
+    summary(capsys, "restore", repo, "g2", str(tmp_path / "dest"))
+    assert filecmp.cmp(image, tmp_path / "dest" / "image.raw", shallow=False)
+    for text in ("", "{}", "[]", '{"extents": [[0, -1]]}', '{"extents": [[0, 1]], "base": 5}', '{"extents": 3}'):
+        cbt.write_text(text)
+        error = summary(capsys, "backup", repo, str(source), "bad", "--cbt", str(cbt), code=EXIT_FAILED)
+        assert error["message_type"] == "error"
+
+
+def test_mistakes_have_sentences(tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Usage errors exit with 2, refusals with 1 and a sentence; nothing is overwritten."""
+    assert run([]) == EXIT_USAGE
+    assert run(["backup", repo]) == EXIT_USAGE
+    assert run(["--help"]) == EXIT_OK
+    summary(capsys, "backup", repo, str(source), "g0")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").touch()
+    for argv in (
+        ["backup", repo, str(source), "g0"],
+        ["backup", repo, str(tmp_path / "none"), "g9"],
+        ["backup", str(tmp_path / "none"), str(source), "g9"],
+        ["restore", repo, "none", str(tmp_path / "dest")],
+        ["restore", repo, "g0", str(full)],
+        ["init", repo],
+    ):
+        error = summary(capsys, *argv, code=EXIT_FAILED)
+        assert error["message_type"] == "error"
+        assert str(error["message"]).endswith(".")
+    assert (full / "mine").exists()
+    (Path(repo) / ".master.key").chmod(0o644)
+    assert "chmod 600" in str(summary(capsys, "list", repo, code=EXIT_FAILED)["message"])
+
+
+def test_deleted_backups_are_pruned_and_the_rest_verifies(
+    tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """delete and prune free the bytes of what only the deleted backup needed; verify finds damage and says so."""
+    summary(capsys, "backup", repo, str(source), "g0")
+    (source / "d" / "large").write_bytes(noise(3 << 20, 9))
+    summary(capsys, "backup", repo, str(source), "g1")
+    assert summary(capsys, "verify", repo)["findings"] == []
+    summary(capsys, "delete", repo, "g0")
+    pruned = summary(capsys, "prune", repo)
+    assert isinstance(pruned["bytes_freed"], int)
+    assert pruned["bytes_freed"] >= 3 << 20
+    assert summary(capsys, "verify", repo)["findings"] == []
+    summary(capsys, "restore", repo, "g1", str(tmp_path / "dest"))
+    assert same(source, tmp_path / "dest")
+    pack = max(Path(repo).glob("domains/*/packs/*"), key=lambda path: path.stat().st_size)
+    whole = bytearray(pack.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    pack.unlink()
+    pack.write_bytes(whole)
+    assert summary(capsys, "verify", repo, code=EXIT_FAILED)["findings"]
