@@ -2,11 +2,12 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 
-from strongroom.base.errors import SourceShort
+from strongroom.base.errors import SourceError, SourceShort
 from strongroom.base.streams import Extent, ExtentKind
-from strongroom.sources.inodes import data_extents, pread_full
+from strongroom.sources.inodes import OPEN_READ, data_extents, open_quietly, pread_full
 from strongroom.sources.oserrors import shown, source_error
 from strongroom.sources.pace import Pace
 
@@ -60,3 +61,17 @@ def flush_quietly(fd: int) -> None:
     except OSError as err:
         if err.errno not in FLUSH_NEEDLESS:
             raise
+
+
+def open_image(path: bytes) -> int:
+    """A descriptor for reading. Raises SourceGone, SourceDenied, SourceError; the last part of the path is no link."""
+    try:
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            raise SourceError(reason=f"{shown(path)} is a symbolic link. Register the file it leads to.")
+        if not stat.S_ISREG(info.st_mode):
+            raise SourceError(reason=f"{shown(path)} is not a disk image. Register a file or a block device.")
+        return open_quietly(path, OPEN_READ, None)
+    except (OSError, ValueError) as err:
+        known = err if isinstance(err, OSError) else OSError(str(err))
+        raise source_error(known, path, "read") from err

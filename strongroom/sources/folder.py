@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Literal
 
 from strongroom.base.clock import Clock, SystemClock
-from strongroom.base.errors import SourceError, SourceGone, TargetBusy
+from strongroom.base.errors import InvalidRequest, SourceError, SourceGone, TargetBusy
 from strongroom.sources.base import (
     Detail,
     DoneCallback,
@@ -71,6 +71,9 @@ class FolderPoint:
         except OSError as err:
             self.abort()
             raise source_error(err, ref.path, "read") from err
+        except InvalidRequest:
+            self.abort()
+            raise
 
     def __enter__(self) -> "FolderPoint":
         return self
@@ -124,6 +127,7 @@ class FolderTarget:
                 raise target_error(err, self._wanted.target.path, "clean up in") from err
             error.add_note(f"The staging place could not be removed: {err}")  # recover will
         finally:
+            self.stream.release()
             self._stage.close()
             if self._root_fd >= 0:
                 os.close(self._root_fd)
@@ -167,10 +171,11 @@ class FolderDriver:
         except SourceError as err:
             return Inspection(exists=True, readable=False, reason=err.message)
         try:
+            compile_patterns(ref.options.exclude)
             size = self._measure(fd, ref) if measure else None
             detail: Mapping[str, Detail] = {"file_system": file_system(fd)}
             return Inspection(exists=True, readable=True, size_bytes=size, detail=detail)
-        except SourceError as err:
+        except (SourceError, InvalidRequest) as err:
             return Inspection(exists=True, readable=False, reason=err.message)
         finally:
             os.close(fd)

@@ -48,20 +48,18 @@ def plan_folder(root_fd: int, wanted: RestoreWanted, selection: Selection) -> tu
             *_parent_conflicts(root_fd, root, selection),
         )
     ]
-    if needed_bytes > free_bytes:
-        reason = (
-            f"The restore needs {human_bytes(needed_bytes)} beside the old files, {human_bytes(free_bytes)} are free. "
-            "Free space, or restore selected paths."
-        )
-        conflicts.append(TargetTooSmall(reason=reason))
-    if space.f_files and wanted.entries > space.f_ffree:
-        conflicts.append(TargetTooSmall(reason=f"The restore needs {wanted.entries} inodes, {space.f_ffree} are free."))
+    warnings = list(_warnings(wanted, selection))
+    room = _room_sentence(wanted, needed_bytes, free_bytes, space.f_ffree if space.f_files else None)
+    if room and (wanted.force or wanted.selection):
+        warnings.append(room)  # forced; or a part of the tree, whose size nobody knows yet
+    elif room:
+        conflicts.append(TargetTooSmall(reason=room))
     plan = RestorePlan(
         wanted=wanted,
         staging=below(root, (stage_name(wanted.task_id),)),
         needed_bytes=needed_bytes,
         free_bytes=free_bytes,
-        warnings=tuple(_warnings(wanted, selection)),
+        warnings=tuple(warnings),
         conflicts=tuple(conflict.message for conflict in conflicts),
     )
     return plan, conflicts
@@ -89,6 +87,18 @@ def plan_moves(selection: Selection, live: Live, tree: StagedTree, *, trusted: b
         ),
         trusted=trusted,
     )
+
+
+def _room_sentence(wanted: RestoreWanted, needed_bytes: int, free_bytes: int, free_inodes: int | None) -> str | None:
+    """What speaks against the restore for want of room; holes count as if they were full."""
+    if needed_bytes > free_bytes:
+        return (
+            f"The restore needs up to {human_bytes(needed_bytes)} beside the old files, {human_bytes(free_bytes)} are "
+            "free. Free space, restore selected paths, or force it if the files are mostly holes."
+        )
+    if free_inodes is not None and wanted.entries > free_inodes:
+        return f"The restore needs {wanted.entries} inodes, {free_inodes} are free. Free some."
+    return None
 
 
 def _type_conflicts(root_fd: int, wanted: RestoreWanted) -> Iterable[str]:

@@ -181,11 +181,16 @@ class StagedTree:
             self._run(path, self._set_folder, path)
         if self._selection.is_unit(()) and () in self.records:
             self._run((), self._set_folder, ())
-        self._open.clear()
+        self.release()
         try:
             syncfs(self._new_fd)
         except OSError as err:
             raise self.error(err, ()) from err
+
+    def release(self) -> None:
+        """Close the cached folders; they are opened again when they are needed."""
+        with self._lock:
+            self._open.clear()
 
     def error(self, err: OSError, path: Path) -> Exception:
         """The error to raise for a failed write at `path`."""

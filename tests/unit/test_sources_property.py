@@ -35,6 +35,8 @@ def apply(root: bytes, operation: Operation) -> None:
 
 
 def _apply(root: bytes, kind: str, place: bytes, number: int) -> None:
+    if os.path.exists(place) and stat.S_ISFIFO(os.stat(place).st_mode) and kind in ("write", "sparse"):
+        return  # opening it would wait for a reader
     if kind == "folder":
         os.makedirs(place)
     elif kind == "write":
