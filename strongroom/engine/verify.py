@@ -13,7 +13,7 @@ next backup of the same content stores it again (RULINGS 14); suspect packs that
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
@@ -192,9 +192,10 @@ class _Check:
                 running.append(
                     self._repository.pool.compute(partial(self._check_pack, session, pack, sizes[pack], keys))
                 )
-        finally:
             while running:
                 running.popleft().result()
+        finally:
+            wait(running)  # after an error no thread goes on reading
         return len(self._damage) > before
 
     def _check_pack(self, session: Session, pack: bytes, size: int, keys: set[bytes]) -> None:

@@ -33,6 +33,13 @@ POOL = Pool(threads=2)  # one for all tests of a process, as a worker has one
 Content = Files | bytes
 
 
+def drain_pool() -> None:
+    """Wait until the threads have done all that was given to them."""
+    tasks = [give(lambda: None) for give in (POOL.compute, POOL.sync) for _ in range(8)]
+    for task in tasks:
+        task.result()
+
+
 def no_fence() -> None:
     return None
 

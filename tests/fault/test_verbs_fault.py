@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from fault_store import Fault, FaultStore, copy_of
-from fault_world import MONITOR, NEW, World, base, create, reopen, restored, run_backup
+from fault_world import MONITOR, NEW, World, base, create, drain_pool, reopen, restored, run_backup
 
 from strongroom.base.errors import Corrupt, StoreError, StoreFull, StoreTimeout
 from strongroom.engine import Repository
@@ -74,6 +74,8 @@ def run(verb: str, fault: Fault | None) -> Run:
         assert fault is not None, err
     operations = len(store.operations)
     assert store.open_writers == 0 or store.crashed
+    drain_pool()
+    assert len(store.operations) == operations, "a thread went on after the verb had ended"
     return Run(world, store.survivors(), failed, store.reached, operations)
 
 
@@ -85,6 +87,8 @@ def check(verb: str, done: Run) -> list[str]:
     for name in set(repository.root_names()) - world.kept.keys():
         if name.startswith("new.") and restored(repository, name) != NEW:
             found.append(f"{name} was not acknowledged, but is there with other bytes")
+    if verb == "restore" and list(disk.list("")) != list(base()[1].list("")):
+        found.append("a restore changed the repository")
     if verb != "verify":
         found += [f"verify: {finding}" for finding in verify(repository, None, deep=True, monitor=MONITOR).findings]
     VERBS[verb](world, repository)
