@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from fault_store import FaultStore
 
 from strongroom.base.errors import (
     ConfigError,
@@ -34,6 +35,7 @@ def no_sleep(_seconds: float) -> None:
 
 
 STORES: dict[str, Callable[[Path], Store]] = {
+    "faulty": lambda _: FaultStore(),  # the double of tests/fault, when nothing is to fail
     "memory": lambda _: MemoryStore(),
     "posix": lambda folder: PosixStore(str(folder / "store")),
     "retrying": lambda folder: RetryingStore(PosixStore(str(folder / "store")), sleep=no_sleep),
