@@ -1,6 +1,6 @@
 """The backup verb.
 
-    session (pins an index number, reads the index)
+    session (pins an index number, reads the index), then the parent
       -> chunks to packs, packs durable            a crash here leaves packs that no root needs
       -> index objects for them, durable           ... and the next attempt finds those chunks known
       -> packs relied on are checked to be there
@@ -54,9 +54,9 @@ def backup(
     name = root_name(request.backup_id, request.generation)
     pack_labels(request.labels)  # too large: say so before the work, not after
     kind: StreamKind = "tree" if hasattr(stream, "folders") else "block"
-    parent, reason = _load_parent(repository, request, kind)
     created_at = repository.clock.now()
     with repository.session("backup") as session:
+        parent, reason = _load_parent(repository, request, kind)
         intake = Intake(session, monitor.check)
         try:
             if kind == "tree":
@@ -92,7 +92,11 @@ def backup(
 
 
 def _load_parent(repository: Repository, request: BackupRequest, kind: StreamKind) -> tuple[Root | None, str | None]:
-    """(the parent to compare with, why there is none although one was named)."""
+    """(the parent to compare with, why there is none although one was named).
+
+    Call it inside the session: a parent that is there after the pin was set keeps its packs until the pin is given
+    back, even if it is deleted meanwhile. Loaded before, it might be gone with its packs when the session begins.
+    """
     if request.parent is None:
         return None, None
     if request.full:

@@ -1,7 +1,8 @@
 """Looking into a tree's restore point: one folder, one entry, one file, without reading more than the way to it.
 
-Each call is a session of its own. A folder costs one page a level of the stream's index and the chunks of its records;
-a file is read chunk by chunk as the caller takes it.
+Each call is a session of its own; the root is loaded after the pin is set, so that no prune takes it apart. A folder
+costs one page a level of the stream's index and the chunks of its records; a file is read chunk by chunk as the caller
+takes it.
 """
 
 import stat
@@ -27,8 +28,8 @@ def list_entries(
     """At most `limit` entries of the folder at `path`, by name, those after the name `after`. Raises EntryNotFound."""
     if not 0 < limit <= ENTRIES_MAX:
         raise InvalidRequest(reason=f"A listing has 1 to {ENTRIES_MAX} entries.")
-    found = repository.load_root(root)
     with repository.session("mount") as session:
+        found = repository.load_root(root)
         stream = open_stream(found, session.metadata)
         if path and not _is_folder(_require(stream, path)):
             raise EntryNotFound(id=_shown(path))
@@ -46,8 +47,8 @@ def list_entries(
 
 def entry(repository: Repository, root: str, path: Path) -> BrowsedEntry:
     """One entry below the root. Raises EntryNotFound."""
-    found = repository.load_root(root)
     with repository.session("mount") as session:
+        found = repository.load_root(root)
         return _browsed(_require(open_stream(found, session.metadata), path))
 
 
@@ -59,8 +60,8 @@ def read_file(
     Raises EntryNotFound for what is no regular file, at the first piece. The session lasts until the iterator ends or
     is closed.
     """
-    found = repository.load_root(root)
     with repository.session("mount") as session:
+        found = repository.load_root(root)
         if found.kind == "block" and not path:
             content, whole = parse_content(found.body.stream), found.size
         else:

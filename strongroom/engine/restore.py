@@ -158,8 +158,8 @@ def restore_tree(
     then, which is the caller's to remove.
     """
     monitor = monitor or SilentMonitor()
-    found = repository.load_root(root)
     with repository.session("restore") as session:
+        found = repository.load_root(root)
         stream = open_stream(found, session.metadata)
         gatherer = Gatherer(session, monitor, 0 if path else found.size)
         work = _TreeRestore(session, target, gatherer)
@@ -220,12 +220,12 @@ def restore_block(
     Durable on return. Raises TargetTooSmall before anything is written.
     """
     monitor = monitor or SilentMonitor()
-    found = repository.load_root(root)
-    if found.kind != "block":
-        raise ManifestCorrupt(reason=f"root {found.name} holds no disk")
-    if target.size < found.size:
-        raise TargetTooSmall(reason=f"The target has {target.size} bytes, the backup needs {found.size}.")
     with repository.session("restore") as session:
+        found = repository.load_root(root)
+        if found.kind != "block":
+            raise ManifestCorrupt(reason=f"root {found.name} holds no disk")
+        if target.size < found.size:
+            raise TargetTooSmall(reason=f"The target has {target.size} bytes, the backup needs {found.size}.")
         gatherer = Gatherer(session, monitor, found.size)
         gatherer.entries = 1
         sink = _BlockSink(target)
