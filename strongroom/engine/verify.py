@@ -75,7 +75,10 @@ class VerifyReport:
 def verify(repository: Repository, roots: Collection[str] | None, *, deep: bool, monitor: Monitor) -> VerifyReport:
     """Check these roots, or all there are. Damage is in the report; raises StoreError and what `monitor` raises."""
     check = _Check(repository, deep, monitor)
-    check.run(sorted(repository.root_names() if roots is None else set(roots)))
+    if roots is None:
+        check.run(sorted(repository.root_names()), may_go=True)
+    else:
+        check.run(sorted(set(roots)), may_go=False)
     return check.report()
 
 
@@ -130,23 +133,30 @@ class _Check:
         findings = tuple(self._findings)
         return VerifyReport(findings=findings, roots=self._roots, objects=len(self._checked), bytes=self._bytes)
 
-    def run(self, names: list[str]) -> None:
-        roots = [root for root in map(self._load, names) if root is not None]
+    def run(self, names: list[str], *, may_go: bool) -> None:
+        """Check these roots. Names first, then the index, then the roots: nothing that a root needs is missed or freed.
+
+        may_go: a root that is gone when its turn comes was deleted meanwhile, and is no damage.
+        """
         try:
             with self._repository.session("verify") as session:
-                self._run(session, roots)
+                loaded = [self._load(name, may_go) for name in names]
+                self._run(session, [root for root in loaded if root is not None])
         except (Corrupt, ObjectMissing) as err:
             self._findings.append(Finding(kind="index", name="index/", reason=str(err), roots=tuple(names)))
             return
         self._mark_suspects()
 
-    def _load(self, name: str) -> Root | None:
-        self._roots += 1
+    def _load(self, name: str, may_go: bool) -> Root | None:
         try:
             root = self._repository.load_root(name)
         except (Corrupt, ObjectMissing) as err:
+            if may_go and isinstance(err, ObjectMissing):
+                return None
+            self._roots += 1
             self._findings.append(Finding(kind="root", name=name, reason=str(err), roots=(name,)))
             return None
+        self._roots += 1
         try:
             self._repository.load_labels(root)
         except (Corrupt, ObjectMissing) as err:

@@ -191,7 +191,7 @@ def test_a_restore_goes_on_while_its_root_is_deleted_and_pruned() -> None:
     world, disk = base()
     sessions, gate = ProcessSessions(), Gate()
     results: list[object] = []
-    reader = reopen(View(disk, gate_at(gate, "list", "packs/")), sessions)
+    reader = reopen(View(disk, gate_at(gate, "read", "packs/")), sessions)
     thread, failures = held(lambda: results.append(restored(reader, "dead.1")), gate)
     repository = reopen(disk, sessions)
     world.delete(repository, "dead.1")
@@ -287,3 +287,24 @@ def test_the_pins_are_what_protects() -> None:
     repository: Repository = reopen(disk)
     report = verify(repository, ["late.1"], deep=True, monitor=MONITOR)
     assert report.findings
+
+
+def test_a_verify_does_not_call_a_delete_damage() -> None:
+    """A root is deleted and pruned at any call of a verify of everything: no finding, and the rest is checked."""
+    original_world, original = base()
+    at = 0
+    while True:
+        at += 1
+        world, disk, sessions = original_world.copy(), copy_of(original), ProcessSessions()
+
+        def delete_and_prune() -> None:
+            world.delete(reopen(disk, sessions), "dead.1")  # noqa: B023
+            world.prune(reopen(disk, sessions))  # noqa: B023
+
+        before, calls = counted(at, delete_and_prune)
+        report = verify(watched(disk, sessions, before), None, deep=True, monitor=MONITOR)
+        assert report.findings == (), at
+        assert report.roots >= 1
+        if calls[0] < at:
+            break
+        settle(world, disk, sessions)
