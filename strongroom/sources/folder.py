@@ -1,9 +1,9 @@
 """The driver of folders (OS::Sfs::Turbo): a mounted share or any directory of this host.
 
 Point: the live tree, crash-consistent at best: t0, syncfs, then the walk (RULINGS 15).
-Restore of all: the folder becomes equal to the restore point. What is not in it is removed, but for names in the root
-that the exclude patterns match and sockets in the root, which no restore point ever holds. Restore of selected paths:
-only these are replaced, their neighbours stay.
+Restore of all: the folder becomes equal to the restore point. What is not in it is removed, but for names that the
+exclude patterns match and sockets in the root, which no restore point ever holds. Restore of selected paths: only these
+are replaced, their neighbours stay.
 
 Programs that keep old files open go on with the old ones until they open them again.
 """
@@ -39,7 +39,7 @@ from strongroom.sources.oserrors import shown, source_error, target_error
 from strongroom.sources.patterns import compile_patterns
 from strongroom.sources.selection import Selection, select
 from strongroom.sources.stage import Stage, find_stages, stage_name
-from strongroom.sources.swap import Trace, complete, go_back, no_trace, tidy_up
+from strongroom.sources.swap import Trace, complete, go_back, no_trace, settle_in, tidy_up
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds, unchanged_before
 from strongroom.sources.tree_target import StagedTree
 
@@ -141,6 +141,7 @@ class FolderTarget:
             live = Live(
                 root_fd=self._root_fd,
                 new_fd=self._stage.new_fd,
+                exclude=self._wanted.target.options.exclude,
                 patterns=compile_patterns(self._wanted.target.options.exclude),
             )
             journal = plan_moves(self._selection, live, self.stream, trusted=self._metadata.trusted)
@@ -264,6 +265,8 @@ class FolderDriver:
             left_out = LeftOut()
             if journal.state == "swapping":
                 complete(root_fd, root, stage, journal, left_out, self._trace)
+            elif journal.state == "swapped":
+                settle_in(root_fd, root, stage, journal, left_out, self._trace)
             else:
                 tidy_up(root_fd, stage, journal, MetadataWriter(left_out, trusted=journal.trusted), self._trace)
             return "forward"

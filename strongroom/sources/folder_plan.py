@@ -30,6 +30,7 @@ class Live:
 
     root_fd: int
     new_fd: int
+    exclude: tuple[str, ...]
     patterns: tuple[Pattern, ...]
 
 
@@ -71,7 +72,7 @@ def plan_moves(selection: Selection, live: Live, tree: StagedTree, *, trusted: b
         moves = [_move(number, unit, live, tree) for number, unit in enumerate(_all_units(live))]
         root = tree.records.get(())
         record = Record(path=(), entry=root[0], attributes=root[1]) if root else None
-        return Journal(state="swapping", moves=tuple(moves), root=record, trusted=trusted)
+        return Journal(state="swapping", moves=tuple(moves), root=record, trusted=trusted, exclude=live.exclude)
     units = [unit for unit in selection.units if _is_staged(live, unit)]
     if not units and not tree.metadata.left_out.items():
         raise EntryNotFound(id=shown(b"/".join(selection.units[0].staged)))
@@ -86,6 +87,7 @@ def plan_moves(selection: Selection, live: Live, tree: StagedTree, *, trusted: b
             Record(path=path, entry=tree.records[path][0], attributes=tree.records[path][1]) for path in known
         ),
         trusted=trusted,
+        exclude=live.exclude,
     )
 
 
@@ -149,10 +151,7 @@ def _warnings(wanted: RestoreWanted, selection: Selection) -> Iterable[str]:
     if selection.whole:
         yield "The folder will be equal to the restore point: files that are not in it are removed."
         if wanted.target.options.exclude:
-            yield (
-                "What the exclude patterns match stays at the top of the folder; "
-                "further down it is removed with the folder it is in."
-            )
+            yield "What the exclude patterns match stays, where its folder is in the restore point."
 
 
 def _all_units(live: Live) -> list[Unit]:

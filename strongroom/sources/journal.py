@@ -3,6 +3,7 @@
     staging    nothing live was touched            after a crash: back
     swapping   all content is staged and durable   after a crash: forward
     undoing    a step forward failed for good      after a crash: go on going back
+    swapped    all is in its place                 after a crash: carry excluded names over, then as done
     done       the new state stands                after a crash: remove the rest
 
 It is written as a whole: temporary name, fsync, rename, fsync of the folder. It lies in a folder that the tenant may
@@ -21,7 +22,7 @@ from strongroom.base.streams import Attributes, Entry, Path
 from strongroom.sources.inodes import OPEN_READ
 from strongroom.sources.selection import Unit, check_name
 
-State = Literal["staging", "swapping", "undoing", "done"]
+State = Literal["staging", "swapping", "undoing", "swapped", "done"]
 
 FORMAT = 1
 JOURNAL = b"journal"
@@ -65,6 +66,7 @@ class Journal:
     parents  metadata of those among them that the restore point knows
     root     metadata of the root, applied last; None: leave it
     trusted  see MetadataWriter
+    exclude  patterns of the resource: what they match is carried over
     """
 
     state: State
@@ -73,6 +75,7 @@ class Journal:
     parents: tuple[Record, ...] = ()
     root: Record | None = None
     trusted: bool = False
+    exclude: tuple[str, ...] = ()
 
 
 def write_journal(stage_fd: int, journal: Journal) -> None:
@@ -116,6 +119,7 @@ def _document(journal: Journal) -> dict[str, Any]:
         "format": FORMAT,
         "state": journal.state,
         "trusted": journal.trusted,
+        "exclude": list(journal.exclude),
         "moves": [_move_out(move) for move in journal.moves],
         "parents": [_record_out(record) for record in journal.parents],
         "missing": [_path_out(path) for path in journal.missing],
@@ -129,6 +133,7 @@ def _journal(raw: dict[str, Any]) -> Journal:
     return Journal(
         state=raw["state"],
         trusted=bool(raw["trusted"]),
+        exclude=tuple(str(text) for text in raw["exclude"]),
         moves=tuple(_move_in(item) for item in raw["moves"]),
         parents=tuple(_record_in(item) for item in raw["parents"]),
         missing=tuple(_path_in(item) for item in raw["missing"]),

@@ -20,10 +20,12 @@ from dataclasses import replace
 
 from strongroom.base.errors import SourceError, TargetDenied
 from strongroom.base.streams import Path
+from strongroom.sources.carry import Carrier
 from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, change_flags, exists, list_names, rename_new, syncfs
 from strongroom.sources.journal import Journal, Move, Record, write_journal
 from strongroom.sources.metadata import LeftOut, MetadataWriter, loosen
 from strongroom.sources.oserrors import target_error
+from strongroom.sources.patterns import compile_patterns
 from strongroom.sources.stage import NEW, Stage
 
 Trace = Callable[[str], None]  # called before every step that changes something; tests die in it
@@ -167,13 +169,27 @@ def complete(
     try:
         Swap(root_fd, stage, journal, trace).forward(metadata)
         syncfs(root_fd)
+        trace("journal swapped")
+        journal = replace(journal, state="swapped")
+        write_journal(stage.fd, journal)
     except OSError as err:
         go_back(root_fd, root, stage, journal, trace)
         raise target_error(err, root, "move the restored files into") from err
+    return settle_in(root_fd, root, stage, journal, left_out, trace)
+
+
+def settle_in(
+    root_fd: int, root: bytes, stage: Stage, journal: Journal, left_out: LeftOut, trace: Trace
+) -> tuple[str, ...]:
+    """Go on from "swapped": carry over, root metadata, remove the old. Closes the stage. Returns warnings."""
+    metadata = MetadataWriter(left_out, trusted=journal.trusted)
     try:
+        if journal.exclude:
+            _carry_over(root_fd, stage, journal, left_out, trace)
         if journal.root is not None:
             trace("root metadata")
             _set_root(root_fd, journal.root, metadata)
+        syncfs(root_fd)
         trace("journal done")
         write_journal(stage.fd, replace(journal, state="done", moves=()))
         return tidy_up(root_fd, stage, journal, metadata, trace)
@@ -181,6 +197,15 @@ def complete(
         raise target_error(err, root, "finish the restore in") from err
     finally:
         stage.close()
+
+
+def _carry_over(root_fd: int, stage: Stage, journal: Journal, left_out: LeftOut, trace: Trace) -> None:
+    carrier = Carrier(compile_patterns(journal.exclude), left_out, trace)
+    with _Folders(root_fd) as live:
+        for move in journal.moves:
+            if move.staged:
+                path = move.unit.live
+                carrier.carry(stage.old_fd, b"%d" % move.number, live.at(path[:-1]), path)
 
 
 def tidy_up(root_fd: int, stage: Stage, journal: Journal, metadata: MetadataWriter, trace: Trace) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from source_trees import GETFLAGS, SETFLAGS, differences, listing, loosen_all, p
 
 from strongroom.base.errors import SourceError
 from strongroom.base.ids import new_id
-from strongroom.sources.base import PointWanted, RestoreWanted, SourceRef
+from strongroom.sources.base import PointWanted, RestoreWanted, SourceOptions, SourceRef
 from strongroom.sources.folder import FolderDriver
 
 STEPS_MAX = 400  # a restore that never ends is a fault of the test
@@ -49,7 +49,8 @@ class Case:
 
 
 def ref(path: Path) -> SourceRef:
-    return SourceRef(resource_id="r", type="OS::Sfs::Turbo", path=os.fsencode(path))
+    options = SourceOptions(exclude=("cache/",))
+    return SourceRef(resource_id="r", type="OS::Sfs::Turbo", path=os.fsencode(path), options=options)
 
 
 def make_case(base: Path, selection: tuple[tuple[bytes, ...], ...] = ()) -> Case:
@@ -60,19 +61,22 @@ def make_case(base: Path, selection: tuple[tuple[bytes, ...], ...] = ()) -> Case
         (root / "kept").write_text(text)
         (root / "closed").mkdir()
         (root / "closed" / "x").write_text(text)
-        (root / "closed").chmod(0o500)
     (source / "only-new" / "deep" / "er").mkdir(parents=True)
     (source / "only-new" / "deep" / "er" / "file").write_text("new")
     (source / "only-new" / "deep").chmod(0o750)
     (target / "only-old").write_text("old")
     source.chmod(0o711)
     (target / "pinned").write_text("old")
+    for place in (target, target / "both", target / "closed"):
+        (place / "cache").mkdir()
+        (place / "cache" / "of a user").write_text("kept")
     for root in (source, target):
+        (root / "closed").chmod(0o500)
         for path in (root, *root.rglob("*")):
             os.utime(path, ns=(3, 1_111_111_111_000_000_000))
     if os.geteuid() == 0:
         set_flags(target / "pinned", 0x10)
-        set_flags(source / "closed", 0x10)
+        set_flags(source / "both" / "inside", 0x10)
         set_flags(source / "kept", 0x20)
     return Case(source=source, target=target, selection=selection)
 
@@ -159,6 +163,20 @@ def check_outcome(case: Case, old: dict, new: dict, step: int) -> str:
         if not differences(wanted, now):
             return name
     pytest.fail(f"step {step}: neither old {differences(old, now)} nor new {differences(new, now)}")
+
+
+def test_excluded_names_are_kept_in_folders_that_are_replaced(bases) -> None:
+    """What no restore point can hold moves over into the new folders, whose times stay."""
+    case = make_case(bases())
+    restore(case, new_id(), lambda _: None)
+    assert {str(path.relative_to(case.target)) for path in case.target.rglob("of a user")} == {
+        "cache/of a user",
+        "both/cache/of a user",
+        "closed/cache/of a user",
+    }
+    assert (case.target / "both").stat().st_mtime_ns == 1_111_111_111_000_000_000
+    assert (case.target / "both" / "inside").read_text() == "new"
+    assert not (case.target / "only-old").exists()
 
 
 def expected(base: Path, selection: tuple[tuple[bytes, ...], ...]) -> tuple[dict, dict]:

@@ -103,7 +103,7 @@ class Selected:
         return any(path == s[: len(path)] or path[: len(s)] == s for s in self._selection)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(st.lists(st.tuples(operations, operations), min_size=1, max_size=3))
 def test_a_restore_makes_any_folder_equal_to_any_other(rounds: list[tuple[list[Operation], list[Operation]]]) -> None:
     """Source and target both change at random between restores; after each they are equal."""
@@ -120,7 +120,7 @@ def test_a_restore_makes_any_folder_equal_to_any_other(rounds: list[tuple[list[O
             assert differences(listing(source), listing(target)) == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(operations, operations, st.integers(0, 1 << 16))
 def test_a_selected_path_is_restored_and_nothing_else_is_touched(
     mine: list[Operation], theirs: list[Operation], choice: int
