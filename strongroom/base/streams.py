@@ -90,6 +90,10 @@ class FileData(AbstractContextManager["FileData"], Protocol):
         """Fill `buffer` from `offset`; MUST return len(buffer) except at the end of the file. Raises SourceError."""
         ...
 
+    def attributes(self) -> Attributes:
+        """As Folder.attributes, of this very file, whatever its name leads to by now. Raises SourceError."""
+        ...
+
     def changed(self) -> bool:
         """True when size, mtime or ctime are not those of `entry` any more: read it again."""
         ...

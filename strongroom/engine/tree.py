@@ -197,28 +197,30 @@ class TreeBackup:
             found = self._links.get((entry.dev, entry.ino))
             if found is not None and found[0][_SAME_FIRST:_SAME_LAST] == entry[_SAME_FIRST:_SAME_LAST]:
                 return Item(entry, folder.attributes(entry), found[1], self._racy(entry))
-        seen, content, changed = self._read_content(folder, entry, old)
-        if changed:
+        item = self._read_content(folder, entry, old)
+        seen, content = item.entry, item.content
+        if item.doubts & CHANGED:
             self._name_changed((*folder.path, entry.name))
-        elif seen.nlink > 1 and len(self._links) < LINKS_REMEMBERED_MAX:
+        elif seen.nlink > 1 and content is not None and len(self._links) < LINKS_REMEMBERED_MAX:
             self._links[seen.dev, seen.ino] = (seen, content)
-        return Item(seen, folder.attributes(seen), content, self._racy(seen) | (CHANGED if changed else 0))
+        return item
 
     def _racy(self, entry: Entry) -> int:
         return RACY if entry.ctime_ns >= self._unchanged_before_ns else 0
 
-    def _read_content(self, folder: Folder, entry: Entry, old: Item | None) -> tuple[Entry, Content, bool]:
-        """(the entry as it was when read, its content, whether it changed in every reading)."""
+    def _read_content(self, folder: Folder, entry: Entry, old: Item | None) -> Item:
+        """The file as it was when it was read; CHANGED when it changed in every reading."""
         attempt = 0
         while True:
             attempt += 1
             with folder.open(entry) as data:
                 seen = data.entry
                 content, whole = self._read_once(folder, data, old)
+                attributes = data.attributes()
                 if whole and not data.changed():
-                    return seen, content, False
+                    return Item(seen, attributes, content, self._racy(seen))
             if attempt == READS_MAX or seen.size > REREAD_BYTES_MAX:
-                return seen, content, True
+                return Item(seen, attributes, content, self._racy(seen) | CHANGED)
 
     def _read_once(self, folder: Folder, data: FileData, old: Item | None) -> tuple[Content, bool]:
         blocks = self._blocks

@@ -66,6 +66,12 @@ class OpenFile:
         except OSError as err:
             raise source_error(err, self._path, "read") from err
 
+    def attributes(self) -> Attributes:
+        try:
+            return fd_attributes(self._fd)
+        except OSError as err:
+            raise source_error(err, self._path, "read the attributes of") from err
+
     def changed(self) -> bool:
         now, then = os.fstat(self._fd), self.entry
         return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (then.size, then.mtime_ns, then.ctime_ns)

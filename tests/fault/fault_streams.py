@@ -39,6 +39,9 @@ class MemoryFile:
         buffer[: len(piece)] = piece
         return len(piece)
 
+    def attributes(self) -> Attributes:
+        return NO_ATTRIBUTES
+
     def changed(self) -> bool:
         return False
 

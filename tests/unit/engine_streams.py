@@ -100,6 +100,10 @@ class MemoryFile:
         self._stream.bytes_read += len(piece)
         return len(piece)
 
+    def attributes(self) -> Attributes:
+        self._stream.asked.append(self._path)
+        return self._node.attributes()
+
     def changed(self) -> bool:
         left = self._stream.changing.get(self._path, 0)
         self._stream.changing[self._path] = left - 1
