@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from seaweed import Seaweed, seaweed
 
 from strongroom.control import migrate
 from strongroom.control.db import Database
@@ -59,3 +60,16 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
     """An open pool on `postgres_url`."""
     async with await Database.open(postgres_url, max_size=8) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """One SeaweedFS per pytest process, started by the first test that asks. Not for tests that kill it."""
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_prefix() -> str:
+    """A place of the test's own in the bucket of `seaweed_server`."""
+    return f"test-{next(_numbers)}"

@@ -1,7 +1,8 @@
 """A store that tries again, for errors whose class says that this may help (STYLE 5), and for no others.
 
 A put that is tried again may meet its own first attempt: equal bytes under the name are then its success (RULINGS 8).
-Writers of large objects are not retried here: whoever writes a pack writes it again under a new random name.
+Writers of large objects are not retried here: a store whose writers speak to a network retries their requests itself,
+with `attempts`.
 """
 
 import time
@@ -15,6 +16,18 @@ from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
 DELAYS_S = (0.1, 0.2, 0.4)
 
 T = TypeVar("T")
+
+
+def attempts(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """The result of `call`, which is made again after an error that says this may help. Raises the last error."""
+    for delay in DELAYS_S:
+        try:
+            return call()
+        except StoreError as err:
+            if not err.retryable:
+                raise
+        sleep(delay)
+    return call()
 
 
 class RetryingStore:
@@ -78,11 +91,4 @@ class RetryingStore:
         self._store.check()
 
     def _attempts(self, call: Callable[[], T]) -> T:
-        for delay in DELAYS_S:
-            try:
-                return call()
-            except StoreError as err:
-                if not err.retryable:
-                    raise
-            self._sleep(delay)
-        return call()
+        return attempts(call, self._sleep)
