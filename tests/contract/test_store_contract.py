@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from seaweed import BUCKET, Seaweed
 from fault_store import FaultStore
 
 from strongroom.base.errors import (
@@ -26,8 +27,10 @@ from strongroom.base.errors import (
 from strongroom.engine.store.base import NAME_BYTES_MAX, PART_BYTES_MAX, Buffer, ObjectInfo, Store
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.store.open import open_store
+from strongroom.engine.store.overlay import OverlayStore
 from strongroom.engine.store.posix import TEMPORARY_PREFIX, PosixStore
 from strongroom.engine.store.retry import DELAYS_S, RetryingStore
+from strongroom.engine.store.s3 import S3Store
 
 
 def no_sleep(_seconds: float) -> None:
@@ -39,12 +42,16 @@ STORES: dict[str, Callable[[Path], Store]] = {
     "memory": lambda _: MemoryStore(),
     "posix": lambda folder: PosixStore(str(folder / "store")),
     "retrying": lambda folder: RetryingStore(PosixStore(str(folder / "store")), sleep=no_sleep),
+    "overlay": lambda _: OverlayStore(MemoryStore()),
 }
 
 
-@pytest.fixture(params=sorted(STORES))
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return STORES[request.param](tmp_path)
+@pytest.fixture(params=[*sorted(STORES), "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
+    if request.param != "s3":
+        return STORES[request.param](tmp_path)
+    server: Seaweed = request.getfixturevalue("seaweed_server")  # only now: it takes seconds to start
+    return S3Store(BUCKET, s3_prefix, server.access())
 
 
 @pytest.fixture
@@ -404,6 +411,7 @@ def test_reading_a_fifo_does_not_block(posix: PosixStore, tmp_path: Path) -> Non
 
 CHILD = """
 import sys, time
+from strongroom.engine.store.overlay import OverlayStore
 from strongroom.engine.store.posix import PosixStore
 writer = PosixStore(sys.argv[1]).writer("packs/a")
 writer.write_at(0, b"x" * 1000)
