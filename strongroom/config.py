@@ -10,6 +10,7 @@ import fcntl
 import ipaddress
 import os
 import re
+import ssl
 import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,18 @@ _FILE_BYTES_MAX = MIB  # a real one has a few hundred bytes
 # Of the programs that speak to a server, and of its tests; not settings of a server.
 _OTHER_VARIABLES = frozenset({"STRONGROOM_STATE", "STRONGROOM_ENDPOINT", "STRONGROOM_CREDENTIALS"})
 
+# What other S3 programs read; weaker than every setting of our own. Their files and session tokens are not read.
+_AWS_VARIABLES = {
+    "AWS_ACCESS_KEY_ID": "s3_access_key",
+    "AWS_SECRET_ACCESS_KEY": "s3_secret_key",
+    "AWS_DEFAULT_REGION": "s3_region",
+    "AWS_REGION": "s3_region",
+    "AWS_ENDPOINT_URL": "s3_endpoint",
+    "AWS_ENDPOINT_URL_S3": "s3_endpoint",
+}
+
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_KEY = re.compile(r"[!-~]{1,256}")
 _GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE = re.compile(r"(\d{1,15})\s*(|B|KiB|MiB|GiB)")
 _UNIT_BYTES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
@@ -70,6 +82,11 @@ class Settings:
     database_direct_url: str | None = field(repr=False)
     database_connections: int
     store_url: str
+    s3_endpoint: str | None
+    s3_region: str
+    s3_access_key: str | None = field(repr=False)
+    s3_secret_key: str | None = field(repr=False)
+    s3_allow_http: bool
     master_key_file: Path
     region: str
     worker_group: str
@@ -184,7 +201,30 @@ SETTINGS: dict[str, Setting] = {
     "store_url": Setting(
         parse=_url(("file", "s3"), "file:///srv/strongroom/store"),
         default=None,
-        meaning="Where backups are stored; without it, `store` in the state folder.",
+        meaning="Where backups are stored, file:// or s3://bucket/prefix; without it, `store` in the state folder.",
+    ),
+    "s3_endpoint": Setting(
+        parse=_url(("http", "https"), "https://s3.example.org"),
+        default=None,
+        meaning="Base URL of the object store of an s3:// store; without it, AWS. Also read from AWS_ENDPOINT_URL_S3.",
+    ),
+    "s3_region": Setting(
+        parse=_matching(_REGION, "1 to 64 letters, digits, - and _"),
+        default="us-east-1",
+        meaning="Region that requests to it are signed for. Also read from AWS_REGION.",
+    ),
+    "s3_access_key": Setting(
+        parse=_matching(_KEY, "1 to 256 printable characters without spaces"),
+        default=None,
+        meaning="Access key of it. Also read from AWS_ACCESS_KEY_ID.",
+    ),
+    "s3_secret_key": Setting(
+        parse=_matching(_KEY, "1 to 256 printable characters without spaces"),
+        default=None,
+        meaning="Secret key of it. Also read from AWS_SECRET_ACCESS_KEY.",
+    ),
+    "s3_allow_http": Setting(
+        parse=_boolean, default="false", meaning="Allow that endpoint to be without TLS, on this machine or in a lab."
     ),
     "master_key_file": Setting(
         parse=_path, default=None, meaning="The master key; without it, `master.key` in the state folder."
@@ -220,6 +260,7 @@ def load_settings(options: Mapping[str, str | None], environ: Mapping[str, str])
     named = options.get("state") or environ.get("STRONGROOM_STATE") or ""
     state_dir = Path(named).expanduser().absolute() if named else Path.home() / ".local" / "share" / "strongroom"
     texts: dict[str, tuple[str, str]] = {}  # name -> (text, where it was read)
+    texts |= {name: (environ[theirs], theirs) for theirs, name in _AWS_VARIABLES.items() if environ.get(theirs)}
     texts |= _from_file(state_dir / FILE_NAME)
     texts |= _from_environment(environ)
     texts |= {
@@ -299,11 +340,25 @@ def _check_transport(settings: Settings) -> None:
     for path in (settings.tls_cert, settings.tls_key):
         if path is not None and not path.is_file():
             raise ConfigError(reason=f"The TLS file {path} does not exist.")
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        _check_certificate(settings.tls_cert, settings.tls_key)
     if settings.tls_cert is None and not settings.listen.is_loopback and not settings.insecure:
         raise ConfigError(
             reason=f"Listening on {settings.listen} without TLS would show passwords and tokens to the network. "
             "Give --tls-cert and --tls-key, or --insecure if a proxy in front speaks TLS."
         )
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    """Raises ConfigError here, before anything is started, for what the listener could not load."""
+    try:
+        # A password for the key is never asked for: a service has nobody to answer.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as err:  # SSLError is an OSError
+        raise ConfigError(
+            reason=f"The certificate {cert} and the key {key} cannot be used together: {err}. "
+            "Give a PEM chain and its own key without a password."
+        ) from err
 
 
 # --- the state folder -----------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from strongroom.control.passwords import Passwords
 from strongroom.control.tokens import Ring
 from strongroom.engine import DomainSettings, MasterKey
 from strongroom.engine.pool import Pool
+from strongroom.engine.store.access import S3Access
 from strongroom.engine.store.open import open_store
 from strongroom.operations import trace
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
@@ -146,7 +147,7 @@ async def _serve(settings: Settings, url: str) -> int:
             clock=clock,
             token_ttl_s=settings.token_ttl_s,
         )
-        store = open_store(settings.store_url)
+        store = open_store(settings.store_url, _s3_access(settings))
         await asyncio.to_thread(store.check)
         pool = Pool(budget_bytes=settings.worker_memory_bytes)
 
@@ -187,6 +188,16 @@ async def _serve(settings: Settings, url: str) -> int:
                 log.info("trace points passed", count=trace.passed())
             pool.close()
             passwords.close()
+
+
+def _s3_access(settings: Settings) -> S3Access:
+    return S3Access(
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        allow_http=settings.s3_allow_http,
+    )
 
 
 def _services(settings: Settings, tools: Tools, authenticate: Authenticate, worker: Worker) -> Services:

@@ -46,6 +46,18 @@ def test_option_wins_over_environment_over_file(tmp_path: Path):
     assert load(tmp_path, STRONGROOM_REGION="environment").region == "environment"
 
 
+def test_keys_of_the_object_store(tmp_path: Path):
+    """They come from our settings, else from the AWS variables, and show in no repr."""
+    foreign = {"AWS_ACCESS_KEY_ID": "AKFOREIGN", "AWS_SECRET_ACCESS_KEY": "secret-1", "AWS_REGION": "eu-1"}
+    settings = load(tmp_path, **foreign)
+    assert (settings.s3_access_key, settings.s3_secret_key, settings.s3_region) == ("AKFOREIGN", "secret-1", "eu-1")
+    assert "AKFOREIGN" not in repr(settings)
+    assert "secret-1" not in repr(settings)
+    (tmp_path / "strongroom.toml").write_text('s3_access_key = "AKFILE"\n')
+    settings = load(tmp_path, STRONGROOM_S3_SECRET_KEY="secret-2", **foreign)
+    assert (settings.s3_access_key, settings.s3_secret_key) == ("AKFILE", "secret-2")
+
+
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
@@ -60,6 +72,8 @@ def test_option_wins_over_environment_over_file(tmp_path: Path):
         ({"STRONGROOM_LOG_LEVEL": "loud"}, "one of debug"),
         ({"STRONGROOM_REGION": "a b"}, "letters, digits"),
         ({"STRONGROOM_STORE_URL": "ftp://x"}, "a URL such as file://"),
+        ({"STRONGROOM_S3_SECRET_KEY": "secret with spaces"}, "STRONGROOM_S3_SECRET_KEY must be 1 to 256"),
+        ({"AWS_ENDPOINT_URL": "secret@host"}, "AWS_ENDPOINT_URL must be a URL"),
         ({"STRONGROOM_DATABASE_URL": "mysql://root:secret@x"}, "a URL such as postgresql://"),
         ({"STRONGROOM_TLS_CERT": "/nowhere"}, "needs both"),
         ({"STRONGROOM_TLS_CERT": "/nowhere", "STRONGROOM_TLS_KEY": "/nowhere"}, "/nowhere does not exist"),
