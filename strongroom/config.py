@@ -340,8 +340,6 @@ def _check_transport(settings: Settings) -> None:
     for path in (settings.tls_cert, settings.tls_key):
         if path is not None and not path.is_file():
             raise ConfigError(reason=f"The TLS file {path} does not exist.")
-    if settings.tls_cert is not None and settings.tls_key is not None:
-        _check_certificate(settings.tls_cert, settings.tls_key)
     if settings.tls_cert is None and not settings.listen.is_loopback and not settings.insecure:
         raise ConfigError(
             reason=f"Listening on {settings.listen} without TLS would show passwords and tokens to the network. "
@@ -349,15 +347,19 @@ def _check_transport(settings: Settings) -> None:
         )
 
 
-def _check_certificate(cert: Path, key: Path) -> None:
-    """Raises ConfigError here, before anything is started, for what the listener could not load."""
+def check_certificate(settings: Settings) -> None:
+    """Raises ConfigError for what the listener could not load, so that nothing is started for it."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
     try:
         # A password for the key is never asked for: a service has nobody to answer.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=lambda: ""
+        )
     except (OSError, ValueError) as err:  # SSLError is an OSError
         raise ConfigError(
-            reason=f"The certificate {cert} and the key {key} cannot be used together: {err}. "
-            "Give a PEM chain and its own key without a password."
+            reason=f"The certificate {settings.tls_cert} and the key {settings.tls_key} cannot be used together: "
+            f"{err}. Give a PEM chain and its own key without a password."
         ) from err
 
 

@@ -27,7 +27,7 @@ from strongroom.api.services import Authenticate, Limits, Services
 from strongroom.api.table import OPERATIONS
 from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ConfigError, Unavailable
-from strongroom.config import Settings, prepare_state, state_lock
+from strongroom.config import Settings, check_certificate, prepare_state, state_lock
 from strongroom.control import installation
 from strongroom.control import migrate as schema
 from strongroom.control.accounts import Accounts, FirstAccount
@@ -58,6 +58,7 @@ BACKLOG = 512
 def serve(settings: Settings) -> int:
     """Run API and jobs until SIGTERM or SIGINT. Returns the exit code; raises ConfigError when it cannot start."""
     _configure_logging(settings)
+    check_certificate(settings)
     prepare_state(settings)
     if settings.kill_at is not None:
         trace.arm(settings.kill_at)
