@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from strongroom.base.errors import Canceled, StrongroomError
-from strongroom.cli import accounts, backups, checkpoints, demo, local, protectables, restores, tasks, vaults
+from strongroom.cli import accounts, backups, checkpoints, demo, local, protectables, recover, restores, tasks, vaults
 from strongroom.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from strongroom.cli.output import print_error
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 local.register(app)
 demo.register(app)
+app.add_typer(recover.app, name="recover")
 app.add_typer(accounts.projects, name="project")
 app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")

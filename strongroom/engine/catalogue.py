@@ -9,7 +9,7 @@ a question for verify.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
@@ -84,14 +84,17 @@ def find_domains(store: Store, prefix: str = "") -> list[DomainPlace]:
     ]
 
 
-def list_points(repository: Repository, *, check: bool, monitor: Monitor | None = None) -> list[Point]:
-    """Every root, oldest first, the unreadable ones last. `check` needs an index that loads: `rebuild` makes one.
+def list_points(
+    repository: Repository, *, check: bool, only: Collection[str] | None = None, monitor: Monitor | None = None
+) -> list[Point]:
+    """Every root, or those named, oldest first, the unreadable ones last. `check` needs an index that loads.
 
     Unchecked, every root that opens is taken for complete when the generation that counts is chosen. Raises StoreError,
     IndexIncomplete, and what `monitor` raises.
     """
     monitor = monitor or SilentMonitor()
-    points = [_point(repository, name) for name in sorted(repository.root_names())]
+    names = [name for name in repository.root_names() if only is None or name in only]
+    points = [_point(repository, name) for name in sorted(names)]
     if check:
         points = _checked(repository, points, monitor)
     points = _with_counts(points)
