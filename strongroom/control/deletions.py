@@ -317,6 +317,8 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         vault = await lock_vault(conn, task.project_id, task.vault_id)
+        # What a killed attempt of this prune pinned protects nothing, and would keep its own fossils waiting.
+        await close_sessions_of(conn, task)
         roots = await conn.execute(
             "SELECT root FROM backups WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL",
             [task.project_id, vault.id],
