@@ -74,6 +74,7 @@ class Gatherer:
 
     def deliver(self) -> None:
         """Everything added is written on return. Raises what went wrong in any thread."""
+        self._monitor.check()
         window, self._by_segment, self._pieces = self._by_segment, {}, 0
         pool = self._session.repository.pool
         ahead = pool.threads * SEGMENTS_AHEAD_PER_THREAD

@@ -19,15 +19,16 @@ if TYPE_CHECKING:  # loaded by the first task: 5 ms that a run without one does 
 
 BUDGET_BYTES = GIB  # STRONGROOM_WORKER_MEMORY's default
 SCRATCH_PER_THREAD_BYTES = 4 * SEGMENT_BYTES_MAX  # box, plain, what zstd makes, zstd's own tables
+THREADS_MAX = 16  # one reader feeds about four; more only serve several jobs, and each costs its scratch
 SYNCERS = 2  # they wait for the disk, not for a core; two keep a queue at it
 LEASE_WAIT_S = 1.0  # how often a job that waits for buffers asks whether it should stop
 
 
 class Pool:
-    """One per process. `threads` compressors (default: one a core) and as many buffers as the budget allows."""
+    """One per process. `threads` compressors (default: one a core, at most 16) and as many buffers as the budget allows."""
 
     def __init__(self, *, budget_bytes: int = BUDGET_BYTES, threads: int | None = None) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or min(len(os.sched_getaffinity(0)), THREADS_MAX)
         self.lease_buffers = self.threads + 3  # one filling for data, one for metadata, one between two threads
         left = budget_bytes - self.threads * SCRATCH_PER_THREAD_BYTES
         self._buffers_max = left // SEGMENT_BYTES_MAX

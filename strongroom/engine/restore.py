@@ -82,7 +82,7 @@ class _TreeRestore:
         self._target = target
         self._gatherer = gatherer
         self._large = 0  # files of several chunks in this window
-        self._firsts: dict[tuple[int, int], _File] = {}
+        self._firsts: dict[tuple[int, int], tuple[_File, Content]] = {}
         self._names_left: dict[tuple[int, int], int] = {}
         self._links: list[tuple[Path, Item, Content, _File]] = []
 
@@ -107,12 +107,20 @@ class _TreeRestore:
         self._target.finish()
 
     def _linked(self, path: Path, item: Item, content: Content) -> None:
-        """The first name of an inode is a file, the others are links to it, once it is complete."""
-        key = (item.entry.dev, item.entry.ino)
-        first = self._firsts.get(key)
-        if first is None:
-            self._firsts[key] = self._file(path, item, content)
-            self._names_left[key] = item.entry.nlink - 1
+        """The first name of an inode is a file, the others are links to it, once it is complete.
+
+        An inode number may have been given to another file during the walk: what differs is no link.
+        """
+        entry = item.entry
+        key = (entry.dev, entry.ino)
+        known = self._firsts.get(key)
+        if known is None:
+            self._firsts[key] = (self._file(path, item, content), content)
+            self._names_left[key] = entry.nlink - 1
+            return
+        first, first_content = known
+        if content != first_content or (entry.size, entry.mtime_ns) != (first.entry.size, first.entry.mtime_ns):
+            self._file(path, item, content)
             return
         self._links.append((path, item, content, first))
         self._names_left[key] -= 1
@@ -247,4 +255,5 @@ def restore_block(
             target.zero(end - hole, hole)
         gatherer.deliver()
         target.flush()
+    monitor.advance(found.size, found.size, 1)
     return RestoreReport(bytes=gatherer.bytes_written, entries=1)

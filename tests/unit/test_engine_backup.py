@@ -271,6 +271,19 @@ def test_hard_links_are_read_once_and_linked(repository: Repository) -> None:
     assert copying.linked == {}
 
 
+def test_an_inode_that_was_reused_is_no_link(repository: Repository) -> None:
+    """Two different files that had one inode number at different moments of the walk stay two files."""
+    tree: Tree = {
+        (b"a",): Node(data=b"first", ino=5, nlink=2),
+        (b"b",): Node(data=b"other", ino=5, nlink=2, mtime_ns=NOW_NS + 1),
+        (b"c",): Node(data=b"first", ino=5, nlink=2),
+    }
+    run(repository, MemoryTree(tree), 1)
+    target = restored(repository, 1)
+    assert target.tree == plain(tree)
+    assert target.linked == {(b"c",): (b"a",)}
+
+
 # --- the merge of two walks ---
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"a-", b"a.", b"aa", b"\xff"])
