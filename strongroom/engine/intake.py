@@ -14,7 +14,7 @@ from strongroom.engine.pack import DATA, METADATA, Pack
 from strongroom.engine.repository import Session
 from strongroom.engine.segments import Buffers, PackWriter, SegmentWriter
 
-INDEX_CHUNKS = 1 << 18  # a long backup makes what it has known in portions: 7 MB each, some 30 GB of data
+INDEX_CHUNKS = 1 << 16  # a long backup makes what it has known in portions: 2 MB each, some 8 GB of data
 
 _ID_BYTES = 32
 

@@ -29,7 +29,7 @@ RAW, ZSTD = 0, 1
 DATA, METADATA = 0, 1
 
 SEGMENT_CHUNKS_MAX = 1 << 14  # tiny files: bounds the footer, costs nothing in the ratio
-PACK_CHUNKS_MAX = 1 << 18
+PACK_CHUNKS_MAX = 1 << 16  # of tiny files: what a session holds in memory until the pack is durable, 200 bytes each
 PACK_BYTES_MAX = 64 * MIB  # a reader's bound: a pack closes at 32 MiB, plus a segment and a footer
 FOOTER_BYTES_MAX = 32 * MIB
 PROBE_BYTES = 16 * KIB  # two of these at level -5 tell in 50 us whether 4 MiB are worth compressing

@@ -25,7 +25,7 @@ LEASE_WAIT_S = 1.0  # how often a job that waits for buffers asks whether it sho
 
 
 class Pool:
-    """One per process. `threads` compressors (default: one a core, at most 16), as many buffers as the budget allows."""
+    """One a process: `threads` compressors (default: one a core, at most 16), as many buffers as the budget allows."""
 
     def __init__(self, *, budget_bytes: int = BUDGET_BYTES, threads: int | None = None) -> None:
         self.threads = threads or min(len(os.sched_getaffinity(0)), THREADS_MAX)
