@@ -22,7 +22,6 @@ BUCKET = "backups"
 ACCESS_KEY = "AKIDFORTESTS"
 SECRET_KEY = "secret-of-the-tests"
 STARTED_WITHIN_S = 60
-GRPC_OFFSET = 10_000  # SeaweedFS puts its inner ports there, unless told otherwise
 
 
 def weed_program() -> str | None:
@@ -46,6 +45,7 @@ class Seaweed:
         names = ("s3", "filer", "master", "volume")
         ports = _free_ports(2 * len(names))
         self.port = ports[0]
+        self._grpc_ports = ports[len(names) :]
         (folder / "data").mkdir(parents=True)
         (folder / "keys.json").write_text(
             json.dumps(
@@ -73,11 +73,12 @@ class Seaweed:
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-master.telemetry=false",
+            "-master.resumeState=false",  # one node has nobody to agree with; with it a restart takes up to 17 s
             "-master.volumeSizeLimitMB=256",
             "-volume.max=100",
             "-volume.preStopSeconds=0",
             *(f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)),
-            *(f"-{name}.port.grpc={port}" for name, port in zip(names, ports[len(names) :], strict=True)),
+            *(f"-{name}.port.grpc={port}" for name, port in zip(names, self._grpc_ports, strict=True)),
         ]
 
     @property
@@ -109,6 +110,9 @@ class Seaweed:
             os.kill(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+            for port in self._grpc_ports:  # sockets that it puts there whatever it is told
+                for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+                    left.unlink(missing_ok=True)
 
     def _wait(self) -> None:
         """Until an object can be written: the gate answers before the volumes do."""

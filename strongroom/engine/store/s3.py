@@ -8,11 +8,12 @@ retry.py does, which knows what an "exists" after a lost answer means.
 Temporary things are multipart uploads that nobody finished, and the objects of `check`, whose names begin with a dot.
 """
 
+import contextlib
 import re
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote
@@ -42,9 +43,20 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class S3Store:
-    """A store in `bucket` below `prefix` (without slashes around it, may be empty). The bucket has to be there."""
+    """A store in `bucket` below `prefix` (without slashes around it, may be empty). The bucket has to be there.
 
-    def __init__(self, bucket: str, prefix: str, access: S3Access, *, clock: Clock | None = None) -> None:
+    `silence_s` is how long a server may send nothing before a request counts as lost.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        access: S3Access,
+        *,
+        clock: Clock | None = None,
+        silence_s: float = SILENCE_TIMEOUT_S,
+    ) -> None:
         if not access.access_key or not access.secret_key:
             raise ConfigError(reason="An S3 store needs the settings s3_access_key and s3_secret_key.")
         endpoint = (access.endpoint or f"https://s3.{access.region}.amazonaws.com").rstrip("/")
@@ -52,8 +64,10 @@ class S3Store:
             raise ConfigError(reason="The S3 endpoint is without TLS. Use https://, or set s3_allow_http for a lab.")
         self._prefix = f"{prefix}/" if prefix else ""
         self._clock = clock or SystemClock()
-        self._bucket = _connect(bucket, endpoint, access)
-        self._client = MultipartClient(access, endpoint, bucket, SENDING_MAX * 2, self._clock)
+        self._bucket = _connect(bucket, endpoint, access, silence_s)
+        self._client = MultipartClient(
+            access, endpoint, bucket, connections=SENDING_MAX * 2, clock=self._clock, silence_s=silence_s
+        )
         self._uploads = Uploads(self._client)
         self._proved = threading.Event()  # that the server obeys If-None-Match
 
@@ -112,8 +126,11 @@ class S3Store:
                 self._prove_condition(key)
             if self._get("check", key, 0, 5) != b"check":
                 raise StoreError(name="check", detail="other bytes came back than were put")
-        finally:
-            self._delete("check", key)
+        except StoreError:
+            with contextlib.suppress(StoreError):  # the first error is the one to tell
+                self._delete("check", key)
+            raise
+        self._delete("check", key)
 
     # --- requests ---
 
@@ -243,7 +260,7 @@ def open_s3(url: SplitResult, access: S3Access) -> S3Store:
     return S3Store(url.netloc, prefix, access)
 
 
-def _connect(bucket: str, endpoint: str, access: S3Access) -> Bucket:
+def _connect(bucket: str, endpoint: str, access: S3Access, silence_s: float) -> Bucket:
     """By the values given and nothing else: obstore would also read AWS_* variables, our settings do that."""
 
     def credential() -> "S3Credential":
@@ -259,12 +276,13 @@ def _connect(bucket: str, endpoint: str, access: S3Access) -> Bucket:
         endpoint=endpoint,
         region=access.region,
         virtual_hosted_style_request=False,
+        disable_bulk_delete=True,  # one object is one DELETE: not every server knows the request for many
         credential_provider=credential,
         client_options={
             "allow_http": access.allow_http,
-            "connect_timeout": f"{CONNECT_TIMEOUT_S:.0f}s",
-            "read_timeout": f"{SILENCE_TIMEOUT_S:.0f}s",
-            "timeout": f"{REQUEST_TIMEOUT_S:.0f}s",
+            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+            "read_timeout": timedelta(seconds=silence_s),
+            "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
             "user_agent": "strongroom",
         },
         retry_config={"max_retries": 0},

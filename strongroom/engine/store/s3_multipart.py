@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import httpx
 
-from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.clock import Clock
 from strongroom.base.errors import StoreError, StoreTimeout
 from strongroom.base.units import KIB, MIB
 from strongroom.engine.store.access import S3Access
@@ -29,8 +29,6 @@ SILENCE_TIMEOUT_S = 60.0  # servers answer a completion late: they put the parts
 ANSWER_BYTES_MAX = 8 * MIB  # a page of a listing has 1000 entries of about 1 KiB
 PAGES_MAX = 10_000
 SEND_BYTES = 256 * KIB  # the client copies what one send did not take: small slices keep that small
-
-_TIMEOUT = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 
 
 class Upload(NamedTuple):
@@ -56,15 +54,17 @@ class _Answer(NamedTuple):
 class MultipartClient:
     """Requests about uploads in one bucket. Safe for several threads. Nothing here is retried."""
 
-    def __init__(self, access: S3Access, endpoint: str, bucket: str, connections: int, clock: Clock | None = None):
+    def __init__(
+        self, access: S3Access, endpoint: str, bucket: str, *, connections: int, clock: Clock, silence_s: float
+    ) -> None:
         self._access = access
         self._base = f"{endpoint}/{bucket}"
         url = httpx.URL(self._base)
         self._host = url.netloc.decode()
         self._path = url.path
-        self._clock = clock or SystemClock()
+        self._clock = clock
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._http = httpx.Client(timeout=_TIMEOUT, limits=limits)
+        self._http = httpx.Client(timeout=httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S), limits=limits)
         weakref.finalize(self, self._http.close)
 
     def begin(self, name: str, key: str, token: str) -> str:
