@@ -62,6 +62,7 @@ SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is a
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
 _OBJECT_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}\.[0-9a-f]{{32}}")
 _LABELS_NAME = re.compile(r"([A-Za-z0-9-]{1,64})\.([0-9]{6})")
+_WRAP_NAME = re.compile(r"0|[1-9][0-9]{0,8}")
 _DOMAIN_TEXT = re.compile(rb"[0-9a-f]{32}")
 
 
@@ -81,6 +82,7 @@ class Repository:
         self.clock = clock
         self.segments = SegmentReader(store, prefix, domain)
         self._pool = pool
+        self._owns_pool = pool is None
 
     @property
     def pool(self) -> Pool:
@@ -255,8 +257,9 @@ class Repository:
 
     def close(self) -> None:
         """Wait for the threads of its own pool, if it has one. A pool that was given stays open."""
-        if self._pool is not None:
+        if self._owns_pool and self._pool is not None:
             self._pool.close()
+            self._pool = None
 
     def _names(self, folder: str) -> Iterator[str]:
         start = len(self.prefix) + len(folder)
@@ -381,15 +384,21 @@ def open_repository(
     return Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock())
 
 
-def _load_domain(store: Store, below: str, master: MasterKey) -> Domain:
-    """Any wrap this master key opens will do, the newest first; else the error of the newest."""
-    numbers = sorted((int(info.name.rpartition("/")[2]) for info in store.list(f"{below}keys/")), reverse=True)
+def load_wraps(store: Store, below: str) -> list[tuple[int, bytes]]:
+    """(n, object keys/<n>) of the domain at `below`, the newest first. Raises ObjectMissing when there is none."""
+    names = [info.name.rpartition("/")[2] for info in store.list(f"{below}keys/")]
+    numbers = sorted((int(name) for name in names if _WRAP_NAME.fullmatch(name)), reverse=True)
     if not numbers:
         raise ObjectMissing(name=f"{below}keys/0")
+    return [(number, store.read(f"{below}keys/{number}")) for number in numbers]
+
+
+def _load_domain(store: Store, below: str, master: MasterKey) -> Domain:
+    """Any wrap this master key opens will do, the newest first; else the error of the newest."""
     failure: Exception | None = None
-    for number in numbers:
+    for _, wrapped in load_wraps(store, below):
         try:
-            return master.unwrap(store.read(f"{below}keys/{number}"))
+            return master.unwrap(wrapped)
         except (Corrupt, FormatUnknown, KeyWrong) as err:
             failure = failure or err
     assert failure is not None

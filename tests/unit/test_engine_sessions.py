@@ -127,3 +127,18 @@ def test_a_pool_leases_all_or_nothing() -> None:
     pool.close()
     with pytest.raises(ConfigError, match="MiB"):
         Pool(budget_bytes=8 << 20, threads=2)
+
+
+def test_a_repository_closes_only_its_own_pool() -> None:
+    """A pool that was given serves others; one of its own ends with the repository and may begin again."""
+    pool = Pool(threads=1)
+    create_repository(MemoryStore(), "", MasterKey(bytes(32)), DomainSettings(), pool=pool).close()
+    done: list[int] = []
+    pool.compute(lambda: done.append(1)).result()
+    pool.close()
+    assert done == [1]
+    own = create_repository(MemoryStore(), "", MasterKey(bytes(32)), DomainSettings())
+    for _ in range(2):
+        own.pool.compute(lambda: done.append(2)).result()
+        own.close()
+    assert done == [1, 2, 2]
