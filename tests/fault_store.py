@@ -85,6 +85,9 @@ class FaultStore:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         self._read("read_into", name, lambda: self.inner.read_into(name, offset, buffer))
 
+    def expect(self, name: str, offset: int, length: int) -> None:
+        self.inner.expect(name, offset, length)
+
     def size(self, name: str) -> int:
         return self._read("size", name, lambda: self.inner.size(name))
 

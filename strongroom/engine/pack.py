@@ -228,6 +228,11 @@ class SegmentReader:
         self._boxes: OrderedDict[bytes, Box] = OrderedDict()
         self._lock = threading.Lock()
 
+    def expect(self, place: SegmentPlace) -> None:
+        """`read_into` of it comes soon. Tell it as long before as memory for sealed segments allows."""
+        if is_sane(place):
+            self._store.expect(pack_name(self._prefix, place.pack), place.offset, place.stored)
+
     def read_into(self, place: SegmentPlace, plain: memoryview) -> None:
         """Fill `plain` (place.raw bytes). Raises PackCorrupt, or StoreError when the pack cannot be read."""
         if not is_sane(place):

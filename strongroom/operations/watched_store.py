@@ -81,6 +81,9 @@ class WatchedStore:
         trace.point("store")
         self._inner.read_into(name, offset, buffer)
 
+    def expect(self, name: str, offset: int, length: int) -> None:
+        self._inner.expect(name, offset, length)
+
     def size(self, name: str) -> int:
         trace.point("store")
         return self._inner.size(name)

@@ -99,6 +99,10 @@ class Store(Protocol):
         """Fill the whole of `buffer` from `offset`. Raises ObjectMissing; ShortRead when the object ends sooner."""
         ...
 
+    def expect(self, name: str, offset: int, length: int) -> None:
+        """A hint: `read_into` of exactly this range comes soon. MUST neither block nor raise; may do nothing."""
+        ...
+
     def size(self, name: str) -> int:
         """Size in bytes. Raises ObjectMissing."""
         ...

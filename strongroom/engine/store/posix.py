@@ -124,6 +124,9 @@ class PosixStore:
                     raise ShortRead(name=name, wanted=buffer.nbytes, got=got)
                 got += count
 
+    def expect(self, name: str, offset: int, length: int) -> None:
+        """The kernel reads ahead by itself."""
+
     def size(self, name: str) -> int:
         with _errors(name, writing=False):
             found = os.stat(self._path(require_name(name)), follow_symlinks=False)

@@ -60,6 +60,9 @@ class RetryingStore:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         self._attempts(lambda: self._store.read_into(name, offset, buffer))
 
+    def expect(self, name: str, offset: int, length: int) -> None:
+        self._store.expect(name, offset, length)
+
     def size(self, name: str) -> int:
         return self._attempts(lambda: self._store.size(name))
 

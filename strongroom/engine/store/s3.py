@@ -26,6 +26,7 @@ from strongroom.base.errors import ConfigError, ObjectExists, ObjectMissing, Sho
 from strongroom.engine.store.access import S3Access
 from strongroom.engine.store.base import NAME_BYTES_MAX, Buffer, ObjectInfo, is_part, require_name, require_prefix
 from strongroom.engine.store.retry import RetryingStore
+from strongroom.engine.store.s3_ahead import Range, ReadAhead
 from strongroom.engine.store.s3_errors import VENDOR_ERRORS, is_beyond_end, translated
 from strongroom.engine.store.s3_multipart import CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S, MultipartClient
 from strongroom.engine.store.s3_writer import SENDING_MAX, S3Writer, Uploads
@@ -69,6 +70,7 @@ class S3Store:
             access, endpoint, bucket, connections=SENDING_MAX * 2, clock=self._clock, silence_s=silence_s
         )
         self._uploads = Uploads(self._client)
+        self._ahead = ReadAhead(lambda wanted: self._read(*wanted), self._clock)
         self._proved = threading.Event()  # that the server obeys If-None-Match
 
     def put(self, name: str, data: Sequence[Buffer]) -> None:
@@ -83,7 +85,14 @@ class S3Store:
         return bytes(self._read(name, offset, length))
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        buffer[:] = self._read(name, offset, buffer.nbytes)
+        early = self._ahead.take(Range(name, offset, buffer.nbytes))
+        if early is not None and not early.cancelled() and early.exception() is None:
+            buffer[:] = early.result()
+        else:  # what failed early is asked again, by who can tell what to do then
+            buffer[:] = self._read(name, offset, buffer.nbytes)
+
+    def expect(self, name: str, offset: int, length: int) -> None:
+        self._ahead.expect(Range(name, offset, length))
 
     def size(self, name: str) -> int:
         key = self._key(name)
