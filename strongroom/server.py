@@ -37,10 +37,12 @@ from strongroom.control.embedded_postgres import EmbeddedPostgres
 from strongroom.control.passwords import Passwords
 from strongroom.control.tokens import Ring
 from strongroom.engine import DomainSettings, MasterKey
+from strongroom.engine.catalogue import find_domains
+from strongroom.engine.key_files import open_domain, vault_key_text
 from strongroom.engine.pool import Pool
 from strongroom.engine.store.access import S3Access
 from strongroom.engine.store.open import open_store
-from strongroom.operations import trace
+from strongroom.operations import rotation, trace
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
 from strongroom.operations.job import Tools
 from strongroom.operations.portal import Portal
@@ -62,9 +64,11 @@ def serve(settings: Settings) -> int:
     prepare_state(settings)
     if settings.kill_at is not None:
         trace.arm(settings.kill_at)
-    with state_lock(settings), _database_url(settings) as url:
-        schema.upgrade(url)
-        return asyncio.run(_serve(settings, url))
+    with state_lock(settings):
+        _require_no_rotation(settings)
+        with _database_url(settings) as url:
+            schema.upgrade(url)
+            return asyncio.run(_serve(settings, url))
 
 
 def migrate(settings: Settings) -> int:
@@ -79,17 +83,71 @@ def migrate(settings: Settings) -> int:
 def export_key(settings: Settings, out_path: Path) -> int:
     """Copy the master key into a new file (0600) that is to be kept elsewhere, and note that it was done."""
     key = MasterKey.load(settings.master_key_file)
-    data = settings.master_key_file.read_bytes()
+    _export(out_path, settings.master_key_file.read_bytes())
+    mark = settings.state_dir / EXPORT_MARK
+    mark.unlink(missing_ok=True)
+    _write_new(mark, key.key_id.hex().encode())
+    return 0
+
+
+def export_vault_key(settings: Settings, out_path: Path, vault_id: str) -> int:
+    """Write the keys of one vault's domains into a new file (0600): for who shall read this vault and no other."""
+    store = open_store(settings.store_url)
+    key = MasterKey.load(settings.master_key_file)
+    places = [place for place in find_domains(store, "vaults/") if place.prefix.endswith(f"/{vault_id}/")]
+    if not places:
+        raise ConfigError(reason=f"The store holds nothing of a vault with the id {vault_id}.")
+    domains = [open_domain(store, place.prefix, place.id, key).domain for place in places]
+    _export(out_path, vault_key_text(domains))
+    return 0
+
+
+def rotate_key(settings: Settings) -> rotation.Rotation:
+    """Replace the master key (operations/rotation.py tells the story). The server is not running."""
+    _configure_logging(settings)
+    prepare_state(settings)
+    if settings.kill_at is not None:
+        trace.arm(settings.kill_at)
+    with state_lock(settings), _database_url(settings) as url:
+        schema.upgrade(url)
+        return asyncio.run(_rotate_key(settings, url))
+
+
+async def _rotate_key(settings: Settings, url: str) -> rotation.Rotation:
+    async with await Database.open(url, max_size=2) as database:
+        (settings.state_dir / EXPORT_MARK).unlink(missing_ok=True)  # before: a warning too many costs nothing
+        return await rotation.rotate(database, open_store(settings.store_url), settings.master_key_file)
+
+
+def forget_old_keys(settings: Settings) -> int:
+    """Remove what earlier master keys open; gives the number of wraps. Refused until the present key was exported."""
+    _configure_logging(settings)
+    prepare_state(settings)
+    with state_lock(settings):
+        _require_no_rotation(settings)
+        mark = settings.state_dir / EXPORT_MARK
+        if not mark.exists() or mark.read_text() != MasterKey.load(settings.master_key_file).key_id.hex():
+            raise ConfigError(
+                reason="The present master key was never exported, and after this no other one opens the store. "
+                "Run `strongroom export-key FILE` first and keep the file on another machine."
+            )
+        return rotation.drop_old(open_store(settings.store_url), settings.master_key_file)
+
+
+def _require_no_rotation(settings: Settings) -> None:
+    if rotation.next_file(settings.master_key_file).exists():
+        raise ConfigError(
+            reason="A rotation of the master key was cut short. Run `strongroom rotate-key` again to finish it."
+        )
+
+
+def _export(out_path: Path, data: bytes) -> None:
     try:
         _write_new(out_path, data)
     except FileExistsError as err:
         raise ConfigError(reason=f"{out_path} exists. Name a new file; nothing is overwritten.") from err
     except OSError as err:
         raise ConfigError(reason=f"{out_path} cannot be written: {err.strerror}.") from err
-    mark = settings.state_dir / EXPORT_MARK
-    mark.unlink(missing_ok=True)
-    _write_new(mark, key.key_id.hex().encode())
-    return 0
 
 
 def _write_new(path: Path, data: bytes) -> None:

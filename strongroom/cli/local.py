@@ -50,18 +50,56 @@ def export_key(
     output: Annotated[
         Path, typer.Argument(metavar="FILE", help="New file, mode 0600. Keep it away from this machine.")
     ],
+    vault: Annotated[
+        str | None, typer.Option(metavar="VAULT", help="Only the keys of the vault with this id, to hand it over.")
+    ] = None,
     state: LocalStateOption = None,
 ) -> None:
     """Write the key without which nothing can be restored. Do this once, now, and store it elsewhere."""
     from strongroom.config import load_settings
     from strongroom.server import export_key as run_export
+    from strongroom.server import export_vault_key
 
-    code = run_export(load_settings({"state": _text(state)}, os.environ), output)
-    if code == EXIT_OK:
+    settings = load_settings({"state": _text(state)}, os.environ)
+    code = run_export(settings, output) if vault is None else export_vault_key(settings, output, vault)
+    if code == EXIT_OK and vault is None:
         Output(as_json=False).say(
             f"Wrote {output}. Keep it on another machine: without it no restore point can be read."
         )
+    elif code == EXIT_OK:
+        Output(as_json=False).say(f"Wrote {output}. Who has it can read every restore point of this vault, for ever.")
     raise typer.Exit(code)
+
+
+def rotate_key(
+    forget_old: Annotated[
+        bool,
+        typer.Option("--forget-old", help="Instead: remove what earlier keys open. Export the present key first."),
+    ] = False,
+    state: LocalStateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the master key by a new one. Stop the server first; after a crash run it again."""
+    from strongroom.config import load_settings
+    from strongroom.server import forget_old_keys
+    from strongroom.server import rotate_key as run_rotation
+
+    settings, output = load_settings({"state": _text(state)}, os.environ), Output(as_json=as_json)
+    if forget_old:
+        removed = forget_old_keys(settings)
+        output.details({"removed": removed}, {"Wrapped keys removed": "removed"})
+        return
+    done = run_rotation(settings)
+    values = {
+        "new_key_id": done.new_key_id,
+        "old_key_id": done.old_key_id,
+        "old_file": str(done.old_file),
+        "domains": done.domains,
+        "secrets": done.secrets,
+    }
+    labels = {"New key": "new_key_id", "Old key": "old_key_id", "Kept as": "old_file", "Domains": "domains"}
+    output.details(values, labels | {"Secrets sealed again": "secrets"})
+    output.note("Now run `strongroom export-key FILE` and keep the new file on another machine.")
 
 
 def migrate(state: LocalStateOption = None) -> None:
@@ -85,6 +123,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("serve")(serve)
     app.command("export-key")(export_key)
+    app.command("rotate-key")(rotate_key)
     app.command("migrate")(migrate)
     app.command("version")(version)
 

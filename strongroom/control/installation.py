@@ -3,13 +3,13 @@
 from strongroom.base.errors import ConfigError
 from strongroom.control.db import Database
 
-_MASTER_KEY_ID = "master_key_id"
+MASTER_KEY_ID = "master_key_id"
 
 
 async def find_master_key_id(database: Database) -> str | None:
     """Id (hex) of the master key that this database's vaults are wrapped with; None before the first start ended."""
     async with database.read() as conn:
-        row = await (await conn.execute("SELECT value FROM installation WHERE name = %s", [_MASTER_KEY_ID])).fetchone()
+        row = await (await conn.execute("SELECT value FROM installation WHERE name = %s", [MASTER_KEY_ID])).fetchone()
     return row[0] if row is not None else None
 
 
@@ -18,9 +18,9 @@ async def claim_master_key(database: Database, key_id: str) -> None:
     async with database.transaction() as conn:
         await conn.execute(
             "INSERT INTO installation (name, value) VALUES (%s, %s) ON CONFLICT (name) DO NOTHING",
-            [_MASTER_KEY_ID, key_id],
+            [MASTER_KEY_ID, key_id],
         )
-        row = await (await conn.execute("SELECT value FROM installation WHERE name = %s", [_MASTER_KEY_ID])).fetchone()
+        row = await (await conn.execute("SELECT value FROM installation WHERE name = %s", [MASTER_KEY_ID])).fetchone()
     if row is None or row[0] != key_id:
         raise ConfigError(
             reason="The master key file is not the one this installation was made with. "

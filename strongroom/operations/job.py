@@ -16,7 +16,7 @@ from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
 from strongroom.engine.model import SessionKind, Sessions
 from strongroom.engine.pool import Pool
-from strongroom.engine.repository import Repository
+from strongroom.engine.repository import Repository, load_wraps
 from strongroom.engine.store.base import Store
 from strongroom.operations.monitor import JobMonitor
 from strongroom.operations.portal import Portal
@@ -64,7 +64,7 @@ class Tools:
                 create_repository(store, prefix, self.master, self.settings)
             repository = self._open(store, prefix, sessions)
         if known is None:
-            wrapped = store.read(f"{repository.prefix}keys/0")
+            _, wrapped = load_wraps(store, repository.prefix)[0]
             self.portal.call(save_vault_keys(self.database, vault.project_id, vault.id, wrapped))
         return repository
 

@@ -1,0 +1,38 @@
+"""The database's share of a new master key: secrets sealed again, copies of wrapped keys, and the key it is bound to.
+
+One transaction, so the database belongs to one master key at every instant. It may run again.
+"""
+
+from collections.abc import Mapping
+
+from strongroom.control.db import Database
+from strongroom.control.installation import MASTER_KEY_ID
+from strongroom.control.tokens import Ring
+
+
+async def adopt_master_key(
+    database: Database, key_id: str, ring: Ring, wrapped: Mapping[tuple[str, str], bytes]
+) -> int:
+    """Bind the database to the master key `key_id`; gives the number of secrets sealed again.
+
+    ring     of the new key and the old one, in this order
+    wrapped  by (project, vault): the keys of the vault's own domain, wrapped by the new key
+
+    Raises Corrupt, with nothing changed, when a secret opens with neither key.
+    """
+    async with database.transaction() as conn:
+        cursor = await conn.execute("SELECT access_key, secret_sealed FROM access_keys ORDER BY access_key FOR UPDATE")
+        rows = await cursor.fetchall()
+        for access_key, sealed in rows:
+            again = ring.seal_secret(ring.open_secret(bytes(sealed)))
+            await conn.execute("UPDATE access_keys SET secret_sealed = %s WHERE access_key = %s", [again, access_key])
+        for (project_id, vault_id), data in wrapped.items():
+            await conn.execute(
+                "UPDATE vault_keys SET wrapped = %s WHERE project_id = %s AND vault_id = %s",
+                [data, project_id, vault_id],
+            )
+        await conn.execute(
+            "INSERT INTO installation (name, value) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = %s",
+            [MASTER_KEY_ID, key_id, key_id],
+        )
+    return len(rows)
