@@ -8,6 +8,7 @@ or `flush` makes it durable. Every byte is checked: a chunk is compared with its
 import stat
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from strongroom.base.errors import EntryNotFound, ManifestCorrupt, TargetTooSmall
 from strongroom.base.streams import (
@@ -28,20 +29,20 @@ from strongroom.engine.model import RestoreReport, Root
 from strongroom.engine.repository import Repository, Session
 
 LINKS_WAITING_MAX = 4096  # links of a window; they are made when it is delivered
+FIRSTS_MAX = 1 << 18  # inodes with names still to come, 500 bytes each; names outside the backup never come
 OPEN_FILES_MAX = 256  # files of several chunks in a window: each may be open at once, and a process may have 1024
 
 
 class _File:
     """One regular file on its way. It is opened by its first piece and closed by its last."""
 
-    __slots__ = ("_left", "_lock", "_open", "attributes", "done", "entry", "path", "target")
+    __slots__ = ("_left", "_lock", "_open", "attributes", "entry", "path", "target")
 
     def __init__(self, target: TreeTarget, path: Path, entry: Entry, attributes: Attributes) -> None:
         self.target = target
         self.path = path
         self.entry = entry
         self.attributes = attributes
-        self.done = False
         self._left = 1  # the announcement itself, until `complete`
         self._lock = threading.Lock()
         self._open: FileTarget | None = None
@@ -65,13 +66,22 @@ class _File:
         if last:
             self._file().close()
             self._open = None
-            self.done = True
 
     def _file(self) -> FileTarget:
         with self._lock:
             if self._open is None:
                 self._open = self.target.file(self.path, self.entry, self.attributes)
             return self._open
+
+
+class _First(NamedTuple):
+    """The first name of an inode, and how many more names it has."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    content: Content
+    names_left: int
 
 
 class _TreeRestore:
@@ -82,9 +92,9 @@ class _TreeRestore:
         self._target = target
         self._gatherer = gatherer
         self._large = 0  # files of several chunks in this window
-        self._firsts: dict[tuple[int, int], tuple[_File, Content]] = {}
-        self._names_left: dict[tuple[int, int], int] = {}
-        self._links: list[tuple[Path, Item, Content, _File]] = []
+        self.firsts_forgotten = 0
+        self._firsts: dict[tuple[int, int], _First] = {}
+        self._links: list[tuple[Path, Item, Content, Path]] = []
 
     def item(self, path: Path, item: Item) -> None:
         """Make one entry; the content of files follows with the window."""
@@ -113,21 +123,23 @@ class _TreeRestore:
         """
         entry = item.entry
         key = (entry.dev, entry.ino)
-        known = self._firsts.get(key)
-        if known is None:
-            self._firsts[key] = (self._file(path, item, content), content)
-            self._names_left[key] = entry.nlink - 1
-            return
-        first, first_content = known
-        if content != first_content or (entry.size, entry.mtime_ns) != (first.entry.size, first.entry.mtime_ns):
+        first = self._firsts.pop(key, None)
+        if first is None:
             self._file(path, item, content)
-            return
-        self._links.append((path, item, content, first))
-        self._names_left[key] -= 1
-        if self._names_left[key] <= 0:  # all names were met: memory holds inodes with names still to come
-            del self._firsts[key], self._names_left[key]
+            left = _First(path, entry.size, entry.mtime_ns, content, entry.nlink - 1)
+        elif (entry.size, entry.mtime_ns, content) == first[1:4]:
+            self._links.append((path, item, content, first.path))
+            left = first._replace(names_left=first.names_left - 1)
+        else:
+            self._file(path, item, content)
+            left = first
+        if left.names_left > 0:
+            self._firsts[key] = left
+        if len(self._firsts) > FIRSTS_MAX:
+            del self._firsts[next(iter(self._firsts))]
+            self.firsts_forgotten += 1
 
-    def _file(self, path: Path, item: Item, content: Content) -> _File:
+    def _file(self, path: Path, item: Item, content: Content) -> None:
         file = _File(self._target, path, item.entry, item.attributes)
         end = pieces = 0
         for chunk_id, length, offset in iter_rows(content, self._session.metadata):
@@ -145,7 +157,6 @@ class _TreeRestore:
         if end != item.entry.size:
             raise ManifestCorrupt(reason="a file has another size than its content", detail=f"{item.entry.size}, {end}")
         file.complete()
-        return file
 
     def _deliver(self) -> None:
         """Deliver between two entries: every file is complete then, so every link can be made."""
@@ -153,7 +164,7 @@ class _TreeRestore:
         self._large = 0
         links, self._links = self._links, []
         for path, item, content, first in links:
-            if not self._target.link(path, first.path, item.entry, item.attributes):
+            if not self._target.link(path, first, item.entry, item.attributes):
                 self._file(path, item, content)
 
 
@@ -177,7 +188,11 @@ def restore_tree(
             work.item(at, item)
         work.finish()
     monitor.advance(gatherer.bytes_written, gatherer.bytes_written, gatherer.entries)
-    return RestoreReport(bytes=gatherer.bytes_written, entries=gatherer.entries)
+    warnings: tuple[str, ...] = ()
+    if work.firsts_forgotten:
+        count = work.firsts_forgotten
+        warnings = (f"Hard links to {count} files may have become files of their own: too many have other names.",)
+    return RestoreReport(bytes=gatherer.bytes_written, entries=gatherer.entries, warnings=warnings)
 
 
 def _root_folder(root: Root) -> tuple[Entry, Attributes]:

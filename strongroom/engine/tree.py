@@ -33,9 +33,9 @@ from strongroom.engine.model import REPORT_PATHS_MAX, ChangedBlocks
 
 READS_MAX = 3  # of a file that changes while it is read
 REREAD_BYTES_MAX = GIB  # a larger file that changes is marked at once: it will not stay still for longer
-TICK_BYTES = 4 * MIB  # how often the monitor hears of progress
+TICK_BYTES = MIB  # how often the monitor hears of progress
 TICK_ENTRIES = 4096
-LINKS_REMEMBERED_MAX = 65536  # contents of files with several names; one that is forgotten is read again
+LINKS_REMEMBERED_MAX = 16384  # contents of files with several names; one that is forgotten is read again
 
 _SAME_FIRST, _SAME_LAST = 1, 8  # mode, uid, gid, mtime_ns, size, ctime_ns, ino of an Entry
 
@@ -129,6 +129,7 @@ class TreeBackup:
         self._unchanged_before_ns = 0
         self._blocks: ChangedBlocks | None = None
         self._next_tick = (TICK_BYTES, TICK_ENTRIES)
+        self._bytes_of_file = 0  # read of the file under way, which bytes_total does not count yet
 
     def run(self, stream: TreeStream, blocks: ChangedBlocks | None) -> tuple[int, list[StreamRow]]:
         """Walk once; (level, rows) of the stored stream."""
@@ -180,6 +181,7 @@ class TreeBackup:
                     self.vanished += 1
                     continue
             self.entries += 1
+            self._bytes_of_file = 0
             if item.content is not None:
                 self.bytes_total += item.entry.size
             yield item
@@ -213,6 +215,7 @@ class TreeBackup:
         attempt = 0
         while True:
             attempt += 1
+            self._bytes_of_file = 0
             with folder.open(entry) as data:
                 seen = data.entry
                 content, whole = self._read_once(folder, data, old)
@@ -253,6 +256,8 @@ class TreeBackup:
     def _read(self, count: int) -> None:
         """Called by the reader with what it read."""
         self.bytes_read += count
+        self._bytes_of_file += count
+        self._monitor.check()  # however slow the source is, a stop is heard with its next piece
         if self.bytes_read >= self._next_tick[0]:
             self._progress()
 
@@ -260,4 +265,4 @@ class TreeBackup:
         if self.bytes_read >= self._next_tick[0] or self.entries >= self._next_tick[1]:
             self._next_tick = (self.bytes_read + TICK_BYTES, self.entries + TICK_ENTRIES)
             self._monitor.check()
-            self._monitor.advance(self.bytes_total, 0, self.entries)
+            self._monitor.advance(self.bytes_total + self._bytes_of_file, 0, self.entries)
