@@ -14,9 +14,16 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import BackupNotFound, Conflict, InvalidRequest, ResourceNotFound, StrongroomError
+from strongroom.base.errors import (
+    BackupNotFound,
+    Conflict,
+    InvalidRequest,
+    ResourceNotFound,
+    StoreFull,
+    StrongroomError,
+)
 from strongroom.base.units import GIB
-from strongroom.control import checkpoints, tasks
+from strongroom.control import checkpoints, deletions, tasks
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, require_name
@@ -27,6 +34,7 @@ from strongroom.control.subjects import (
     load_resource,
     load_vault,
     lock_vault,
+    lock_vaults,
     release_resource,
     vault_full_sentence,
 )
@@ -372,13 +380,12 @@ async def fail_backup(
     database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
 ) -> None:
     """End a backup that cannot be made: row `error`, the resource skipped in its checkpoint with code and reason
-    (RULINGS 18) and free again, the task ended with `status` (failed, skipped or timeout). Raises Fenced."""
+    (RULINGS 18) and free again, the task ended with `status` (failed, skipped or timeout), and a prune queued when
+    there was no room. Works without the vault's row. Raises Fenced."""
     now = clock.now()
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
-        await conn.execute(
-            "SELECT 1 FROM vaults WHERE project_id = %s AND id = %s FOR UPDATE", [task.project_id, task.vault_id]
-        )
+        found = (await lock_vaults(conn, task.project_id, task.vault_id)).get(task.vault_id or "")
         await conn.execute(
             "UPDATE backups SET status = 'error', updated_at = %s WHERE project_id = %s AND id = %s "
             "AND status IN ('waiting_protect', 'protecting')",
@@ -392,4 +399,11 @@ async def fail_backup(
         await release_resource(conn, task.project_id, task.resource_id, "protecting")
         await checkpoints.settle(conn, task.project_id, [task.checkpoint_id], now)
         await close_sessions_of(conn, task)
+        if found is not None and _lacked_room(error):
+            # Packs that were finished before the failure belong to nobody: the disk gets their room back at once.
+            await deletions.queue_prune(conn, found, request_id=task.request_id, clock=clock)
         await tasks.finish(conn, task, clock, status=status, error=error)
+
+
+def _lacked_room(error: StrongroomError) -> bool:
+    return isinstance(error, StoreFull) or error.published_code == "BackupService.6114"

@@ -25,6 +25,7 @@ class Server:
     def __init__(self, state: Path, **settings: str) -> None:
         self.state = state
         self.settings = settings
+        self.prefix: tuple[str, ...] = ()  # words before the command, such as setpriv and its options
         self.process: subprocess.Popen[str] | None = None
         self.endpoint = ""
         self.output: list[str] = []
@@ -35,7 +36,10 @@ class Server:
         environ |= {f"STRONGROOM_{k.upper()}": v for k, v in {**self.settings, **settings}.items()}
         log = self.log_path.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "strongroom", "serve", "--state", str(self.state), "--listen", "127.0.0.1:0"],
+            [
+                *(*self.prefix, sys.executable, "-m", "strongroom", "serve"),
+                *("--state", str(self.state), "--listen", "127.0.0.1:0"),
+            ],
             env=environ,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -127,6 +127,22 @@ class Rows:
         return found
 
 
+def processes_of(state: Path) -> list[str]:
+    """Command lines of processes that work in the folder or name it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            inside = Path(os.readlink(entry / "cwd")).is_relative_to(state)
+        except OSError:
+            continue
+        if inside or any(os.fsencode(state) in word for word in words if word):
+            found.append(b" ".join(words).decode(errors="replace"))
+    return found
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 

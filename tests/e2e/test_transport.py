@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from harness import Server, contents, make_tree
-from hostile_world import Raw
+from hostile_world import Raw, processes_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(200)]
 
@@ -62,22 +62,6 @@ def serve(state: Path, *options: str, **settings: str) -> subprocess.CompletedPr
     assert "Traceback" not in done.stderr, done.stderr
     assert processes_of(state) == []
     return done
-
-
-def processes_of(state: Path) -> list[str]:
-    """Command lines of processes that work in the folder or name it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            inside = Path(os.readlink(entry / "cwd")).is_relative_to(state)
-        except OSError:
-            continue
-        if inside or any(os.fsencode(state) in word for word in words if word):
-            found.append(b" ".join(words).decode(errors="replace"))
-    return found
 
 
 def test_tls_serves_httpx_and_the_sdk(tmp_path: Path) -> None:
