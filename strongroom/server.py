@@ -35,6 +35,7 @@ from strongroom.control.callers import Callers
 from strongroom.control.db import Database
 from strongroom.control.embedded_postgres import EmbeddedPostgres
 from strongroom.control.passwords import Passwords
+from strongroom.control.rebuilding import restore_rows
 from strongroom.control.tokens import Ring
 from strongroom.engine import DomainSettings, MasterKey
 from strongroom.engine.catalogue import find_domains
@@ -46,6 +47,7 @@ from strongroom.operations import rotation, trace
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
 from strongroom.operations.job import Tools
 from strongroom.operations.portal import Portal
+from strongroom.operations.rebuild import Rebuilt, rebuild_rows
 from strongroom.operations.worker import Worker
 
 log = structlog.get_logger("server")
@@ -132,6 +134,42 @@ def forget_old_keys(settings: Settings) -> int:
                 "Run `strongroom export-key FILE` first and keep the file on another machine."
             )
         return rotation.drop_old(open_store(settings.store_url), settings.master_key_file)
+
+
+def rebuild(settings: Settings, *, registrations: bool) -> Rebuilt:
+    """Make the rows of a lost database again from the store (operations/rebuild.py). The server is not running."""
+    _configure_logging(settings)
+    prepare_state(settings)
+    if not settings.master_key_file.exists():
+        raise ConfigError(
+            reason=f"Put the file that `strongroom export-key` wrote at {settings.master_key_file} (mode 0600) first."
+        )
+    with state_lock(settings):
+        _require_no_rotation(settings)
+        with _database_url(settings) as url:
+            schema.upgrade(url)
+            return asyncio.run(_rebuild(settings, url, registrations))
+
+
+async def _rebuild(settings: Settings, url: str, registrations: bool) -> Rebuilt:
+    clock, passwords, pool = SystemClock(), Passwords(), Pool(budget_bytes=settings.worker_memory_bytes)
+    async with await Database.open(url, max_size=2) as database:
+        master = await _master_key(settings, database)
+        ring = Ring([settings.master_key_file.read_bytes()])
+        accounts = Accounts(database=database, ring=ring, passwords=passwords, clock=clock)
+        endpoint = settings.endpoint or f"http://{settings.listen}"
+        try:
+            # First the operator's account: the projects that come back are given to it.
+            await accounts.bootstrap(settings.region, lambda first: _write_credentials(settings, endpoint, first))
+            return await rebuild_rows(
+                open_store(settings.store_url),
+                master,
+                pool,
+                lambda vault: restore_rows(database, vault, clock.now(), registrations=registrations),
+            )
+        finally:
+            pool.close()
+            passwords.close()
 
 
 def _require_no_rotation(settings: Settings) -> None:

@@ -1,0 +1,188 @@
+"""Rows of an installation, made again from what its restore points say about themselves.
+
+What exists stays as it is: a row that is there is never changed, so a rebuild may run again, or beside rows that were
+not lost. Nobody else works on the database meanwhile. One transaction a vault.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.types.json import Jsonb
+
+from strongroom.control.access import ROLE_OPERATOR, ROLE_TENANT_ADMIN
+from strongroom.control.accounts import DEFAULT_DOMAIN
+from strongroom.control.db import Database
+from strongroom.control.vault_kinds import VAULT_KINDS
+
+PROTECTABLE_TYPES = {"OS::Sfs::Turbo": "turbo", "OS::Cinder::Volume": "disk"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostBackup:
+    """One backup, and the resource it was made of.
+
+    status   available, or error for one that is not complete: its root stays until the tenant deletes it
+    root     name of its root object                  options  of the registration, as they were then
+    """
+
+    id: str
+    checkpoint_id: str
+    status: str
+    root: str
+    name: str
+    resource_id: str
+    resource_type: str
+    resource_name: str
+    path: bytes
+    options: Mapping[str, Any]
+    size_bytes: int
+    stored_bytes: int
+    incremental: bool
+    auto_trigger: bool
+    token: bytes = field(repr=False)
+    report: Mapping[str, Any]
+    created_at: datetime
+    expired_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LostVault:
+    """One vault with its backups, oldest first, at least one. object_type: of VAULT_KINDS."""
+
+    id: str
+    project_id: str
+    name: str
+    object_type: str
+    size_gb: int
+    used_bytes: int
+    wrapped: bytes = field(repr=False)
+    created_at: datetime
+    backups: Sequence[LostBackup]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsMade:
+    """How many rows were not there and are now."""
+
+    projects: int = 0
+    vaults: int = 0
+    checkpoints: int = 0
+    backups: int = 0
+    registrations: int = 0
+
+    def plus(self, other: "RowsMade") -> "RowsMade":
+        return RowsMade(
+            projects=self.projects + other.projects,
+            vaults=self.vaults + other.vaults,
+            checkpoints=self.checkpoints + other.checkpoints,
+            backups=self.backups + other.backups,
+            registrations=self.registrations + other.registrations,
+        )
+
+
+async def restore_rows(database: Database, vault: LostVault, now: datetime, *, registrations: bool) -> RowsMade:
+    """The rows of one vault. `registrations`: its resources may be protected again, at the paths they had."""
+    async with database.transaction() as conn:
+        projects = await _insert_project(conn, vault.project_id, now)
+        vaults = await _insert_vault(conn, vault)
+        checkpoints = await _insert_checkpoints(conn, vault)
+        backups = 0
+        for backup in vault.backups:
+            backups += await _insert_backup(conn, vault, backup, now)
+        made = 0
+        for resource in _newest_of_each_resource(vault) if registrations else ():
+            made += await _insert_registration(conn, vault, resource, now)
+    return RowsMade(projects=projects, vaults=vaults, checkpoints=checkpoints, backups=backups, registrations=made)
+
+
+async def _insert_project(conn: AsyncConnection[Any], project_id: str, now: datetime) -> int:
+    """Its name is not in the store; the operators may act in it, so that they can give it users."""
+    done = await conn.execute(
+        "INSERT INTO projects (id, domain_id, name, description, created_at) VALUES (%s, %s, %s, %s, %s) "
+        "ON CONFLICT (id) DO NOTHING",
+        [project_id, DEFAULT_DOMAIN, f"recovered-{project_id}", "rebuilt from the backup store", now],
+    )
+    if done.rowcount:
+        await conn.execute(
+            "INSERT INTO role_assignments (user_id, project_id, role) SELECT user_id, %s, %s FROM role_assignments "
+            "WHERE role = %s AND project_id IS NULL ON CONFLICT DO NOTHING",
+            [project_id, ROLE_TENANT_ADMIN, ROLE_OPERATOR],
+        )
+    return done.rowcount
+
+
+async def _insert_vault(conn: AsyncConnection[Any], vault: LostVault) -> int:
+    done = await conn.execute(
+        "INSERT INTO vaults (id, project_id, user_id, name, description, provider_id, object_type, protect_type, "
+        "consistent_level, size_gb, used_bytes, created_at) VALUES (%s, %s, '', %s, %s, %s, %s, 'backup', "
+        "'crash_consistent', %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+        [vault.id, vault.project_id, vault.name, "rebuilt from the backup store",
+         VAULT_KINDS[vault.object_type].provider_id, vault.object_type, vault.size_gb, vault.used_bytes,
+         vault.created_at],
+    )  # fmt: skip
+    await conn.execute(
+        "INSERT INTO vault_keys (project_id, vault_id, wrapped) VALUES (%s, %s, %s) ON CONFLICT (vault_id) DO NOTHING",
+        [vault.project_id, vault.id, vault.wrapped],
+    )
+    return done.rowcount
+
+
+async def _insert_checkpoints(conn: AsyncConnection[Any], vault: LostVault) -> int:
+    """A restore point is available when one of its backups is. Its name is not in the store: that of a backup."""
+    made = 0
+    for checkpoint_id in dict.fromkeys(backup.checkpoint_id for backup in vault.backups):
+        own = [backup for backup in vault.backups if backup.checkpoint_id == checkpoint_id]
+        status = "available" if any(backup.status == "available" for backup in own) else "error"
+        done = await conn.execute(
+            "INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, auto_trigger, "
+            "created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+            [checkpoint_id, vault.project_id, vault.id, vault.name, VAULT_KINDS[vault.object_type].provider_id, status,
+             own[0].name, own[0].auto_trigger, min(backup.created_at for backup in own)],
+        )  # fmt: skip
+        made += done.rowcount
+        for position, backup in enumerate(own if done.rowcount else ()):
+            await conn.execute(
+                "INSERT INTO checkpoint_resources (project_id, checkpoint_id, resource_id, position, type, name, "
+                "size_bytes) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [vault.project_id, checkpoint_id, backup.resource_id, position, backup.resource_type,
+                 backup.resource_name, backup.size_bytes],
+            )  # fmt: skip
+    return made
+
+
+async def _insert_backup(conn: AsyncConnection[Any], vault: LostVault, backup: LostBackup, now: datetime) -> int:
+    done = await conn.execute(
+        "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
+        "resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, report, root, "
+        "point_token, created_at, protected_at, updated_at, expired_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, "
+        "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+        [backup.id, vault.project_id, vault.id, backup.checkpoint_id, backup.resource_id, backup.resource_type,
+         backup.resource_name, backup.size_bytes, backup.name, VAULT_KINDS[vault.object_type].provider_id,
+         backup.status, backup.incremental, backup.auto_trigger, backup.stored_bytes, Jsonb(dict(backup.report)),
+         backup.root, backup.token, backup.created_at, backup.created_at, now, backup.expired_at],
+    )  # fmt: skip
+    return done.rowcount
+
+
+async def _insert_registration(conn: AsyncConnection[Any], vault: LostVault, backup: LostBackup, now: datetime) -> int:
+    """A path that somebody registered meanwhile stays theirs."""
+    done = await conn.execute(
+        "INSERT INTO protectables (id, project_id, type, resource_type, name, path, options, size_bytes, created_at) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        [backup.resource_id, vault.project_id, PROTECTABLE_TYPES[backup.resource_type], backup.resource_type,
+         backup.resource_name, backup.path, Jsonb(dict(backup.options)), backup.size_bytes, now],
+    )  # fmt: skip
+    await conn.execute(
+        "INSERT INTO vault_resources (project_id, vault_id, resource_id, protect_type, type, name, size_bytes, "
+        "created_at) SELECT project_id, %s, id, 'backup', resource_type, name, size_bytes, %s FROM protectables "
+        "WHERE project_id = %s AND id = %s AND removed_at IS NULL ON CONFLICT DO NOTHING",
+        [vault.id, now, vault.project_id, backup.resource_id],
+    )
+    return done.rowcount
+
+
+def _newest_of_each_resource(vault: LostVault) -> list[LostBackup]:
+    return list({backup.resource_id: backup for backup in vault.backups}.values())
