@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from strongroom.base.errors import ConfigError
 from strongroom.base.units import GIB, KIB, MIB
+from strongroom.engine.store.access import S3Access
 
 FILE_NAME = "strongroom.toml"
 PREFIX = "STRONGROOM_"
@@ -99,6 +100,17 @@ class Settings:
     log_format: str
     kill_at: str | None
     runtime_dir: Path
+
+    @property
+    def s3(self) -> S3Access:
+        """How an s3:// store is reached."""
+        return S3Access(
+            endpoint=self.s3_endpoint,
+            region=self.s3_region,
+            access_key=self.s3_access_key,
+            secret_key=self.s3_secret_key,
+            allow_http=self.s3_allow_http,
+        )
 
 
 # --- the texts of settings ------------------------------------------------------------------------------------------

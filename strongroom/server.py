@@ -41,7 +41,6 @@ from strongroom.engine import DomainSettings, MasterKey
 from strongroom.engine.catalogue import find_domains
 from strongroom.engine.key_files import open_domain, vault_key_text
 from strongroom.engine.pool import Pool
-from strongroom.engine.store.access import S3Access
 from strongroom.engine.store.open import open_store
 from strongroom.operations import rotation, trace
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
@@ -94,7 +93,7 @@ def export_key(settings: Settings, out_path: Path) -> int:
 
 def export_vault_key(settings: Settings, out_path: Path, vault_id: str) -> int:
     """Write the keys of one vault's domains into a new file (0600): for who shall read this vault and no other."""
-    store = open_store(settings.store_url)
+    store = open_store(settings.store_url, settings.s3)
     key = MasterKey.load(settings.master_key_file)
     places = [place for place in find_domains(store, "vaults/") if place.prefix.endswith(f"/{vault_id}/")]
     if not places:
@@ -118,7 +117,7 @@ def rotate_key(settings: Settings) -> rotation.Rotation:
 async def _rotate_key(settings: Settings, url: str) -> rotation.Rotation:
     async with await Database.open(url, max_size=2) as database:
         (settings.state_dir / EXPORT_MARK).unlink(missing_ok=True)  # before: a warning too many costs nothing
-        return await rotation.rotate(database, open_store(settings.store_url), settings.master_key_file)
+        return await rotation.rotate(database, open_store(settings.store_url, settings.s3), settings.master_key_file)
 
 
 def forget_old_keys(settings: Settings) -> int:
@@ -133,7 +132,7 @@ def forget_old_keys(settings: Settings) -> int:
                 reason="The present master key was never exported, and after this no other one opens the store. "
                 "Run `strongroom export-key FILE` first and keep the file on another machine."
             )
-        return rotation.drop_old(open_store(settings.store_url), settings.master_key_file)
+        return rotation.drop_old(open_store(settings.store_url, settings.s3), settings.master_key_file)
 
 
 def rebuild(settings: Settings, *, registrations: bool) -> Rebuilt:
@@ -162,7 +161,7 @@ async def _rebuild(settings: Settings, url: str, registrations: bool) -> Rebuilt
             # First the operator's account: the projects that come back are given to it.
             await accounts.bootstrap(settings.region, lambda first: _write_credentials(settings, endpoint, first))
             return await rebuild_rows(
-                open_store(settings.store_url),
+                open_store(settings.store_url, settings.s3),
                 master,
                 pool,
                 lambda vault: restore_rows(database, vault, clock.now(), registrations=registrations),
@@ -244,7 +243,7 @@ async def _serve(settings: Settings, url: str) -> int:
             clock=clock,
             token_ttl_s=settings.token_ttl_s,
         )
-        store = open_store(settings.store_url, _s3_access(settings))
+        store = open_store(settings.store_url, settings.s3)
         await asyncio.to_thread(store.check)
         pool = Pool(budget_bytes=settings.worker_memory_bytes)
 
@@ -285,16 +284,6 @@ async def _serve(settings: Settings, url: str) -> int:
                 log.info("trace points passed", count=trace.passed())
             pool.close()
             passwords.close()
-
-
-def _s3_access(settings: Settings) -> S3Access:
-    return S3Access(
-        endpoint=settings.s3_endpoint,
-        region=settings.s3_region,
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key,
-        allow_http=settings.s3_allow_http,
-    )
 
 
 def _services(settings: Settings, tools: Tools, authenticate: Authenticate, worker: Worker) -> Services:

@@ -20,6 +20,7 @@ from strongroom.base.errors import ConfigError, Corrupt, FormatUnknown, InvalidR
 from strongroom.base.units import human_bytes
 from strongroom.cli.errors import CommandRefused, NameAmbiguous, NameUnknown
 from strongroom.cli.output import Output, shown
+from strongroom.config import load_settings
 from strongroom.engine.catalogue import DomainPlace, Point, find_domains, list_points
 from strongroom.engine.key_files import VaultKey, load_key, open_domain
 from strongroom.engine.keys import MasterKey
@@ -89,7 +90,8 @@ def open_place(store: str) -> Store:
     folder = unquote(parts.path)
     if parts.scheme == "file" and not os.path.isdir(folder):
         raise ConfigError(reason=f"There is no store in {folder}.")
-    return open_store(url)
+    # Only for s3: a wrong setting of a server must not stop who reads a folder.
+    return open_store(url, load_settings({}, os.environ).s3 if parts.scheme == "s3" else None)
 
 
 class Recovery:
