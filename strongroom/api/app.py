@@ -45,15 +45,15 @@ class Router:
                 raise ValueError(f"two operations answer {operation.method} {operation.path}")
             methods[operation.method] = (operation, _PARAMETER.findall(operation.path))
 
-    def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | bool:
-        """The operation and its path values; True when the path exists with another method; False when it does not."""
+    def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | list[str]:
+        """The operation and its path values; else the methods that the path answers, none when it does not exist."""
         parts = path.strip("/").split("/")
         found = self._find(self._tree, parts, [])
         if found is None:
-            return False
+            return []
         methods, values = found
         if method not in methods:
-            return True
+            return sorted(methods)
         operation, names = methods[method]
         return operation, dict(zip(names, values, strict=True))
 
@@ -109,12 +109,14 @@ class Application:
     async def _answer(self, request: Request, request_id: str) -> tuple[str, Response]:
         """Name of the operation (never the path: metrics must not grow with what clients make up) and the answer."""
         matched = self._router.match(request.method, request.url.path)
-        if matched is False:
-            text = "The API does not exist or has not been published."
-            return "none", gateway_response(404, "APIGW.0101", text, request_id)
-        if matched is True:
-            return "none", gateway_response(405, "APIGW.0101", "This path does not answer this method.", request_id)
-        assert not isinstance(matched, bool)
+        if isinstance(matched, list):
+            if not matched:
+                text = "The API does not exist or has not been published."
+                return "none", gateway_response(404, "APIGW.0101", text, request_id)
+            text = f"This path does not answer this method. Use {' or '.join(matched)}."
+            refused = gateway_response(405, "APIGW.0101", text, request_id)
+            refused.headers["Allow"] = ", ".join(matched)
+            return "none", refused
         operation, path = matched
         return operation.name, await self._guarded(operation, path, request, request_id)
 

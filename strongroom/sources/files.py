@@ -73,7 +73,10 @@ class OpenFile:
             raise source_error(err, self._path, "read the attributes of") from err
 
     def changed(self) -> bool:
-        now, then = os.fstat(self._fd), self.entry
+        try:
+            now, then = os.fstat(self._fd), self.entry
+        except OSError as err:  # ESTALE of a network file system: the server lost the file that we hold open
+            raise source_error(err, self._path, "look at") from err
         return (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (then.size, then.mtime_ns, then.ctime_ns)
 
 
@@ -102,7 +105,11 @@ class OpenFolder:
             fd = open_quietly(entry.name, OPEN_READ, self._fd)
         except OSError as err:
             raise source_error(err, path, "read") from err
-        data = OpenFile(fd, entry.name, path, self._pace)
+        try:
+            data = OpenFile(fd, entry.name, path, self._pace)
+        except OSError as err:
+            os.close(fd)
+            raise source_error(err, path, "look at") from err
         if not stat.S_ISREG(data.entry.mode):
             data.__exit__()
             raise SourceGone(reason=f"{shown(path)} is not the file any more that was listed.")

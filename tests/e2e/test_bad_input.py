@@ -491,6 +491,7 @@ def test_odd_addresses_and_methods_have_an_answer(world: World) -> None:
     for method in ("HEAD", "OPTIONS", "PATCH", "TRACE", "DELETE"):
         answer = ask(world, method, "vaults")
         assert answer.status_code == 405 and answer.headers["X-Request-Id"]
+        assert answer.headers["Allow"] == "GET, POST"
         if method != "HEAD":
             refused(answer, 405, "APIGW.0101")
     for query in ("name=%ff", "name=a%00b", "&".join(["id=" + MISSING] * 1001)):
