@@ -25,7 +25,7 @@ from strongroom.engine.index import NUMBER_DIGITS, IndexList
 from strongroom.engine.pack import Pack, load_pack
 from strongroom.engine.repository import Repository
 
-OBJECT_CHUNKS_MAX = 1 << 19  # of one new index object: about 100 MB of memory while it is put together
+OBJECT_CHUNKS_MAX = 1 << 18  # of one new index object: some 150 MB of memory while it is put together
 FOOTERS_AHEAD = 8  # footers read at once: a store far away answers slowly, and a footer is a few small reads
 LIST_ATTEMPTS_MAX = 8  # races with a prune over the next list
 
