@@ -3,7 +3,9 @@
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -68,13 +70,30 @@ class Router:
         return None
 
 
+@dataclass
+class _Places:
+    taken: int = 0
+
+
+@contextmanager
+def _counted(places: _Places, limit: int) -> Iterator[None]:
+    """Take a place while the block runs. Raises Unavailable when there is none."""
+    if places.taken >= limit:
+        raise Unavailable(reason="Too many requests at once. Try again in a few seconds.")
+    places.taken += 1
+    try:
+        yield
+    finally:
+        places.taken -= 1
+
+
 class Application:
     """One instance a process. Every answer carries X-Request-Id; every failure ends in `error_response`."""
 
     def __init__(self, operations: Sequence[Operation], services: Services) -> None:
         self._router = Router(operations)
         self._services = services
-        self._running = 0
+        self._receiving, self._working = _Places(), _Places()
         self._encoder = msgspec.json.Encoder()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,11 +105,7 @@ class Application:
         request = Request(scope, receive)
         request_id = new_id()
         started = time.monotonic()
-        self._running += 1
-        try:
-            name, response = await self._answer(request, request_id)
-        finally:
-            self._running -= 1
+        name, response = await self._answer(request, request_id)
         response.headers["X-Request-Id"] = request_id
         REQUESTS.labels(name, response.status_code).observe(time.monotonic() - started)
         log.info(
@@ -137,19 +152,30 @@ class Application:
             return error_response(StrongroomError(), keystone=operation.keystone, request_id=request_id)
 
     async def _perform(self, operation: Operation, path: dict[str, str], request: Request, request_id: str) -> Response:
-        if self._running > self._services.limits.concurrency_max:
-            raise Unavailable(reason="Too many requests at once. Try again in a few seconds.")
         if "project_id" in path and not is_hex_id(path["project_id"]):
             # The SDK without a project id sends the literal placeholder (contract/identity.md section 4).
             return gateway_response(
                 404, "APIGW.0101", "The API does not exist: bad project id in the path.", request_id
             )
+        body = await self._receive(request)
+        with _counted(self._working, self._services.limits.concurrency_max):
+            return await self._work(operation, path, request, body, request_id)
+
+    async def _receive(self, request: Request) -> bytes:
+        """The body, within its bounds. Bodies that do not come take no place from requests that are there."""
+        if not {"content-length", "transfer-encoding"} & set(request.headers):
+            return b""
         limits = self._services.limits
-        try:
-            async with asyncio.timeout(limits.body_s_max):
-                body = await _read_body(request, limits.body_bytes_max)
-        except TimeoutError as err:
-            raise TooSlow(limit_s=limits.body_s_max) from err
+        with _counted(self._receiving, limits.bodies_max):
+            try:
+                async with asyncio.timeout(limits.body_s_max):
+                    return await _read_body(request, limits.body_bytes_max)
+            except TimeoutError as err:
+                raise TooSlow(limit_s=limits.body_s_max) from err
+
+    async def _work(
+        self, operation: Operation, path: dict[str, str], request: Request, body: bytes, request_id: str
+    ) -> Response:
         caller = await self._authorized(operation, path, request, body, request_id)
         _check_ids(path)
         call = Call(

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 TURBO, DISK = "OS::Sfs::Turbo", "OS::Cinder::Volume"
 BODY_S_MAX = 20  # of the server
+REQUESTS_MAX = 200  # its default
 SHORT_WALK, LONG_WALK = 2_000, 20_000
 
 
@@ -480,6 +482,21 @@ def test_half_a_request_is_waited_for_a_bounded_time(world: World) -> None:
             assert raw.refusal()[:2] == (408, "APIGW.0201")
         assert silent.socket.recv(1) == b""
         assert blank.socket.recv(1) == b""
+
+
+def test_bodies_that_do_not_come_take_no_place_from_others(world: World) -> None:
+    """More half bodies of strangers than requests are worked on at once: everybody else is served meanwhile."""
+    half = b"POST /v3/auth/tokens HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    with ExitStack() as stack:
+        waiting = [stack.enter_context(Raw(world.server.endpoint)) for _ in range(REQUESTS_MAX + 20)]
+        for raw in waiting:
+            raw.send(half)
+        with connect(world.server.state):  # a moment in which the server has seen them
+            assert world.alice.call("GET", "/readyz")[0] == 200
+        assert world.alice.ok("GET", "vaults")
+        body = {"checkpoint": {"vault_id": MISSING}}
+        refused(ask(world, "POST", "checkpoints", body), 404, "BackupService.6105")
+    assert world.alice.ok("GET", "vaults")
 
 
 def test_odd_addresses_and_methods_have_an_answer(world: World) -> None:
