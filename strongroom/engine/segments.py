@@ -130,6 +130,7 @@ class PackWriter:
             if pack is None:
                 pack = self._open = _OpenPack(self._store, self._prefix, self._domain)
                 self._unfinished.add(pack)
+                pack.writer.write_at(0, pack.id)  # now, so that a store may send the beginning before the end is there
             offset = pack.end
             pack.end += stored
             pack.chunks += len(ids)
@@ -141,9 +142,8 @@ class PackWriter:
             return pack, offset
 
     def _close(self, pack: _OpenPack) -> None:
-        """Id and footer, then the commit that makes the pack durable and visible."""
+        """The footer, then the commit that makes the pack durable and visible."""
         footer = seal_footer(self._domain, pack.id, self._kind, pack.segments, pack.end)
-        pack.writer.write_at(0, pack.id)
         pack.writer.write_at(pack.end, footer)
         pack.writer.commit()
         with self._lock:

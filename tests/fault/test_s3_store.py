@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from strongroom.base.errors import (
     ConfigError,
     ObjectExists,
     ObjectMissing,
+    ShortRead,
     StoreDenied,
     StoreError,
     StoreFull,
@@ -36,6 +38,7 @@ from strongroom.engine.store.open import open_store
 from strongroom.engine.store.posix import PosixStore
 from strongroom.engine.store.retry import RetryingStore
 from strongroom.engine.store.s3 import FOREIGN_AGE_MIN_S, SORTED_MAX, S3Store
+from strongroom.engine.store.s3_ahead import AHEAD_BYTES_MAX, STALE_S, Range, ReadAhead
 from strongroom.engine.store.s3_multipart import MultipartClient
 from strongroom.engine.store.s3_writer import PART_BYTES, SENDING_MAX
 from strongroom.engine.verify import verify
@@ -276,6 +279,83 @@ def test_lost_answers_of_the_rest(behind: RetryingStore, proxy: Proxy):
     behind.delete("a")
     assert proxy.lost == 2
     assert list(behind.list("")) == []
+
+
+# --- read ahead -------------------------------------------------------------------------------------------------------
+
+
+def test_expected_ranges_are_on_their_way_at_once(store: S3Store, seaweed_server: Seaweed, s3_prefix: str):
+    """Many ranges that were expected cost about one round trip together, not one each; each has its own bytes."""
+    whole = random.Random(SEED).randbytes(1 << 20)
+    store.put("packs/a", [whole])
+    late = Proxy(seaweed_server.port, latency_s=0.3)
+    behind = S3Store(BUCKET, s3_prefix, seaweed_server.access(late.port))
+    step = len(whole) // 16
+    begun = time.monotonic()
+    for number in range(16):
+        behind.expect("packs/a", number * step, step)
+    for number in range(16):
+        buffer = bytearray(step)
+        behind.read_into("packs/a", number * step, memoryview(buffer))
+        assert buffer == whole[number * step : (number + 1) * step]
+    assert time.monotonic() - begun < 16 * 0.3 / 2
+    assert late.requests == 16
+    late.close()
+
+
+def test_what_failed_ahead_is_asked_again(behind: RetryingStore, proxy: Proxy):
+    """A hint never fails: a range whose early answer was lost, or that is not there, is decided by its read."""
+    behind.put("packs/a", [b"0123456789"])
+    proxy.lose_of, proxy.lose_answers = b"GET", 1
+    buffer = bytearray(4)
+    behind.expect("packs/a", 2, 4)
+    behind.read_into("packs/a", 2, memoryview(buffer))
+    assert (bytes(buffer), proxy.lost) == (b"2345", 1)
+    behind.expect("packs/none", 0, 4)
+    with pytest.raises(ObjectMissing):
+        behind.read_into("packs/none", 0, memoryview(buffer))
+    behind.expect("packs/a", 8, 4)
+    with pytest.raises(ShortRead):
+        behind.read_into("packs/a", 8, memoryview(buffer))
+    behind.expect("a bad name", 0, 4)
+    behind.delete("packs/a")
+
+
+class _Ticks(SystemClock):
+    """Seconds that the test counts."""
+
+    seconds = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.seconds
+
+
+def test_read_ahead_keeps_to_its_memory():
+    """More than AHEAD_BYTES_MAX is not read ahead; what nobody took makes room once it is stale."""
+    clock, fetched = _Ticks(), []
+
+    def fetch(wanted: Range) -> bytes:
+        fetched.append(wanted)
+        return b"x"
+
+    ahead = ReadAhead(fetch, clock)
+    large = AHEAD_BYTES_MAX // 2
+    first, second, third = (Range(name, 0, large) for name in "abc")
+    for wanted in (first, first, second, third, Range("d", 0, 2 * AHEAD_BYTES_MAX)):
+        ahead.expect(wanted)
+    taken = ahead.take(second)
+    assert taken is not None
+    assert ahead.take(second) is None
+    assert ahead.take(third) is None
+    ahead.expect(second)
+    ahead.expect(third)
+    assert ahead.take(third) is None
+    clock.seconds = STALE_S
+    ahead.expect(third)
+    assert ahead.take(first) is None
+    for wanted in (second, third):
+        assert ahead.take(wanted) is not None
+    assert fetched.count(first) <= 1
 
 
 # --- a server that is killed ------------------------------------------------------------------------------------------
