@@ -207,12 +207,12 @@ class ConfigError(StrongroomError):
 class StoreError(StrongroomError):
     """The store refused or broke. Nothing is known to be stored after it."""
 
-    template: ClassVar[str] = "The backup store failed on {name}."
+    template: ClassVar[str] = "The backup store failed on {name}. Try again later; if it stays so, tell the operator."
     name: str
 
 
 class ObjectMissing(StoreError):
-    template = "The backup store does not hold {name}."
+    template = "The backup store does not hold {name}. Tell the operator."
 
 
 class ObjectExists(StoreError):
@@ -225,11 +225,11 @@ class StoreFull(StoreError):
 
 
 class StoreDenied(StoreError):
-    template = "The backup store denied access to {name}."
+    template = "The backup store denied access to {name}. Tell the operator."
 
 
 class StoreTimeout(StoreError):
-    template = "The backup store did not answer in time on {name}."
+    template = "The backup store did not answer in time on {name}. Try again later."
     retryable = True
 
 
@@ -267,15 +267,15 @@ class KeyWrong(RepositoryError):
 class Corrupt(RepositoryError):
     """Stored bytes are not what was written. Never retried, never swallowed."""
 
-    template = "Damaged data in the repository: {reason}"
+    template = "Damaged data in the repository: {reason}. Use another restore point, and tell the operator."
 
 
 class ChunkCorrupt(Corrupt):
-    template = "A damaged chunk: {reason}"
+    template = "A damaged chunk: {reason}. Use another restore point, and tell the operator."
 
 
 class PackCorrupt(Corrupt):
-    template = "A damaged pack: {reason}"
+    template = "A damaged pack: {reason}. Use another restore point, and tell the operator."
 
 
 class IndexIncomplete(Corrupt):
@@ -283,7 +283,7 @@ class IndexIncomplete(Corrupt):
 
 
 class ManifestCorrupt(Corrupt):
-    template = "A damaged manifest: {reason}"
+    template = "A damaged manifest: {reason}. Use another restore point, and tell the operator."
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
