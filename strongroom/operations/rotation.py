@@ -53,7 +53,14 @@ def next_file(master_key_file: Path) -> Path:
 async def rotate(database: Database, store: Store, master_key_file: Path) -> Rotation:
     """Replace the master key. Raises ConfigError when a domain cannot be wrapped; what was done stays, harmless."""
     with trace.running("rotate"):
-        return await _rotate(database, WatchedStore(store), master_key_file)
+        try:
+            return await _rotate(database, WatchedStore(store), master_key_file)
+        except OSError as err:
+            raise ConfigError(
+                reason=f"The master key file {master_key_file} cannot be replaced: {err.strerror}. "
+                "Make its folder writable, then run the command again.",
+                detail=str(err),
+            ) from err
 
 
 async def _rotate(database: Database, store: Store, master_key_file: Path) -> Rotation:

@@ -91,7 +91,7 @@ def test_a_new_key_takes_over_and_the_old_one_ends_when_it_is_forgotten(made: Ma
     server.stop()
 
 
-@pytest.mark.parametrize(("kind", "step"), [("files", 4), ("database", 1), ("store", 7)])
+@pytest.mark.parametrize(("kind", "step"), [("files", 7), ("database", 1), ("store", 12)])
 def test_killed_on_the_way_it_goes_on_where_it_was(made: Made, tmp_path: Path, kind: str, step: int) -> None:
     """After each kill both vaults open with the old key; a server waits; the second run ends, and all goes on."""
     assert killed_at_every(step, kind, made, tmp_path) >= 2
@@ -128,6 +128,20 @@ def killed_at_every(step: int, kind: str, made: Made, tmp_path: Path) -> int:
         (tmp_path / "old.key").unlink()
     print(f"rotate-key: {kills} kills at {kind} points")
     return kills
+
+
+def test_what_cannot_end_does_not_begin(made: Made, tmp_path: Path) -> None:
+    """A vault of another installation in the store: it is named, and nothing is changed."""
+    state = copied(made, tmp_path)
+    strongroom("engine", "init", str(tmp_path / "other"))
+    shutil.copytree(tmp_path / "other", state / "store" / "vaults" / "p" / "foreign")
+    before = (state / "master.key").read_bytes()
+    refused = strongroom("rotate-key", "--state", str(state), code=1)
+    assert b"vaults/p/foreign/" in refused.stderr
+    assert not list(state.glob("master.key.*"))
+    assert (state / "master.key").read_bytes() == before
+    shutil.rmtree(state / "store" / "vaults" / "p" / "foreign")
+    strongroom("rotate-key", "--state", str(state))
 
 
 def test_a_vaults_key_is_handed_over(made: Made, tmp_path: Path) -> None:
