@@ -158,7 +158,9 @@ class Recovery:
         Its domain's index is whole on return. Raises NameUnknown, NameAmbiguous.
         """
         found = [
-            (d, p) for d, p in self.points(vault, check=False) if name in (p.name, p.backup_id, p.labels.get("name"))
+            (d, p)
+            for d, p in self.points(vault, check=False)
+            if name in (p.name, p.backup_id, _label(p, "name", "label"))
         ]
         if not found:
             raise NameUnknown(kind="restore point", name=name, command="strongroom recover list")
@@ -228,12 +230,13 @@ def require_new(dest: str, kind: str) -> None:
 def row(domain: OpenDomain, point: Point) -> dict[str, object]:
     """A restore point for a table or a program."""
     labels = {name: text(point.labels.get(name)) for name in LABEL_NAMES}
+    labels["path"] = text(_label(point, "path", "source"))
     parts = domain.place.prefix.rstrip("/").split("/")
     if labels["vault"] is None and parts[0] == "vaults" and len(parts) == 3:
         labels |= {"project": parts[1], "vault": parts[2]}
     return {
         "backup": point.backup_id,
-        "name": text(point.labels.get("name")),
+        "name": text(_label(point, "name", "label")),
         **labels,
         "created_at": point.labels.get("created_at") or (api_timestamp(point.created_at) if point.created_at else None),
         "kind": point.kind,
@@ -247,6 +250,11 @@ def row(domain: OpenDomain, point: Point) -> dict[str, object]:
         "domain": domain.place.id.hex(),
         "place": domain.place.prefix,
     }
+
+
+def _label(point: Point, service: str, engine: str) -> object:
+    """What the service calls it, or a repository of `strongroom engine`."""
+    return point.labels.get(service) or point.labels.get(engine)
 
 
 def details(domain: OpenDomain, point: Point) -> dict[str, object]:
