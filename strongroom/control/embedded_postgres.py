@@ -7,6 +7,10 @@ The rules kept here: one EmbeddedPostgres per data folder at a time (flock); the
 and renamed into it; a server that a killed starter left is found, checked to be ours, and taken over by a fast
 shutdown and a start of our own, so that the kernel's "end with your starter" (postgres_launcher) holds again; a server
 that ends by itself is started again. Synchronous, blocking calls; safe to call from any thread.
+
+Files beside the data folder `postgres`, all of them of the starter's user at 0600 or 0700: `postgres.lock`, held by the
+starter; `postgres.alive`, held by every process of the server or of initdb, which inherit it; `postgres.log`;
+`postgres.socket`. The data folder itself is the server's user's, which is another one in one case (postgres_launcher).
 """
 
 import contextlib
@@ -22,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -57,6 +61,7 @@ _SETTINGS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "max_connections": "60",
     "shared_buffers": "64MB",
+    "dynamic_shared_memory_type": "mmap",  # in the data folder; /dev/shm is open to other processes of a user
     "max_wal_size": "512MB",
     "fsync": "on",
     "io_method": "sync",  # no I/O worker processes for a database that fits into memory
@@ -102,7 +107,6 @@ class EmbeddedPostgres:
         """
         self._lock_fd = _lock(self._data_dir.with_name(f"{self._data_dir.name}.lock"))
         try:
-            _end_leftover(self._data_dir)
             self._initialize()
             _private_folder(self._socket_dir)
             self._stopping.clear()
@@ -141,16 +145,22 @@ class EmbeddedPostgres:
             _require_same_major(version_file)
             return
         making = self._data_dir.with_name(f"{self._data_dir.name}.making")
-        shutil.rmtree(making, ignore_errors=True)
-        command = [
-            "initdb", "-D", str(making), "-U", USER, "--auth-local=trust", "--auth-host=reject", "--encoding=UTF8",
-            "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
+        options = [
+            "-U", USER, "--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C",
+            "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
         ]  # fmt: skip
         if self._settings["fsync"] == "off":
-            command.append("--no-sync")
-        finished = subprocess.run(
-            _launched(command), env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, check=False
-        )
+            options.append("--no-sync")
+        with _alive_mark(self._data_dir) as mark:
+            shutil.rmtree(making, ignore_errors=True)
+            finished = subprocess.run(
+                _launched("initdb", making, options),
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                pass_fds=(mark,),
+            )
         if finished.returncode != 0:
             shutil.rmtree(making, ignore_errors=True)
             raise _start_failure(finished.returncode, finished.stderr.decode(errors="replace"))
@@ -199,23 +209,28 @@ class EmbeddedPostgres:
 
     def _spawn(self) -> Unavailable | ConfigError | None:
         """Start the server and wait until it takes connections; on failure nothing of it runs any more."""
+        options = ["-k", str(self._socket_dir)]
+        for name, value in self._settings.items():
+            options += ["-c", f"{name}={value}"]
+        began_at_byte = self._begin_log()
         try:
-            _end_leftover(self._data_dir)  # after a crash: its last backends have to be gone
+            with (
+                _alive_mark(self._data_dir) as mark,  # after a crash: its last backends have to be gone
+                open(self._log_path, "ab", opener=_private_file) as log_file,
+            ):
+                # A killed server's; the number in it may be another program's by now.
+                (self._socket_dir / f"{_SOCKET_NAME}.lock").unlink(missing_ok=True)
+                self._process = subprocess.Popen(
+                    _launched("postgres", self._data_dir, options),
+                    env=_environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=log_file,
+                    start_new_session=True,  # a Ctrl-C on the terminal is for the starter, which then stops us in order
+                    pass_fds=(mark,),
+                )
         except Unavailable as err:
             return err
-        command = ["postgres", "-D", str(self._data_dir), "-k", str(self._socket_dir)]
-        for name, value in self._settings.items():
-            command += ["-c", f"{name}={value}"]
-        began_at_byte = self._begin_log()
-        with open(self._log_path, "ab", opener=_private_file) as log_file:
-            self._process = subprocess.Popen(
-                _launched(command),
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                start_new_session=True,  # a Ctrl-C on the terminal is for the starter, which then stops us in order
-            )
         deadline = time.monotonic() + _START_S_MAX
         while (code := self._process.poll()) is None:
             if self._stopping.is_set() or time.monotonic() > deadline:
@@ -292,11 +307,12 @@ def _installation() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall18"
 
 
-def _launched(command: list[str]) -> list[str]:
-    """The command, run through postgres_launcher; its first word is a program of the wheel."""
-    program = str(_installation() / "bin" / command[0])
+def _launched(program: str, data_dir: Path, options: list[str]) -> list[str]:
+    """The command that runs a program of the wheel on a data folder, through postgres_launcher."""
+    path = str(_installation() / "bin" / program)
     launcher = str(Path(postgres_launcher.__file__))
-    return [sys.executable, "-I", "-S", launcher, str(os.getpid()), program, *command[1:]]
+    folder = str(data_dir)
+    return [sys.executable, "-I", "-S", launcher, str(os.getpid()), folder, path, "-D", folder, *options]
 
 
 def _environment() -> dict[str, str]:
@@ -316,10 +332,18 @@ def _require_same_major(version_file: Path) -> None:
 
 
 def _start_failure(code: int, output: str) -> ConfigError | Unavailable:
-    if code == postgres_launcher.NAMESPACE_FORBIDDEN_EXIT:
+    if code == postgres_launcher.ROOT_REFUSED_EXIT:
         return ConfigError(
-            reason="The embedded PostgreSQL cannot run as root here, because user namespaces are forbidden. "
-            "Run Strongroom as an ordinary user, or set STRONGROOM_DATABASE_URL to a PostgreSQL of your own.",
+            reason="The embedded PostgreSQL cannot run as root here, because user namespaces are forbidden and root "
+            "may not become another user. Run Strongroom as an ordinary user, or set STRONGROOM_DATABASE_URL to a "
+            "PostgreSQL of your own.",
+            detail=output.strip(),
+        )
+    if code == postgres_launcher.NAMELESS_EXIT:
+        return ConfigError(
+            reason=f"The embedded PostgreSQL cannot be made by uid {os.geteuid()}, because /etc/passwd has no name for "
+            "it. Run Strongroom as root or as a user with a name, or set STRONGROOM_DATABASE_URL to a PostgreSQL of "
+            "your own.",
             detail=output.strip(),
         )
     return Unavailable(
@@ -341,48 +365,54 @@ def _reported_state(data_dir: Path, pid: int) -> str:
     return lines[7].strip() if len(lines) > 7 and lines[0].strip() == str(pid) else ""
 
 
-def _servers_in(data_dir: Path) -> list[int]:
-    """Every process that is a `postgres` and works in this data folder, the postmaster and its backends.
+@contextlib.contextmanager
+def _alive_mark(data_dir: Path) -> Iterator[int]:
+    """End what runs in the data folder without a keeper; yield the locked mark that the next server shall inherit.
 
-    The pid file alone proves nothing: its pid may be another program's by now, and backends outlive a killed postmaster
-    for a moment. A postgres never leaves its data folder.
+    Every process of a server holds the mark, also backends that outlive a killed postmaster for a moment, and the
+    kernel drops it with the last of them. (What /proc tells about processes of another user, root in a container may
+    not read.) The caller holds the lock, so no starter owns what runs. Then a pid file is a dead server's: it is
+    removed, because PostgreSQL would take a stranger's pid for its own. Raises Unavailable.
     """
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            inside = os.readlink(entry / "cwd") == str(data_dir)
-            program = Path(os.readlink(entry / "exe").removesuffix(" (deleted)")).name
-        except OSError:  # it ended, or it is somebody else's
-            continue
-        if inside and program == "postgres":
-            found.append(int(entry.name))
-    return found
-
-
-def _end_leftover(data_dir: Path) -> None:
-    """End what runs in the data folder without a keeper. The caller holds the lock, so no starter owns it any more.
-
-    A pid file whose pid is no server of this folder is removed: PostgreSQL would take a stranger's pid for its own.
-    """
-    data_dir = data_dir.resolve()
     pid_file = data_dir / "postmaster.pid"
     deadline = time.monotonic() + _STOP_S_MAX
-    asked: set[int] = set()
-    while servers := _servers_in(data_dir):
-        recorded = _recorded_pid(pid_file)
-        if recorded in servers and recorded not in asked:
-            log.warning("taking over the PostgreSQL %s that an earlier server left", recorded)
-            _signal(recorded, signal.SIGINT)
-            asked.add(recorded)
-        if time.monotonic() > deadline:
-            raise Unavailable(
-                reason=f"An earlier PostgreSQL in {data_dir} does not end (process {servers[0]}). "
-                "End it, then start again."
-            )
-        time.sleep(_POLL_S)
-    pid_file.unlink(missing_ok=True)
+    asked = 0
+    with open(data_dir.with_name(f"{data_dir.name}.alive"), "ab", opener=_private_file) as mark:
+        while (pid := _postmaster_of(data_dir)) or not _try_lock(mark.fileno()):
+            if pid and pid != asked:
+                log.warning("taking over the PostgreSQL %s that an earlier server left", pid)
+                _signal(pid, signal.SIGINT)
+                asked = pid
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    reason=f"An earlier PostgreSQL in {data_dir} does not end (process {pid or asked or 'unknown'}). "
+                    "End it, then start again."
+                )
+            time.sleep(_POLL_S)
+        pid_file.unlink(missing_ok=True)
+        yield mark.fileno()
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _postmaster_of(data_dir: Path) -> int:
+    """The pid in the folder's pid file, if it is still a `postgres -D` of this folder; else 0.
+
+    The file alone proves nothing: its pid may be another program's by now.
+    """
+    pid = _recorded_pid(data_dir / "postmaster.pid")
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        folder = words[words.index(b"-D") + 1] if Path(os.fsdecode(words[0])).name == "postgres" else b""
+        return pid if folder and os.path.samefile(folder, data_dir) else 0
+    except (OSError, ValueError, IndexError):  # it ended, or was started in another way than ours
+        return 0
 
 
 def _recorded_pid(pid_file: Path) -> int:

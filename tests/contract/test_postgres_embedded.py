@@ -1,6 +1,8 @@
 """The embedded PostgreSQL: starts fast, survives crashes, is never run twice, and leaves nothing behind."""
 
 import os
+import platform
+import pwd
 import shutil
 import signal
 import subprocess
@@ -55,9 +57,43 @@ def wait_for(condition, what: str):
     return value
 
 
-def start_server(data_dir: Path) -> tuple[subprocess.Popen[str], str, int]:
+# Runs a command as root of a Docker container with default settings: its capabilities, and unshare(CLONE_NEWUSER)
+# refused by a system call filter. Numbers from linux/{prctl,seccomp,filter,bpf_common}.h and asm/unistd_64.h.
+CONTAINER = """
+import ctypes, os, struct, sys
+keep, unshare = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}, int(sys.argv[1])
+program = b"".join(struct.pack("=HBBI", *step) for step in [
+    (0x20, 0, 0, 0),                # load the system call's number
+    (0x15, 0, 3, unshare),          # another one: allow
+    (0x20, 0, 0, 16),               # load its first argument
+    (0x45, 0, 1, 0x10000000),       # without CLONE_NEWUSER: allow
+    (0x06, 0, 0, 0x00050000 | 1),   # refuse with EPERM
+    (0x06, 0, 0, 0x7FFF0000),       # allow
+])
+class Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+libc = ctypes.CDLL(None, use_errno=True)
+steps = Filter(len(program) // 8, program)
+if os.geteuid() != 0:
+    libc.prctl(38, 1, 0, 0, 0)  # no new privileges: the price of a filter for who is not root
+assert libc.prctl(22, 2, ctypes.byref(steps), 0, 0) == 0, os.strerror(ctypes.get_errno())
+for capability in range(64):
+    if capability not in keep:
+        libc.prctl(24, capability, 0, 0, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+UNSHARE_NUMBER = {"x86_64": "272", "aarch64": "97"}.get(platform.machine())
+
+
+def in_container(*command: str) -> list[str]:
+    assert UNSHARE_NUMBER is not None
+    return [sys.executable, "-c", CONTAINER, UNSHARE_NUMBER, *command]
+
+
+def start_server(data_dir: Path, *, contained: bool = False) -> tuple[subprocess.Popen[str], str, int]:
+    command = [sys.executable, "-c", SERVER, str(data_dir)]
     server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        in_container(*command) if contained else command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert server.stdout is not None
     url, pid = server.stdout.readline().split()
@@ -183,9 +219,7 @@ def test_a_postgres_without_a_keeper_is_taken_over(data_dir: Path):
         socket_dir = Path(conn.info.host)
     postgres.stop()
     socket_dir.mkdir(mode=0o700)
-    command = embedded_postgres._launched(
-        ["postgres", "-D", str(data_dir), "-k", str(socket_dir), "-c", "listen_addresses="]
-    )
+    command = embedded_postgres._launched("postgres", data_dir, ["-k", str(socket_dir), "-c", "listen_addresses="])
     orphan = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: embedded_postgres._reported_state(data_dir, orphan.pid) == "ready", "the orphan is ready")
     with psycopg.connect(postgres.start()) as conn:
@@ -205,6 +239,18 @@ def test_a_pid_file_that_names_a_stranger_is_no_obstacle(data_dir: Path):
     postgres.start()
     postgres.stop()
     assert stranger.poll() is None
+    stranger.communicate()
+
+
+def test_a_dead_servers_socket_lock_is_no_obstacle(data_dir: Path):
+    """The lock that a killed PostgreSQL left beside its socket is removed, though its number runs again."""
+    socket_dir = data_dir.with_name("postgres.socket")
+    socket_dir.mkdir(mode=0o700)
+    stranger = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    (socket_dir / ".s.PGSQL.5432.lock").write_text(f"{stranger.pid}\n{data_dir}\n1\n5432\n{socket_dir}\n")
+    postgres = EmbeddedPostgres(data_dir)
+    postgres.start()
+    postgres.stop()
     stranger.communicate()
 
 
@@ -271,6 +317,121 @@ def test_root_without_namespaces_is_told_what_to_do(data_dir: Path):
     assert "namespaces are forbidden" in finished.stderr
     assert "STRONGROOM_DATABASE_URL" in finished.stderr
     assert not data_dir.exists()
+
+
+as_root_contained = pytest.mark.skipif(
+    os.geteuid() != 0 or UNSHARE_NUMBER is None,
+    reason="forbids root its namespaces: runs as root, on x86_64 or aarch64",
+)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@as_root_contained
+def test_root_in_a_container_gets_an_ordinary_user(data_dir: Path):
+    """Root without user namespaces, as in a container: the server is not uid 0, keeps one capability, restarts after
+    kill -9 of its starter, and leaves nothing after a stop."""
+    server, url, _ = start_server(data_dir, contained=True)
+    with psycopg.connect(url) as conn:
+        conn.execute("CREATE TABLE kept AS SELECT 1 AS n")
+    kill_server(server)
+    again, url, pid = start_server(data_dir, contained=True)
+    status = status_of(pid)
+    assert set(status["Uid"].split()) == {str(pwd.getpwnam("nobody").pw_uid)}
+    assert "0" not in status["Gid"].split()
+    assert status["Groups"] == ""
+    only_dac_override = f"{1 << 1:016x}"
+    assert [status[name] for name in ("CapPrm", "CapEff", "CapAmb")] == [only_dac_override] * 3
+    with psycopg.connect(url) as conn:
+        socket_dir = Path(conn.info.host)
+        assert conn.execute("SELECT n FROM kept").fetchall() == [(1,)]
+    end_server(again)
+    assert servers_in(data_dir) == []
+    assert not socket_dir.exists()
+
+
+@as_root_contained
+def test_the_ordinary_user_of_a_container_reaches_nothing(data_dir: Path):
+    """Another process of the server's user reads neither its data, log, socket and memory, nor root's folders."""
+    server, url, pid = start_server(data_dir, contained=True)
+    with psycopg.connect(url) as conn:
+        socket_dir = Path(conn.info.host)
+    owned_by_root = (data_dir.parent, socket_dir, data_dir.with_name("postgres.log"))
+    assert [path.stat().st_uid for path in owned_by_root] == [0, 0, 0]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (*owned_by_root, data_dir))
+    user = pwd.getpwnam("nobody")
+    reached = []
+    for path in (data_dir / "PG_VERSION", *owned_by_root, socket_dir / ".s.PGSQL.5432", Path(f"/proc/{pid}/environ")):
+        command = ["cat" if path.name == "environ" else "ls", str(path)]
+        tried = subprocess.run(
+            command, user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", capture_output=True, check=False
+        )
+        if tried.returncode == 0:
+            reached.append(path)
+    end_server(server)
+    # A folder of pytest is closed to others, as the state folder is.
+    assert reached == []
+    assert not [path for path in Path("/dev/shm").iterdir() if path.stat().st_uid == user.pw_uid]
+
+
+@as_root_contained
+def test_a_data_folder_goes_from_one_way_to_the_other_and_back(data_dir: Path):
+    """A folder made with a namespace serves a container and comes back: rows are there, and one user owns it all."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    for turn, (contained, owner) in enumerate([(False, 0), (True, nobody), (False, 0)]):
+        server, url, _ = start_server(data_dir, contained=contained)
+        with psycopg.connect(url) as conn:
+            conn.execute("CREATE TABLE IF NOT EXISTS kept (n integer)")
+            assert conn.execute("SELECT count(*) FROM kept").fetchone() == (turn,)
+            conn.execute("INSERT INTO kept VALUES (1)")
+        kill_server(server)
+        wait_for(lambda: not servers_in(data_dir), "PostgreSQL ended after its server")
+        assert {path.lstat().st_uid for path in (data_dir, *data_dir.rglob("*"))} == {owner}
+
+
+@as_root_contained
+def test_programs_in_a_closed_folder_run_in_a_container(data_dir: Path, tmp_path: Path):
+    """An installation below a folder of root at 0700, such as /root, runs as the ordinary user of a container."""
+    package = embedded_postgres._installation().parent
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for folder in package.parent.glob(f"{package.name}*"):  # the programs, and the libraries beside them
+        shutil.copytree(folder, closed / folder.name, symlinks=True)
+    command = [sys.executable, "-c", SERVER, str(data_dir)]
+    finished = subprocess.run(
+        in_container(*command),
+        input="",
+        env={**os.environ, "PYTHONPATH": str(closed)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    log = data_dir.with_name("postgres.log").read_text()
+    assert "database system is shut down" in log
+
+
+@as_root_with_unshare
+def test_a_user_without_a_name_gets_one_or_a_sentence(data_dir: Path):
+    """initdb wants a name: a uid without one gets it in a namespace, or reads what to do; nothing is left."""
+    nameless = next(uid for uid in range(70000, 80000) if uid not in {user.pw_uid for user in pwd.getpwall()})
+    inside = ["unshare", "--user", f"--map-user={nameless}", f"--map-group={nameless}"]
+    command = [sys.executable, "-c", SERVER, str(data_dir)]
+    refused = subprocess.run(
+        [*inside, *in_container(*command)], input="", capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert refused.returncode != 0
+    assert f"uid {nameless}" in refused.stderr
+    assert "STRONGROOM_DATABASE_URL" in refused.stderr
+    assert not data_dir.exists()
+    named = subprocess.run(
+        [*inside, *command], input="", capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert named.returncode == 0, named.stderr
 
 
 def test_a_half_made_cluster_is_made_again(data_dir: Path):
