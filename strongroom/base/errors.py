@@ -205,18 +205,21 @@ class ConfigError(StrongroomError):
 
 @dataclass(kw_only=True, eq=False)
 class StoreError(StrongroomError):
-    """The store refused or broke. Nothing is known to be stored after it."""
+    """The store refused or broke. Nothing is known to be stored after it. Names of objects are for operators only."""
 
-    template: ClassVar[str] = "The backup store failed on {name}. Try again later; if it stays so, tell the operator."
+    template: ClassVar[str] = "The backup store failed. Try again later; if it stays so, tell the operator."
     name: str
+
+    def __post_init__(self) -> None:
+        self.detail = f"{self.name}: {self.detail}" if self.detail else self.name
 
 
 class ObjectMissing(StoreError):
-    template = "The backup store does not hold {name}. Tell the operator."
+    template = "The backup store does not hold an object that should be there. Tell the operator."
 
 
 class ObjectExists(StoreError):
-    template = "The backup store already holds {name}."
+    template = "The backup store already holds an object of that name."
 
 
 class StoreFull(StoreError):
@@ -225,17 +228,17 @@ class StoreFull(StoreError):
 
 
 class StoreDenied(StoreError):
-    template = "The backup store denied access to {name}. Tell the operator."
+    template = "The backup store denied access. Tell the operator."
 
 
 class StoreTimeout(StoreError):
-    template = "The backup store did not answer in time on {name}. Try again later."
+    template = "The backup store did not answer in time. Try again later."
     retryable = True
 
 
 @dataclass(kw_only=True, eq=False)
 class ShortRead(StoreError):
-    template: ClassVar[str] = "The backup store returned {got} of {wanted} bytes of {name}."
+    template: ClassVar[str] = "The backup store returned {got} of {wanted} bytes that were asked for."
     retryable: ClassVar[bool] = True
     wanted: int
     got: int

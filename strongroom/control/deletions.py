@@ -6,6 +6,7 @@ freed later by one prune a vault, queued in the transaction that ends a deletion
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -21,6 +22,7 @@ from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tasks import NewTask, Task
 
 REMOVAL_FAILED = "Removing failed half-way: remove the resource again."
+POSTPONED_AGAIN = timedelta(minutes=10)  # a prune that found no room to move what is live; somebody may have made some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,11 +294,15 @@ async def fail_delete(
 # --- prune ----------------------------------------------------------------------------------------------------------
 
 
-async def queue_prune(conn: AsyncConnection[Any], vault: VaultRef, *, request_id: str, clock: Clock) -> None:
-    """One prune of the vault, unless one is open. The vault's lock MUST be held."""
+async def queue_prune(
+    conn: AsyncConnection[Any], vault: VaultRef, *, request_id: str, clock: Clock, delay: timedelta | None = None
+) -> None:
+    """One prune of the vault, after `delay`, unless one is open: that one need not wait any longer then.
+
+    The vault's lock MUST be held."""
     found = await conn.execute(
-        "SELECT 1 FROM operation_logs WHERE project_id = %s AND vault_id = %s AND operation_type = 'prune' "
-        "AND status IN ('waiting', 'running')",
+        "UPDATE operation_logs SET not_before = NULL WHERE project_id = %s AND vault_id = %s "
+        "AND operation_type = 'prune' AND status IN ('waiting', 'running') RETURNING 1",
         [vault.project_id, vault.id],
     )
     if await found.fetchone() is None:
@@ -308,6 +314,7 @@ async def queue_prune(conn: AsyncConnection[Any], vault: VaultRef, *, request_id
             vault_name=vault.name,
             provider_id=vault.provider_id,
             listed=False,
+            not_before=clock.now() + delay if delay is not None else None,
         )
         await tasks.insert(conn, [task], clock.now())
 
@@ -353,6 +360,8 @@ async def finish_prune(
         )
         if await later.fetchone() is not None:
             await queue_prune(conn, vault, request_id=task.request_id, clock=clock)
+        elif outcome.get("postponed"):
+            await queue_prune(conn, vault, request_id=task.request_id, clock=clock, delay=POSTPONED_AGAIN)
 
 
 async def fail_prune(

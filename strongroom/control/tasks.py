@@ -52,6 +52,7 @@ class NewTask:
     parameters: dict[str, Any] = field(default_factory=dict)
     listed: bool = True
     worker_group: str = "default"
+    not_before: datetime | None = None
     id: str = field(default_factory=new_id)
 
 

@@ -25,6 +25,7 @@ from strongroom.base.units import GIB
 from strongroom.control import backups, checkpoints, deletions, restores, sessions, tasks, vault_keys
 from strongroom.control.backups import CommittedBackup
 from strongroom.control.db import Database
+from strongroom.control.subjects import lock_vault
 from strongroom.control.tasks import NewTask, Task
 
 GONE = SourceGone(reason="The folder is not there.")
@@ -457,6 +458,21 @@ async def test_one_prune_a_vault(world: World) -> None:
     job = await deletions.start_prune(world.database, last)
     assert job.keep == {f"{found[3]}.1"}
     await deletions.finish_prune(world.database, last, {}, world.clock)
+
+
+async def test_a_prune_without_room_comes_again(world: World) -> None:
+    """A prune that had to leave something for lack of room is tried again later, at once when a delete makes some."""
+    vault = await world.add_vault([await world.add_resource()])
+    await queue(world, "prune", vault, listed=False)
+    running = await world.claim("prune")
+    await deletions.start_prune(world.database, running)
+    await deletions.finish_prune(world.database, running, {"postponed": "no room"}, world.clock)
+    waiting = "SELECT not_before > created_at FROM operation_logs WHERE operation_type = 'prune' AND status = 'waiting'"
+    assert await world.execute(waiting) == [(True,)]
+    async with world.database.transaction() as conn:
+        ref = await lock_vault(conn, world.project, vault)
+        await deletions.queue_prune(conn, ref, request_id="r", clock=world.clock)
+    assert await world.execute(waiting) == [(None,)]
 
 
 async def test_usage_counts_what_was_committed_meanwhile(world: World) -> None:
