@@ -2,7 +2,7 @@
 
     engine init REPO
     engine backup REPO SRC LABEL [--cbt FILE] [--exclude PATTERN]... [--full]
-    engine restore REPO LABEL DEST [--path PATH]
+    engine restore REPO LABEL DEST [--path PATH] [--force]
     engine list REPO
     engine delete REPO LABEL
     engine verify REPO [--shallow]
@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("label", metavar="LABEL")
     restore.add_argument("dest", metavar="DEST")
     restore.add_argument("--path", metavar="PATH", help="only this entry of a tree")
+    restore.add_argument("--force", action="store_true", help="also where space seems short (sparse files), or in use")
     add("list", _list, "List the backups.")
     delete = add("delete", _delete, "Delete a backup; `prune` frees its bytes.")
     delete.add_argument("label", metavar="LABEL")
@@ -192,6 +193,7 @@ def _restore(options: argparse.Namespace) -> tuple[int, Summary]:
         size_bytes=root.size,
         entries=root.report.entries,
         selection=(path,) if path else (),
+        force=options.force,
     )
     with driver.open_target(driver.plan_restore(wanted)) as target:
         if root.kind == "tree":

@@ -168,3 +168,21 @@ def test_deleted_backups_are_pruned_and_the_rest_verifies(
     pack.unlink()
     pack.write_bytes(whole)
     assert summary(capsys, "verify", repo, code=EXIT_FAILED)["findings"]
+
+
+def test_a_file_of_holes_larger_than_the_disk_is_restored_by_force(tmp_path: Path, repo: str) -> None:
+    """A sparse file longer than the free space is refused, with the way on; with --force it comes back, as holes."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    with (source / "sparse").open("wb") as file:
+        file.truncate(4 << 40)
+        file.seek(1 << 40)
+        file.write(b"here")
+    assert run(["backup", repo, str(source), "one"]) == EXIT_OK
+    assert run(["restore", repo, "one", str(target)]) == EXIT_FAILED
+    assert run(["restore", repo, "one", str(target), "--force"]) == EXIT_OK
+    with (target / "sparse").open("rb") as file:
+        file.seek(1 << 40)
+        assert file.read(5) == b"here\0"
+    assert (target / "sparse").stat().st_size == 4 << 40
+    assert (target / "sparse").stat().st_blocks * 512 < 1 << 20
