@@ -59,7 +59,7 @@ def _ordinary_user() -> pwd.struct_passwd:
     """A user other than root that has a name."""
     users = [user for user in pwd.getpwall() if user.pw_uid != 0]
     if not users:
-        raise OSError(0, "there is no user but root")
+        raise OSError("there is no user but root")
     return next((user for user in users if user.pw_name == "nobody"), users[0])
 
 
@@ -99,7 +99,7 @@ def _require_capabilities(libc: ctypes.CDLL) -> None:
     _checked(libc.capget(ctypes.byref(header), sets), "capget")
     missing = [name for name, number in _NEEDED.items() if not sets[0].effective & 1 << number]
     if missing:
-        raise OSError(0, f"root has not the capabilities {', '.join(missing)} here")
+        raise OSError(f"root has not the capabilities {', '.join(missing)} here")
 
 
 def _become(libc: ctypes.CDLL, user: pwd.struct_passwd) -> None:

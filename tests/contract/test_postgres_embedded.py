@@ -354,6 +354,18 @@ def test_root_in_a_container_gets_an_ordinary_user(data_dir: Path):
 
 
 @as_root_contained
+def test_root_without_its_capabilities_is_told_which(data_dir: Path):
+    """A container whose root may not send signals to others reads the missing capability's name; nothing is left."""
+    command = in_container("/usr/bin/env", sys.executable, "-c", SERVER, str(data_dir))
+    command[2] = command[2].replace("5, 6, 7", "6, 7")
+    finished = subprocess.run(command, input="", capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert finished.returncode != 0
+    assert "capabilities KILL" in finished.stderr
+    assert "STRONGROOM_DATABASE_URL" in finished.stderr
+    assert not data_dir.exists()
+
+
+@as_root_contained
 def test_the_ordinary_user_of_a_container_reaches_nothing(data_dir: Path):
     """Another process of the server's user reads neither its data, log, socket and memory, nor root's folders."""
     server, url, pid = start_server(data_dir, contained=True)
