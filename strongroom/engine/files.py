@@ -128,6 +128,9 @@ class ContentReader:
             if kinds == {ExtentKind.SAME} and old is not None and self._holds_page(*old):
                 rows.add(*old)
                 continue
+            if kinds == {ExtentKind.ZERO}:
+                rows.add(HOLE, end - start)
+                continue
             ids = bytearray(-(-(end - start) // BLOCK_BYTES) * ID_BYTES)
             known = self._old_ids(old) if ExtentKind.SAME in kinds and old is not None else None
             for first, last, kind in runs:
