@@ -399,8 +399,11 @@ def test_a_data_folder_goes_from_one_way_to_the_other_and_back(data_dir: Path):
             conn.execute("CREATE TABLE IF NOT EXISTS kept (n integer)")
             assert conn.execute("SELECT count(*) FROM kept").fetchone() == (turn,)
             conn.execute("INSERT INTO kept VALUES (1)")
-        kill_server(server)
-        wait_for(lambda: not servers_in(data_dir), "PostgreSQL ended after its server")
+        if turn == 2:
+            end_server(server)
+        else:
+            kill_server(server)
+            wait_for(lambda: not servers_in(data_dir), "PostgreSQL ended after its server")
         assert {path.lstat().st_uid for path in (data_dir, *data_dir.rglob("*"))} == {owner}
 
 
