@@ -2,15 +2,28 @@
 #   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
 #   test       setup, the tests' packages, then every check but the long ones
+#   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; an hour and 40 GB
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format clean
+.PHONY: help setup demo test test-long lint format clean bench bench-memory bench-memory-full
 
 # The lock file was made for 3.11; a newer one serves where 3.11 is not found under its own name.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 BIN := .venv/bin
+
+# Smaller or larger: make bench BENCH_TREE=200M BENCH_IMAGE=512M BENCH_RANDOM=100M BENCH_OPTIONS='--sets tree --synthetic'
+BENCH_REPS ?= 3
+BENCH_TREE ?= 2G
+BENCH_IMAGE ?= 4G
+BENCH_RANDOM ?= 1G
+BENCH_DIR ?= .bench
+BENCH_OUT ?= docs/benchmarks
+BENCH_OPTIONS ?=
+BENCH_MEMORY_OPTIONS ?=
+# What the report says it was made by: folders of this machine are nobody's business.
+bench-command = BENCH_COMMAND="$(strip make $@ $(filter-out BENCH_DIR=% BENCH_OUT=%,$(MAKEOVERRIDES)))"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
@@ -52,9 +65,20 @@ test-long: .venv/.test-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
 	$(BIN)/pytest -m long
 
+bench: .venv/.setup-done
+	@.ci/system-packages mkfs.ext4:e2fsprogs zstd:zstd
+	$(bench-command) $(BIN)/python -m bench.compare run --reps $(BENCH_REPS) --tree $(BENCH_TREE) --image $(BENCH_IMAGE) \
+		--random $(BENCH_RANDOM) --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_OPTIONS)
+
+bench-memory: .venv/.setup-done
+	$(bench-command) $(BIN)/python -m bench.memory --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_MEMORY_OPTIONS)
+
+bench-memory-full:
+	$(MAKE) bench-memory BENCH_MEMORY_OPTIONS='--files 2M --sparse 1T --entries 1M --points 100'
+
 format: .venv/.test-done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info
+	rm -rf .venv .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info

@@ -68,7 +68,8 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     named = {name: path.resolve() for name in ("restic", "borg") if (path := getattr(options, name))}
     peers = named if options.no_fetch else {**fetch(folder / "peers"), **named}
     programs = find_programs(peers, options.programs.split(",") if options.programs else None)
-    notes = [f"{name} was not obtainable." for name in ("restic", "borg") if name not in peers]
+    why = "was not asked for" if options.no_fetch else "was not obtainable"
+    notes = [f"{name} {why} and is not in the tables." for name in ("restic", "borg") if name not in peers]
     _require_room(folder, parse_size(options.tree) + parse_size(options.image), len(programs))
     about = _make_data(options, folder / "data")
     work = folder / "work"
