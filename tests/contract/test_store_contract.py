@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from seaweed import BUCKET, Seaweed
 from fault_store import FaultStore
+from seaweed import BUCKET, Seaweed
 
 from strongroom.base.errors import (
     ConfigError,
