@@ -25,7 +25,8 @@ from bench.compare.rounds import Bench, measure, write_to
 
 SETS = ("tree", "image", "random")
 RESULTS, REPORT, CHART = "results.jsonl", "report.md", "ratios.svg"
-SPACE_FACTOR = 4  # of the trees and images: two generations, the live folder, and a program's store and restore
+GENERATIONS_KEPT = 3  # of all data: two, and the live folders
+SPACE_A_PROGRAM = 1.5  # of one data set: its restore, and its store
 
 
 def main() -> int:
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     programs = find_programs(peers, options.programs.split(",") if options.programs else None)
     why = "was not asked for" if options.no_fetch else "was not obtainable"
     notes = [f"{name} {why} and is not in the tables." for name in ("restic", "borg") if name not in peers]
-    _require_room(folder, parse_size(options.tree) + parse_size(options.image), len(programs))
+    _require_room(folder, parse_size(options.tree), parse_size(options.random), len(programs))
     about = _make_data(options, folder / "data")
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
@@ -96,13 +97,14 @@ def _run(options: argparse.Namespace, out: Path) -> int:
     return failed
 
 
-def _require_room(folder: Path, size: int, programs: int) -> None:
-    need = size * (SPACE_FACTOR + programs)
+def _require_room(folder: Path, tree: int, random: int, programs: int) -> None:
+    """Refuse a run that would fill the disk. The image's holes cost nothing: it takes about what the tree does."""
+    need = GENERATIONS_KEPT * (2 * tree + random) + SPACE_A_PROGRAM * programs * max(tree, random)
     free = shutil.disk_usage(folder).free
     if free < need:
         raise SystemExit(
             f"{folder} has {free / 1e9:.1f} GB free; this run may need {need / 1e9:.1f} GB. "
-            "Name another folder (BENCH_DIR) or smaller data (BENCH_TREE, BENCH_IMAGE)."
+            "Name another folder (BENCH_DIR) or smaller data (BENCH_TREE, BENCH_RANDOM)."
         )
 
 

@@ -10,7 +10,7 @@ from bench.compare.results import Results, Spread, ratio
 WIDTH, LEFT, TOP, PANEL, GAP = 980, 60, 70, 170, 75
 RATIO_MAX = 1.5  # longer bars are cut and say how long they are
 COLOURS = ("#1b6ca8", "#6db1e0", "#b0b0b0", "#d9a441", "#8a6fb3", "#6aa36f")
-STYLE = "text{font:12px sans-serif;fill:#222}.small{font-size:10px}.title{font-size:15px;font-weight:bold}"
+STYLE = "text{font:12px sans-serif;fill:#222}.small{font-size:9px}.title{font-size:15px;font-weight:bold}"
 
 
 def draw(results: Results) -> str:
