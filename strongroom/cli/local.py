@@ -58,8 +58,8 @@ def export_key(
 ) -> None:
     """Write the key without which nothing can be restored. Do this once, now, and store it elsewhere."""
     from strongroom.config import load_settings
-    from strongroom.server import export_key as run_export
-    from strongroom.server import export_vault_key
+    from strongroom.upkeep import export_key as run_export
+    from strongroom.upkeep import export_vault_key
 
     settings = load_settings({"state": _text(state)}, os.environ)
     code = run_export(settings, output) if vault is None else export_vault_key(settings, output, vault)
@@ -82,8 +82,8 @@ def rotate_key(
 ) -> None:
     """Replace the master key by a new one. Stop the server first; after a crash run it again."""
     from strongroom.config import load_settings
-    from strongroom.server import forget_old_keys
-    from strongroom.server import rotate_key as run_rotation
+    from strongroom.upkeep import forget_old_keys
+    from strongroom.upkeep import rotate_key as run_rotation
 
     settings, output = load_settings({"state": _text(state)}, os.environ), Output(as_json=as_json)
     if forget_old:
@@ -115,7 +115,7 @@ def rebuild(
 ) -> None:
     """Make the rows of a lost database again from the store: projects, vaults, restore points. Not accounts."""
     from strongroom.config import load_settings
-    from strongroom.server import rebuild as run_rebuild
+    from strongroom.upkeep import rebuild as run_rebuild
 
     output = Output(as_json=as_json)
     done = run_rebuild(load_settings({"state": _text(state)}, os.environ), registrations=registrations)
@@ -131,7 +131,7 @@ def rebuild(
 def migrate(state: LocalStateOption = None) -> None:
     """Bring the database to this version's schema; `serve` does it by itself."""
     from strongroom.config import load_settings
-    from strongroom.server import migrate as run_migrations
+    from strongroom.upkeep import migrate as run_migrations
 
     code = run_migrations(load_settings({"state": _text(state)}, os.environ))
     if code == EXIT_OK:

@@ -1,0 +1,144 @@
+"""The state folder and what every command on an installation begins with: logging, database, master key, first account.
+
+    lock   database   master.key   credentials.json   master.key.exported   store/
+
+Files here are written whole and durable, readable by their owner only. Used by the server and by upkeep, which never
+run at the same time: both hold the folder's lock.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from strongroom.base.errors import ConfigError
+from strongroom.config import Settings
+from strongroom.control import installation
+from strongroom.control.accounts import FirstAccount
+from strongroom.control.db import Database
+from strongroom.control.embedded_postgres import EmbeddedPostgres
+from strongroom.engine import MasterKey
+from strongroom.engine.store.base import Store
+from strongroom.operations import rotation
+
+log = structlog.get_logger("state")
+
+CREDENTIALS = "credentials.json"  # made by the first start
+EXPORT_MARK = "master.key.exported"  # holds the id of the key that was exported
+
+
+def configure_logging(settings: Settings) -> None:
+    """One line an event on stderr. Nothing that is logged carries a secret: bodies, tokens and keys never are."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+@contextmanager
+def running_database(settings: Settings) -> Iterator[str]:
+    """URL of a PostgreSQL that answers: the one that is named, else the embedded one while the block lasts."""
+    if settings.database_url is not None:
+        yield settings.database_url
+        return
+    postgres = EmbeddedPostgres(settings.state_dir / "postgres", runtime_dir=settings.runtime_dir)
+    try:
+        yield postgres.start()
+    finally:
+        postgres.stop()
+
+
+async def load_master_key(settings: Settings, database: Database, store: Store) -> MasterKey:
+    """Load the key, or make it at the very first start. A lost key is never silently replaced by a new one."""
+    path, bound = settings.master_key_file, await installation.find_master_key_id(database)
+    used = bound is not None or next(store.list("vaults/"), None) is not None
+    if path.exists():
+        key = MasterKey.load(path)
+    elif not used:
+        key = MasterKey.create(path)
+    else:
+        raise ConfigError(
+            reason=f"The master key {path} is missing, and this installation was made with one. "
+            "Put back the file that `strongroom export-key` wrote; without it no restore point can be read."
+        )
+    if used and bound is None:
+        log.warning(
+            "the store holds restore points that this database does not know: "
+            "stop the server and run `strongroom rebuild` to have them back"
+        )
+    await installation.claim_master_key(database, key.key_id.hex())
+    return key
+
+
+def require_no_rotation(settings: Settings) -> None:
+    if rotation.next_file(settings.master_key_file).exists():
+        raise ConfigError(
+            reason="A rotation of the master key was cut short. Run `strongroom rotate-key` again to finish it."
+        )
+
+
+def write_credentials(settings: Settings, endpoint: str, first: FirstAccount) -> None:
+    """The first account, readable by its owner only. Replaces what a first start that did not commit left."""
+    values = {
+        "endpoint": endpoint,
+        "region": settings.region,
+        "domain_name": first.domain_name,
+        "project_id": first.project_id,
+        "project_name": first.project_name,
+        "username": first.username,
+        "password": first.password,
+        "access_key": first.access_key,
+        "secret_key": first.secret_key,
+    }
+    _replace(settings.state_dir / CREDENTIALS, json.dumps(values, indent=2).encode() + b"\n")
+
+
+def note_endpoint(settings: Settings, endpoint: str) -> None:
+    """Clients on this host find the server by credentials.json: keep its endpoint right when the address changes."""
+    path = settings.state_dir / CREDENTIALS
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return  # the operator took it away or wrote their own; nothing of ours depends on it
+    if isinstance(values, dict) and values.get("endpoint") != endpoint:
+        values["endpoint"] = endpoint
+        _replace(path, json.dumps(values, indent=2).encode() + b"\n")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    write_new(new, data)
+    new.replace(path)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A new file of mode 0600, durable on return."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
