@@ -58,11 +58,11 @@ lint: .venv/.test-done
 	$(BIN)/lint-imports
 
 test: lint
-	@.ci/system-packages mkfs.ext4:e2fsprogs setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
 	$(BIN)/pytest -n auto -m 'not long'
 
 test-long: .venv/.test-done
-	@.ci/system-packages mkfs.ext4:e2fsprogs setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
 	$(BIN)/pytest -m long
 
 bench: .venv/.setup-done

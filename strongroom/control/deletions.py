@@ -301,11 +301,19 @@ async def queue_prune(
 
     The vault's lock MUST be held."""
     found = await conn.execute(
-        "UPDATE operation_logs SET not_before = NULL WHERE project_id = %s AND vault_id = %s "
-        "AND operation_type = 'prune' AND status IN ('waiting', 'running') RETURNING 1",
+        "SELECT 1 FROM operation_logs WHERE project_id = %s AND vault_id = %s AND operation_type = 'prune' "
+        "AND status IN ('waiting', 'running')",
         [vault.project_id, vault.id],
     )
-    if await found.fetchone() is None:
+    if await found.fetchone() is not None:
+        # SKIP LOCKED: who has the task's row locked may be waiting for the vault's, which is ours.
+        await conn.execute(
+            "UPDATE operation_logs SET not_before = NULL WHERE id IN (SELECT id FROM operation_logs "
+            "WHERE project_id = %s AND vault_id = %s AND operation_type = 'prune' AND status = 'waiting' "
+            "AND not_before IS NOT NULL FOR UPDATE SKIP LOCKED)",
+            [vault.project_id, vault.id],
+        )
+    else:
         task = NewTask(
             project_id=vault.project_id,
             operation_type="prune",
