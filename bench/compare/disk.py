@@ -7,16 +7,18 @@ The second generation: files rewritten the way ext4 does it (old inode freed, ne
 import json
 import os
 import random
-import stat
 import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.compare.measure import regular_files
+
 MADE_AT, CHANGED_AT = 1_700_000_000, 1_700_000_009
+IDENTITY = str(uuid.UUID(int=1 << 100))  # of the filesystem: the same blocks each time
 BLOCK = 64 << 10  # of the changed-block map; what QEMU's dirty bitmaps use
 COMPARE_BYTES = 4 << 20
-REWRITTEN_BYTES = range(16 << 10, 8 << 20)
+REWRITTEN_BYTES = range((16 << 10) + 1, 8 << 20)
 NEAR_BYTES = 512 << 10
 ROW = (b"INSERT INTO orders VALUES (0000000000, 'customer', 'pending', NULL);\n" * 48)[:3072]
 TOOLS = {**os.environ, "PATH": os.environ.get("PATH", "") + ":/usr/sbin:/sbin"}
@@ -28,8 +30,7 @@ def make(tree: Path, next_tree: Path, out: Path, size: int, change: float, rng: 
     one.unlink(missing_ok=True)
     with one.open("wb") as file:
         file.truncate(size)
-    identity = uuid.UUID(int=rng.getrandbits(128), version=4)
-    how = ["-b", "4096", "-i", "8192", "-U", str(identity), "-E", f"hash_seed={identity},lazy_itable_init=1,nodiscard"]
+    how = ["-b", "4096", "-i", "8192", "-U", IDENTITY, "-E", f"hash_seed={IDENTITY},lazy_itable_init=1,nodiscard"]
     subprocess.run(
         ["mkfs.ext4", "-q", "-F", *how, "-d", tree, one],
         check=True,
@@ -60,19 +61,15 @@ def data_extents(path: Path) -> Iterator[tuple[int, int]]:
 
 def _rewrite_files(image: Path, tree: Path, budget: int, rng: random.Random) -> None:
     """Remove files of `tree` from the image and write them anew, 64 bytes in 2 KiB changed, until `budget` is spent."""
-    files = [
-        path
-        for path in sorted(tree.rglob("*"))
-        if stat.S_ISREG(path.lstat().st_mode) and path.lstat().st_size in REWRITTEN_BYTES and " " not in str(path)
-    ]
+    files = [path for path, size in regular_files(tree) if size in REWRITTEN_BYTES and " " not in str(path)]
     rng.shuffle(files)
     commands, new = ["mkdir /changed"], []
     for number, path in enumerate(files):
-        if budget <= 0:
+        if budget < 0:
             break
         content = bytearray(path.read_bytes())
-        for at in range(0, len(content) - 64, 2048):
-            content[at : at + 64] = rng.randbytes(64)
+        for at in range(0, len(content), 2048):
+            content[at : at + 64] = rng.randbytes(64)[: len(content) - at]
         new.append(image.with_name(f"{image.name}.new{number}"))
         new[-1].write_bytes(content)
         commands += [f"rm /{path.relative_to(tree)}", f"write {new[-1]} /changed/file{number}"]
@@ -92,15 +89,17 @@ def _rewrite_files(image: Path, tree: Path, budget: int, rng: random.Random) -> 
 
 def _overwrite_blocks(image: Path, data: list[tuple[int, int]], budget: int, rng: random.Random) -> None:
     """Overwrite runs of blocks, a quarter of each random, within the extents of `data`."""
-    large = [(start, length) for start, length in data if length > 2 * NEAR_BYTES]
+    end = image.stat().st_size
     with image.open("r+b", buffering=0) as file:
-        while budget > 0 and large:
-            start, length = rng.choice(large)
-            near = start + rng.randrange(length - NEAR_BYTES - (64 << 10)) & ~4095
+        while budget > 0 and any(length >= 2 * NEAR_BYTES for _, length in data):
+            start, length = rng.choice(data)
+            if length < 2 * NEAR_BYTES:
+                continue
+            near = (start + rng.randrange(length - NEAR_BYTES)) & ~4095
             for _ in range(rng.randint(1, 24)):
                 size = rng.choice((4096, 4096, 8192, 16384, 65536))
-                at = near + (rng.randrange(NEAR_BYTES) & ~4095)
-                os.pwrite(file.fileno(), b"".join(rng.randbytes(1024) + ROW for _ in range(size // 4096)), at)
+                at = min(near + (rng.randrange(NEAR_BYTES) & ~4095), end - size)
+                os.pwrite(file.fileno(), (rng.randbytes(1024) + ROW) * (size // 4096), at)
                 budget -= size
 
 

@@ -74,6 +74,19 @@ def folder_size(folder: Path) -> tuple[int, int]:
     return total, count
 
 
+def regular_files(top: Path) -> list[tuple[Path, int]]:
+    """(path, bytes) of the files below, in order of names."""
+    found = []
+    for folder, folders, names in os.walk(top):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                found.append((path, status.st_size))
+    return found
+
+
 def digest_tree(top: Path) -> str:
     """SHA-256 over names, file contents and link targets, in order of names: equal trees, equal digests."""
     total = hashlib.sha256()
