@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dir", type=Path, default=Path(".bench"), help="folder for peers, data and work")
     parser.add_argument("--tree", default="2G")
     parser.add_argument("--image", default="4G", help="size of the disk; it must hold the tree")
-    parser.add_argument("--random", default="1G")
+    parser.add_argument("--random", default="512M")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--synthetic", action="store_true", help="data of the seed alone, not of this host's files")
     parser.add_argument("--reps", type=int, default=3)

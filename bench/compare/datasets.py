@@ -1,6 +1,6 @@
 """Make the data to back up: a file share, a disk image, incompressible bytes, each in two generations.
 
-    python -m bench.compare.datasets --out DIR [--tree 2G] [--image 4G] [--random 1G] [--seed 1] [--synthetic]
+    python -m bench.compare.datasets --out DIR [--tree 2G] [--image 4G] [--random 512M] [--seed 1] [--synthetic]
 
     tree.1/ tree.2/      a share, and itself later: about 2 % of its bytes overwritten in 4 KiB blocks, inserted,
                          appended or new; 1 % of its files renamed, 0.5 % deleted; times move for these only
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tree", type=parse_size, default=parse_size("2G"))
     parser.add_argument("--image", type=parse_size, default=parse_size("4G"))
-    parser.add_argument("--random", type=parse_size, default=parse_size("1G"))
+    parser.add_argument("--random", type=parse_size, default=parse_size("512M"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--synthetic", action="store_true", help="of the seed alone, not of this host's files")
     options = parser.parse_args()
