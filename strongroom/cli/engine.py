@@ -19,10 +19,13 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from strongroom.base.errors import Canceled, ConfigError, Conflict, InvalidRequest, StrongroomError
+from strongroom.base.streams import Monitor, SilentMonitor
+from strongroom.base.units import human_bytes
 
 if TYPE_CHECKING:
     from strongroom.engine import ChangedBlocks, Repository, Root
@@ -38,6 +41,7 @@ CBT_EXTENTS_MAX = 8 << 20
 # glibc: big buffers stay on the heap, so that each segment does not fault its pages in anew; few arenas, for memory.
 _MALLOC = {-3: 1 << 30, -1: 256 << 20, -8: 2}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
 
+PROGRESS_S = 0.25  # between two writings of the progress line
 GC_THRESHOLD = 100_000  # a walk makes entries by the hundred thousand and no cycles
 
 Summary = Mapping[str, object]
@@ -122,7 +126,6 @@ def _init(options: argparse.Namespace) -> tuple[int, Summary]:
 
 
 def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
-    from strongroom.base.streams import SilentMonitor
     from strongroom.engine.backup import backup
     from strongroom.engine.model import BackupRequest
     from strongroom.sources.base import PointWanted
@@ -148,12 +151,17 @@ def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
             labels={LABEL: options.label, SOURCE: source, "token": point.token},
             changed_blocks=blocks,
         )
-        report = backup(repository, point.stream, request, SilentMonitor(), lambda: None)
+        report = backup(repository, point.stream, request, _monitor(options), lambda: None)
         changed = point.metadata.get("changed_while_read")
         point.commit()
     repository.close()
     if report.full_reason and not options.json:
         print(f"Read in full: {report.full_reason}.", file=sys.stderr)
+    _say(
+        options,
+        f"Backed up {report.entries} entries, {human_bytes(report.bytes_total)}: read {human_bytes(report.bytes_read)}, "
+        f"new {human_bytes(report.bytes_new)}, stored {human_bytes(report.bytes_stored)}.",
+    )
     for path in report.changed_while_read:
         print(f"Changed while it was read: {_text(path)}", file=sys.stderr)
     summary = {
@@ -170,6 +178,39 @@ def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
         "full_reason": report.full_reason or point.full_reason,
     }
     return (EXIT_PARTLY_DONE if summary["changed_while_read"] else EXIT_OK), summary
+
+
+class _TerminalMonitor:
+    """One line on a terminal, written again a few times a second. Implements base.streams.Monitor."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def advance(self, bytes_done: int, bytes_total: int, entries_done: int) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + PROGRESS_S
+        of = f" of {human_bytes(bytes_total)}" if bytes_total else ""
+        sys.stderr.write(f"\r\x1b[K{human_bytes(bytes_done)}{of}, {entries_done} entries\r")
+        sys.stderr.flush()
+
+    def check(self) -> None:
+        return None
+
+
+def _say(options: argparse.Namespace, text: str) -> None:
+    """For people; programs get the summary of --json."""
+    if options.json:
+        return
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+    print(text)
+
+
+def _monitor(options: argparse.Namespace) -> Monitor:
+    return _TerminalMonitor() if sys.stderr.isatty() and not options.json else SilentMonitor()
 
 
 def _restore(options: argparse.Namespace) -> tuple[int, Summary]:
@@ -197,11 +238,18 @@ def _restore(options: argparse.Namespace) -> tuple[int, Summary]:
     )
     with driver.open_target(driver.plan_restore(wanted)) as target:
         if root.kind == "tree":
-            report = restore_tree(repository, root.name, target.stream, path=path)  # type: ignore[arg-type]
+            report = restore_tree(
+                repository,
+                root.name,
+                target.stream,  # type: ignore[arg-type]
+                path=path,
+                monitor=_monitor(options),
+            )
         else:
-            report = restore_block(repository, root.name, target.stream)  # type: ignore[arg-type]
+            report = restore_block(repository, root.name, target.stream, _monitor(options))  # type: ignore[arg-type]
         done = target.finish()
     repository.close()
+    _say(options, f"Restored {report.entries} entries, {human_bytes(report.bytes)}.")
     for item in done.left_out:
         print(f"Left out: {_text(item.path)}: {item.reason}", file=sys.stderr)
     for warning in (*report.warnings, *done.warnings):
