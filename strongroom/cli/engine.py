@@ -159,8 +159,8 @@ def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
         print(f"Read in full: {report.full_reason}.", file=sys.stderr)
     _say(
         options,
-        f"Backed up {report.entries} entries, {human_bytes(report.bytes_total)}: read {human_bytes(report.bytes_read)}, "
-        f"new {human_bytes(report.bytes_new)}, stored {human_bytes(report.bytes_stored)}.",
+        f"Backed up {report.entries} entries, {human_bytes(report.bytes_total)}: "
+        f"read {human_bytes(report.bytes_read)}, new {human_bytes(report.bytes_new)}, stored {human_bytes(report.bytes_stored)}.",
     )
     for path in report.changed_while_read:
         print(f"Changed while it was read: {_text(path)}", file=sys.stderr)
