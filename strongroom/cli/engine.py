@@ -160,7 +160,8 @@ def _backup(options: argparse.Namespace) -> tuple[int, Summary]:
     _say(
         options,
         f"Backed up {report.entries} entries, {human_bytes(report.bytes_total)}: "
-        f"read {human_bytes(report.bytes_read)}, new {human_bytes(report.bytes_new)}, stored {human_bytes(report.bytes_stored)}.",
+        f"read {human_bytes(report.bytes_read)}, new {human_bytes(report.bytes_new)}, "
+        f"stored {human_bytes(report.bytes_stored)}.",
     )
     for path in report.changed_while_read:
         print(f"Changed while it was read: {_text(path)}", file=sys.stderr)
