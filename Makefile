@@ -2,7 +2,7 @@
 #   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
 #   test       setup, the tests' packages, then every check but the long ones
-#   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; an hour and 40 GB
+#   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; half an hour, 35 GB
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
