@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from descriptors import open_paths
 from source_trees import listing, pump
 
 from strongroom.base.errors import SourceError, SourceGone, StrongroomError
@@ -139,7 +140,7 @@ def test_a_token_that_cannot_be_read_means_a_full_point(resource: Resource, toke
 
 def test_commit_and_abort_can_be_repeated(resource: Resource) -> None:
     """In any order; leaving the point afterwards changes nothing; no descriptor stays open."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_paths()
     with resource.driver.open_point(resource.source, PointWanted()) as point:
         point.commit()
         point.commit()
@@ -148,12 +149,12 @@ def test_commit_and_abort_can_be_repeated(resource: Resource) -> None:
     with pytest.raises(ZeroDivisionError):
         with resource.driver.open_point(resource.source, PointWanted()) as point:
             raise ZeroDivisionError
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_paths() - before
 
 
 def test_what_is_read_can_be_written_back(resource: Resource) -> None:
     """Stream to target: equal content, one report, nothing of ours left, no descriptor either."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_paths()
     wanted = content(resource.source)
     with resource.driver.open_point(resource.source, PointWanted()) as point:
         plan = resource.driver.plan_restore(resource.wanted())
@@ -165,7 +166,7 @@ def test_what_is_read_can_be_written_back(resource: Resource) -> None:
     assert report.written_bytes > 0
     assert content(resource.target) == wanted
     assert resource.driver.recover(resource.target, frozenset({"t1"})) == ()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_paths() - before
 
 
 def test_nothing_live_is_touched_without_finish(resource: Resource) -> None:
