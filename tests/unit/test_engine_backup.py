@@ -44,7 +44,7 @@ from strongroom.engine import (
     restore_tree,
 )
 from strongroom.engine.files import aligned_runs, changed_extents, pages_of
-from strongroom.engine.model import BLOCK_BYTES
+from strongroom.engine.model import BLOCK_BYTES, CHUNK_BYTES_MAX
 from strongroom.engine.pack import DATA, load_pack
 from strongroom.engine.store.base import Buffer
 from strongroom.engine.store.memory import MemoryStore, MemoryWriter
@@ -138,7 +138,8 @@ def test_a_tree_comes_back_whole(repository: Repository) -> None:
     report = run(repository, MemoryTree(tree), 1, labels={"a": 1})
     assert report.bytes_total == sum(len(node.data or b"") for node in tree.values())
     assert report.entries == len(plain(tree)) - 1
-    assert report.bytes_new < report.bytes_stored < report.bytes_new + 50_000  # noise does not compress
+    # Noise does not compress; a chunk of a hole's border may be half zeros, by where this domain's seed cuts.
+    assert report.bytes_new - 2 * CHUNK_BYTES_MAX < report.bytes_stored < report.bytes_new + 50_000
     assert report.bytes_new < report.bytes_read <= report.bytes_total
     assert restored(repository, 1).tree == plain(tree)
 
