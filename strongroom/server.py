@@ -143,8 +143,6 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, work
     return Services(
         database=tools.database,
         clock=tools.clock,
-        region=settings.region,
-        endpoint=settings.endpoint,
         authenticate=authenticate,
         browser=RestorePointBrowser(tools),
         inspector=ResourceInspector(forbidden=_own_places(settings)),

@@ -57,8 +57,6 @@ class Services:
 
     database: Database
     clock: Clock
-    region: str
-    endpoint: str | None  # base URL as clients see it; None: taken from the Host header of the request
     authenticate: Authenticate
     browser: Browser
     inspector: Inspector

@@ -32,7 +32,6 @@ from strongroom.control.subjects import ResourceRef as ResourceRef
 from strongroom.control.subjects import VaultRef as VaultRef
 from strongroom.control.subjects import (
     load_resource,
-    load_vault,
     lock_vault,
     lock_vaults,
     release_resource,
@@ -319,13 +318,6 @@ async def _find_parent(
         )
         row = await cursor.fetchone()
     return None if row is None else ParentRef(**row)
-
-
-async def vault_room(database: Database, task: Task) -> tuple[int, int]:
-    """(used bytes, size bytes; 0: no limit) of the task's vault, where a running backup stops. Raises VaultNotFound."""
-    async with database.read() as conn:
-        vault = await load_vault(conn, task.project_id, task.vault_id)
-    return vault.used_bytes, vault.size_bytes
 
 
 async def commit_backup(database: Database, task: Task, committed: CommittedBackup, clock: Clock) -> None:

@@ -281,8 +281,6 @@ async def opened_world(database: Database) -> AsyncIterator[World]:
     services = Services(
         database=database,
         clock=clock,
-        region="test",
-        endpoint=None,
         authenticate=authenticate,
         browser=browser,
         inspector=NoInspector(),
