@@ -141,7 +141,8 @@ class Usage:
         segment = rows.segment[chosen[needed]]
         self._pack = rows.pack[segment]
         live_raw = np.bincount(segment, rows.length[chosen[needed]], len(rows.raw)).astype(np.int64)
-        live = rows.stored * np.minimum(live_raw, rows.raw) // np.maximum(rows.raw, 1)
+        # Rounded up: a chunk of a few bytes in a segment that compressed well is still a chunk that somebody needs.
+        live = -(-rows.stored * np.minimum(live_raw, rows.raw) // np.maximum(rows.raw, 1))
         self.live: Numbers = np.bincount(rows.pack, live, count).astype(np.int64)
         # A pack that two index objects name has its segments twice.
         once = np.unique((rows.pack << 32) | rows.offset, return_index=True)[1]

@@ -159,6 +159,19 @@ def test_many_index_objects_become_one() -> None:
     assert world.problems(reopen(store)) == []
 
 
+def test_a_tiny_chunk_in_a_dense_segment_was_pruned_away() -> None:
+    """A pack of which only some bytes are needed stays, however little its segment takes in the store."""
+    store, world = MemoryStore(), World()
+    repository = create(store)
+    dense = {(b"%d" % number,): b"%d" % number + bytes(100_000) for number in range(40)}
+    world.backup(repository, "whole.1", {**dense, (b"tiny",): b"needed"})
+    world.backup(repository, "rest.1", {(b"tiny",): b"needed"})
+    world.delete(repository, "whole.1")
+    assert world.prune(repository).live_bytes > 0
+    world.prune(repository)
+    assert world.problems(reopen(store)) == []
+
+
 @pytest.mark.parametrize("verb", ["restore", "delete", "verify"])
 def test_every_fault_of_a_reader(verb: str) -> None:
     """Restore and verify change nothing that counts, delete takes its root or not: at every N."""
