@@ -4,6 +4,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
+import hypothesis
 import psycopg
 import pytest
 from seaweed import Seaweed, seaweed
@@ -14,6 +15,10 @@ from strongroom.control.embedded_postgres import EmbeddedPostgres
 
 TEMPLATE = "strongroom"  # the embedded server's own database, migrated once and copied per test
 _numbers = itertools.count()
+
+# A loaded machine makes data slowly and answers late; neither says anything about the code.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 # Nothing of a test has to survive a power cut.
 SPEED = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
