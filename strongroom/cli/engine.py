@@ -395,13 +395,14 @@ def _load_changed_blocks(path: str) -> "ChangedBlocks":
 
     try:
         with open(path, "rb") as stream:
-            text = stream.read(CBT_BYTES_MAX + 1)
-        if len(text) > CBT_BYTES_MAX:
-            raise ValueError("it is too large")
-        found = json.loads(text)
-        extents = tuple((int(offset), int(length)) for offset, length in found["extents"])
+            if os.fstat(stream.fileno()).st_size > CBT_BYTES_MAX:
+                raise ValueError("it is too large")
+            found = json.load(stream)
+        extents = tuple((offset, length) for offset, length in found["extents"])
+        if not all(isinstance(number, int) for extent in extents for number in extent):
+            raise ValueError("an extent is two whole numbers")
         base, size = found.get("base"), found.get("size")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         raise InvalidRequest(reason=f"The file {path} is no list of changed blocks.", detail=str(err)) from err
     if len(extents) > CBT_EXTENTS_MAX or any(offset < 0 or length < 0 for offset, length in extents):
         raise InvalidRequest(reason=f"The file {path} has impossible or too many extents.")

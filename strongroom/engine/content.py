@@ -133,16 +133,17 @@ def iter_rows(content: Content, get: GetMetadata, offset: int = 0) -> Iterator[t
 
     The last block of a disk may be short, and a hole may be long; every other length is that of a chunk.
     """
-    return _walk(content.layout, content.level, content.rows, get, offset, 0)
+    return _walk(content.layout, content.level, content.rows, get, offset, 0, None)
 
 
 def _walk(
-    layout: int, level: int, data: bytes, get: GetMetadata, offset: int, start: int
+    layout: int, level: int, data: bytes, get: GetMetadata, offset: int, start: int, last: int | None
 ) -> Iterator[tuple[bytes, int, int]]:
+    """`last` is where a page has to end; None for the rows beside their owner, who knows its size."""
     leaf = level == 0
     for chunk_id, length in _rows(data):
         end = start + length
-        if not length or (leaf and length > CHUNK_BYTES_MAX and chunk_id != HOLE):
+        if not length or (leaf and length > CHUNK_BYTES_MAX and chunk_id != HOLE) or (last is not None and end > last):
             raise ManifestCorrupt(reason="a row has an impossible length", detail=f"{length} bytes")
         if end > offset:
             if leaf or chunk_id == HOLE:
@@ -150,8 +151,10 @@ def _walk(
             elif layout == BLOCKS and level == 1:
                 yield from _walk_blocks(get(chunk_id), length, offset, start)
             else:
-                yield from _walk(layout, level - 1, get(chunk_id), get, offset, start)
+                yield from _walk(layout, level - 1, get(chunk_id), get, offset, start, end)
         start = end
+    if last is not None and start != last:
+        raise ManifestCorrupt(reason="a page of rows covers less than its row says", detail=f"{last - start} bytes")
 
 
 def _walk_blocks(page: bytes, covers: int, offset: int, start: int) -> Iterator[tuple[bytes, int, int]]:

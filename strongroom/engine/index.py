@@ -282,12 +282,13 @@ class IndexList:
             stored, *lists = msgpack.unpackb(data)
             objects, retired, suspect, fossils = lists
             dates = [number for _, number in (*retired, *fossils)]
+            packs = (*suspect, *(pack for pack, _ in fossils))
+            names = (*objects, *(name for name, _ in retired))
         except (ValueError, TypeError) as err:
             raise IndexIncomplete(reason=f"list {number} cannot be read", detail=str(err)) from err
-        packs = (*suspect, *(pack for pack, _ in fossils))
-        ids = all(isinstance(pack, bytes) and len(pack) == OBJECT_ID_BYTES for pack in packs)
-        names = all(isinstance(name, str) for name in (*objects, *(name for name, _ in retired)))
-        if stored != number or not names or not ids or not all(isinstance(date, int) for date in dates):
+        are_ids = all(isinstance(pack, bytes) and len(pack) == OBJECT_ID_BYTES for pack in packs)
+        are_names = all(isinstance(name, str) for name in names)
+        if stored != number or not are_names or not are_ids or not all(isinstance(date, int) for date in dates):
             raise IndexIncomplete(reason=f"list {number} is malformed")
         return cls(
             number=number,

@@ -11,6 +11,7 @@ import re
 import secrets
 import stat
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgpack
 
@@ -20,6 +21,7 @@ from strongroom.engine.seal import FORMAT_VERSION, KEYS, OBJECT_ID_BYTES, Box, d
 KEY_BYTES = 32
 DOMAIN_ID_BYTES = 16
 KEYS_OBJECT_BYTES_MAX = 4096  # a wrap has some 250 bytes
+CHUNKER_SEED_END = 1 << 62
 LEVELS = (1, 3)  # what the measurements of the design cover
 
 _KEY_ID_BYTES = 16
@@ -52,7 +54,7 @@ class Domain:
             id=os.urandom(DOMAIN_ID_BYTES),
             data_key=os.urandom(KEY_BYTES),
             dedup_key=os.urandom(KEY_BYTES),
-            chunker_seed=1 + secrets.randbelow((1 << 62) - 1),
+            chunker_seed=1 + secrets.randbelow(CHUNKER_SEED_END - 1),
             level=level,
         )
 
@@ -139,6 +141,16 @@ class MasterKey:
 def _domain(domain_id: bytes, body: bytes) -> Domain:
     try:
         fields = msgpack.unpackb(body)
-        return Domain(id=domain_id, **fields)
+        domain = Domain(id=domain_id, **fields)
     except (ValueError, TypeError) as err:
         raise FormatUnknown(reason="its keys carry fields this program does not know", detail=str(err)) from err
+    keys: tuple[Any, ...] = domain.data_key, domain.dedup_key
+    seed: Any = domain.chunker_seed
+    if (
+        not all(isinstance(key, bytes) and len(key) == KEY_BYTES for key in keys)
+        or not isinstance(seed, int)
+        or not 0 < seed < CHUNKER_SEED_END
+        or domain.level not in LEVELS
+    ):
+        raise FormatUnknown(reason="its keys have values this program does not know")
+    return domain

@@ -41,6 +41,7 @@ RACY = 1  # it may have changed in the moment after it was read without leaving 
 CHANGED = 2  # it changed while it was read: its content is of no single moment
 
 _NUMBERS = frozenset([int, bool])
+_WORD_END, _SIZE_END = 1 << 32, 1 << 63  # what the system calls of a restore take
 _FRAME = struct.Struct("<I")
 _SIZE = struct.Struct("<Q")
 _RECORD_ARRAY, _EMPTY_MAP = b"\x96", b"\x80"  # msgpack: an array of six, and no doubts
@@ -139,6 +140,8 @@ def parse_record(data: bytes) -> Record:
     shapes = (first, bytes), (stats, bytes), (doubts, dict), (attributes, dict), (contents, tuple)
     if not all(isinstance(value, kind) for value, kind in shapes):
         raise ManifestCorrupt(reason="a directory record is malformed")
+    if doubts and not all(isinstance(doubt, int) for doubt in doubts.values()):
+        raise ManifestCorrupt(reason="a directory record has impossible doubts")
     if len(contents) > FOLDER_PART_ENTRIES_MAX or not is_path(path):
         raise ManifestCorrupt(reason="a directory record has an impossible path or too many entries")
     return record
@@ -175,8 +178,9 @@ def parse_entry(row: object, *, is_root: bool = False) -> Entry:
     entry = Entry._make(row)
     if (
         not _NUMBERS.issuperset(map(type, row[1:]))
-        or entry.size < 0
-        or entry.mode < 0
+        or not 0 <= entry.size < _SIZE_END
+        or min(entry.mode, entry.uid, entry.gid, entry.rdev) < 0
+        or max(entry.mode, entry.uid, entry.gid) >= _WORD_END
         or not (entry.name == b"" if is_root else is_name(entry.name))
     ):
         raise ManifestCorrupt(reason="an entry has impossible values")

@@ -144,6 +144,8 @@ class _TreeRestore:
         end = pieces = 0
         for chunk_id, length, offset in iter_rows(content, self._session.metadata):
             end = offset + length
+            if end > item.entry.size:
+                break  # what is beyond may be endless
             if chunk_id == HOLE:
                 continue
             pieces += 1

@@ -8,7 +8,7 @@ stream lies, what the next run may trust, and the report of the run that made it
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 
 import msgpack
@@ -22,6 +22,7 @@ from strongroom.engine.seal import ROOT, open_object, seal_object
 
 ROOT_BYTES_MAX = 4 * MIB  # 16 KiB of labels, 64 rows with paths, a report with 2000 paths
 _NAME = re.compile(r"([A-Za-z0-9-]{1,64})\.(0|[1-9][0-9]{0,17})")
+_COUNTED = tuple(field.name for field in fields(BackupReport) if field.type is int)
 _NAMED_BYTES_MAX = MIB  # of paths in a report; the counts stay exact
 
 
@@ -81,51 +82,69 @@ def seal_root(domain: Domain, root: Root) -> bytes:
 
 def open_root(domain: Domain, name: str, data: bytes) -> Root:
     """Raises ManifestCorrupt."""
-    parsed = parse_root_name(name)
-    if parsed is None:
+    if parse_root_name(name) is None:
         raise ManifestCorrupt(reason=f"{name} is no name of a root")
     try:
         payload = open_object(domain.data_key, domain.id, ROOT, data, name.encode())
     except Corrupt as err:
         raise ManifestCorrupt(reason=f"root {name} does not authenticate", detail=err.detail) from err
+    return parse_root(name, payload)
+
+
+def parse_root(name: str, payload: bytes) -> Root:
+    """The plain bytes of a root of this legal name. Raises ManifestCorrupt."""
+    parsed = parse_root_name(name)
+    assert parsed is not None
     try:
-        fields = msgpack.unpackb(payload, use_list=False)
-        if fields["kind"] not in ("tree", "block"):
-            raise ManifestCorrupt(reason=f"root {name} is of an unknown kind", detail=str(fields["kind"]))
-        return Root(
+        found = msgpack.unpackb(payload, use_list=False)
+        if found["kind"] not in ("tree", "block"):
+            raise ManifestCorrupt(reason=f"root {name} is of an unknown kind", detail=str(found["kind"]))
+        root = Root(
             name=name,
             backup_id=parsed[0],
             generation=parsed[1],
-            kind=fields["kind"],
-            created_at=datetime.fromtimestamp(fields["created_at_us"] / 1_000_000, UTC),
-            parent=fields["parent"],
-            size=fields["size"],
-            labels=parse_labels(fields["labels"]),
-            report=_parse_report(name, fields["report"]),
-            body=RootBody._make(fields["body"]),
+            kind=found["kind"],
+            created_at=datetime.fromtimestamp(found["created_at_us"] / 1_000_000, UTC),
+            parent=found["parent"],
+            size=found["size"],
+            labels=parse_labels(found["labels"]),
+            report=_parse_report(name, found["report"]),
+            body=RootBody._make(found["body"]),
         )
-    except (ValueError, TypeError, KeyError, OverflowError) as err:
+    except (ValueError, TypeError, KeyError, OverflowError, OSError) as err:
         raise ManifestCorrupt(reason=f"root {name} is malformed", detail=str(err)) from err
+    body, report = root.body, root.report
+    numbers = root.size, body.unchanged_before_ns, body.index_number, *(getattr(report, name) for name in _COUNTED)
+    texts = root.parent, report.full_reason
+    tuples = body.stream, () if body.folder is None else body.folder, *report.changed_while_read
+    if (
+        not all(isinstance(number, int) for number in numbers)
+        or root.size < 0
+        or not all(isinstance(text, str | None) for text in texts)
+        or not all(isinstance(value, tuple) for value in tuples)
+    ):
+        raise ManifestCorrupt(reason=f"root {name} has values of a wrong form")
+    return root
 
 
 def _short_report(report: BackupReport) -> dict[str, object]:
     """The report without its own name, and with no more paths than a root has room for."""
-    fields = asdict(report)
-    del fields["root"]
+    short = asdict(report)
+    del short["root"]
     room = _NAMED_BYTES_MAX
     for key in ("changed_while_read", "skipped"):
         kept = []
-        for item in fields[key]:
+        for item in short[key]:
             room -= len(msgpack.packb(item))
             if room < 0:
                 break
             kept.append(item)
-        fields[key] = kept
-    return fields
+        short[key] = kept
+    return short
 
 
-def _parse_report(name: str, fields: Mapping[str, object]) -> BackupReport:
-    rest = dict(fields)
+def _parse_report(name: str, stored: Mapping[str, object]) -> BackupReport:
+    rest = dict(stored)
     changed = rest.pop("changed_while_read")
     skipped = rest.pop("skipped")
     if not isinstance(changed, tuple) or not isinstance(skipped, tuple):

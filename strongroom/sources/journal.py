@@ -102,10 +102,10 @@ def load_journal(stage_fd: int) -> Journal | None:
             raise SourceError(
                 reason="A restore's journal in the folder was not written by this service; it is left alone."
             )
-        raw = file.read(JOURNAL_BYTES_MAX)
+        raw = file.read(info.st_size)  # the limit itself would be allocated before the first byte is read
     try:
         return _journal(json.loads(raw))
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as err:
         raise SourceError(reason="A restore's journal in the folder is damaged; look at it.", detail=repr(err)) from err
 
 
@@ -167,9 +167,9 @@ def _move_in(fields: list[Any]) -> Move:
         number=int(number),
         unit=unit,
         staged=bool(is_staged),
-        old_mode=old_mode,
+        old_mode=None if old_mode is None else int(old_mode),
         old_flags=int(old_flags),
-        new_mode=new_mode,
+        new_mode=None if new_mode is None else int(new_mode),
         new_flags=int(new_flags),
     )
 
@@ -186,6 +186,8 @@ def _record_out(record: Record) -> dict[str, Any]:
 
 def _record_in(raw: dict[str, Any]) -> Record:
     name, *numbers = raw["entry"]
+    if not all(isinstance(number, int) for number in numbers):
+        raise ValueError(f"an entry of {numbers!r}")
     xattrs = tuple((bytes.fromhex(key), bytes.fromhex(value)) for key, value in raw["xattrs"])
     return Record(
         path=_path_in(raw["path"]),

@@ -40,7 +40,7 @@ def load_token(kind: TokenKind, raw: bytes | None) -> Values | None:
         return None
     try:
         values = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or values.pop("kind", None) != kind:
         return None

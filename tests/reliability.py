@@ -1,0 +1,21 @@
+"""Figures of the fault suites for docs/RELIABILITY.md: what was counted, with its seed.
+
+With STRONGROOM_RELIABILITY_REPORT=FILE each suite adds a line of JSON to that file; `python -m bench.reliability FILE`
+puts them into the page. Several processes may write at once.
+"""
+
+import json
+import os
+from datetime import UTC, datetime
+
+VARIABLE = "STRONGROOM_RELIABILITY_REPORT"
+
+
+def report(suite: str, *, count: int, seed: int, **figures: int | float | str) -> None:
+    """A suite has ended without a failure: `count` cases were checked. `suite` is a key of bench.reliability.SUITES."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return
+    line = {"suite": suite, "count": count, "seed": seed, "at": datetime.now(UTC).strftime("%Y-%m-%d"), **figures}
+    with open(path, "a", encoding="utf-8") as out:
+        out.write(json.dumps(line) + "\n")
