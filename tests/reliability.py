@@ -6,9 +6,18 @@ puts them into the page. Several processes may write at once.
 
 import json
 import os
+import subprocess
 from datetime import UTC, datetime
+from functools import cache
 
 VARIABLE = "STRONGROOM_RELIABILITY_REPORT"
+
+
+@cache
+def commit() -> str:
+    """Of the code that runs, as this process began."""
+    command = ["git", "-C", os.path.dirname(__file__), "rev-parse", "--short=10", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def report(suite: str, *, count: int, seed: int, **figures: int | float | str) -> None:
@@ -16,6 +25,7 @@ def report(suite: str, *, count: int, seed: int, **figures: int | float | str) -
     path = os.environ.get(VARIABLE)
     if not path:
         return
-    line = {"suite": suite, "count": count, "seed": seed, "at": datetime.now(UTC).strftime("%Y-%m-%d"), **figures}
+    at = datetime.now(UTC).strftime("%Y-%m-%d")
+    line = {"suite": suite, "count": count, "seed": seed, "commit": commit(), "at": at, **figures}
     with open(path, "a", encoding="utf-8") as out:
         out.write(json.dumps(line) + "\n")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from strongroom.base.streams import NO_ATTRIBUTES, Attributes, Entry, Extent, ExtentKind, FileTarget, Path, Skipped
 from strongroom.base.units import KIB
+from strongroom.engine.files import changed_extents
 
 Files = Mapping[Path, bytes]
 LONG_AGO_NS = 1_600_000_000_000_000_000
@@ -126,14 +127,18 @@ class MemoryFileTarget:
 
 
 class MemoryDisk:
-    """A block stream and target of fixed size."""
+    """A block stream and target of fixed size. changed: what differs from the parent, None if nobody knows."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, changed: Sequence[tuple[int, int]] | None = None) -> None:
         self.data = bytearray(data)
         self.size = len(data)
+        self._changed = changed
 
     def extents(self) -> Iterator[Extent]:
-        yield Extent(0, self.size, ExtentKind.DATA)
+        if self._changed is None:
+            yield Extent(0, self.size, ExtentKind.DATA)
+        else:
+            yield from changed_extents(self._changed, self.size)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         buffer[:] = self.data[offset : offset + len(buffer)]

@@ -55,13 +55,20 @@ class World:
         return World(dict(self.kept), dict(self.times))
 
     def backup(
-        self, repository: Repository, name: str, content: Content, *, parent: str | None = None, full: bool = False
+        self,
+        repository: Repository,
+        name: str,
+        content: Content,
+        *,
+        parent: str | None = None,
+        full: bool = False,
+        changed_blocks: tuple[tuple[int, int], ...] | None = None,
     ) -> BackupReport:
-        """Back up and remember it as acknowledged."""
+        """Back up and remember it as acknowledged. changed_blocks: (offset, length) of a disk, all else is SAME."""
         backup_id, _, generation = name.partition(".")
         request = BackupRequest(backup_id=backup_id, generation=int(generation), parent=parent, full=full)
         if isinstance(content, bytes):
-            stream: MemoryDisk | MemoryTree = MemoryDisk(content)
+            stream: MemoryDisk | MemoryTree = MemoryDisk(content, changed_blocks)
         else:
             stream = MemoryTree(content, self.times.get(name))
         report = backup(repository, stream, request, MONITOR, no_fence)
@@ -131,17 +138,56 @@ def base() -> tuple[World, MemoryStore]:
     world.backup(repository, "dead.1", random.Random(7).randbytes(128 * 1024))
     world.backup(repository, "tree.1", small_files(1))
     world.backup(repository, "rest.1", {(b"kept",): kept}, parent="half.1")
-    world.backup(repository, "disk.1", random.Random(8).randbytes(128 * 1024) + bytes(256 * 1024))
+    world.backup(repository, "disk.1", small_disk())
     world.delete(repository, "half.1")
     world.delete(repository, "dead.1")
     return world, store
 
 
+@dataclass(frozen=True, kw_only=True)
+class NewBackup:
+    """A backup with the id `new` to be made in the small world. changed: what a tracker says."""
+
+    content: Content
+    parent: str | None = None
+    full: bool = False
+    changed: tuple[tuple[int, int], ...] | None = None
+
+    def run(self, world: World, repository: Repository) -> None:
+        """As the job does: adopt what an earlier attempt left, else a new generation."""
+        left = repository.find_root("new")
+        if left is not None:
+            world.kept[left.name] = self.content
+            return
+        generations = [int(name.partition(".")[2]) for name in repository.root_names() if name.startswith("new.")]
+        name = f"new.{max(generations, default=0) + 1}"
+        world.backup(repository, name, self.content, parent=self.parent, full=self.full, changed_blocks=self.changed)
+
+
+def small_disk() -> bytes:
+    """What disk.1 holds."""
+    return random.Random(8).randbytes(128 * 1024) + bytes(256 * 1024)
+
+
+def changed_disk() -> bytes:
+    """The same with its second and its last block changed."""
+    disk = bytearray(small_disk())
+    disk[70_000:70_010] = b"ten bytes!"
+    disk[-5:] = b"tail."
+    return bytes(disk)
+
+
+CHANGED_BLOCKS = ((65_536, 65_536), (5 * 65_536, 65_536))
+BACKUPS = {
+    "first tree": NewBackup(content=small_files(11)),
+    "first disk": NewBackup(content=random.Random(12).randbytes(150_000) + bytes(100_000)),
+    "incremental tree": NewBackup(content=NEW, parent="tree.1"),
+    "incremental disk": NewBackup(content=changed_disk(), parent="disk.1", changed=CHANGED_BLOCKS),
+    "full tree": NewBackup(content=NEW, parent="tree.1", full=True),
+    "full disk": NewBackup(content=changed_disk(), parent="disk.1", full=True, changed=CHANGED_BLOCKS),
+}
+
+
 def run_backup(world: World, repository: Repository) -> None:
-    """As the job does: adopt what an earlier attempt left, else a new generation."""
-    left = repository.find_root("new")
-    if left is not None:
-        world.kept[left.name] = NEW
-        return
-    generations = [int(name.partition(".")[2]) for name in repository.root_names() if name.startswith("new.")]
-    world.backup(repository, f"new.{max(generations, default=0) + 1}", NEW, parent="tree.1")
+    """The one that most tests take."""
+    BACKUPS["incremental tree"].run(world, repository)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 from fault_store import Fault, FaultStore, copy_of
-from fault_world import MONITOR, NEW, World, base, create, drain_pool, reopen, restored, run_backup
+from fault_world import BACKUPS, MONITOR, World, base, create, drain_pool, reopen, restored
+from reliability import report
 
 from strongroom.base.errors import Corrupt, StoreError, StoreFull, StoreTimeout
 from strongroom.engine import Repository
@@ -20,6 +21,7 @@ from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import verify
 
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
+SEEDS_LONG = 20
 ERRORS: tuple[type[StoreError], ...] = (StoreError, StoreFull, StoreTimeout)
 
 
@@ -42,7 +44,7 @@ def run_verify(world: World, repository: Repository) -> None:
 
 
 VERBS: dict[str, Callable[[World, Repository], None]] = {
-    "backup": run_backup,
+    **{name: backup.run for name, backup in BACKUPS.items()},
     "restore": run_restore,
     "prune": run_prune,
     "delete": run_delete,
@@ -79,20 +81,30 @@ def run(verb: str, fault: Fault | None) -> Run:
     return Run(world, store.survivors(), failed, store.reached, operations)
 
 
+def changed_objects(disk: MemoryStore) -> list[str]:
+    """Objects never change after they are written."""
+    before, now = base()[1], {info.name for info in disk.list("")}
+    return [
+        f"{info.name} was written over"
+        for info in before.list("")
+        if info.name in now and before.read(info.name) != disk.read(info.name)
+    ]
+
+
 def check(verb: str, done: Run) -> list[str]:
     """Everything this suite promises, for one run."""
     disk, world = done.disk, done.world
     repository = reopen(disk)
-    found = world.problems(repository)
+    found = world.problems(repository) + changed_objects(disk)
     for name in set(repository.root_names()) - world.kept.keys():
-        if name.startswith("new.") and restored(repository, name) != NEW:
+        if name.startswith("new.") and restored(repository, name) != BACKUPS[verb].content:
             found.append(f"{name} was not acknowledged, but is there with other bytes")
     if verb == "restore" and list(disk.list("")) != list(base()[1].list("")):
         found.append("a restore changed the repository")
     if verb != "verify":
         found += [f"verify: {finding}" for finding in verify(repository, None, deep=True, monitor=MONITOR).findings]
     VERBS[verb](world, repository)
-    if verb == "backup" and not any(content is NEW for content in world.kept.values()):
+    if verb in BACKUPS and not any(content is BACKUPS[verb].content for content in world.kept.values()):
         found.append("the second run did not complete")
     world.prune(repository)
     found += world.problems(repository)
@@ -117,17 +129,22 @@ def faults(verb: str, every: int, seeds: int) -> Iterator[Fault]:
 
 
 def sweep(verb: str, *, every: int = 1, seeds: int) -> None:
-    trials = failures = 0
+    """Each fault, checked. A verb that was cut short by a crash and said that all is well is a silent success."""
+    trials = failures = crashes = 0
     for fault in faults(verb, every, seeds):
         done = run(verb, fault)
         trials += 1
         failures += done.failed
+        crashes += fault.crash and done.reached
         if fault.crash and done.reached:
             assert done.failed, fault
         found = check(verb, done)
         assert not found, (verb, fault, found)
-    print(f"{verb}: {trials} faults, {failures} of them failed the verb, seed {SEED}")
+    calls = run(verb, None).operations
+    print(f"{verb}: {trials} faults at {calls} calls, {failures} of them failed the verb, seed {SEED}")
     assert trials
+    if every == 1 and seeds >= SEEDS_LONG:
+        report(f"faults {verb}", count=trials, seed=SEED, calls=calls, crashes=crashes, failed=failures)
 
 
 def test_a_clean_run_needs_no_forgiveness() -> None:
@@ -178,14 +195,31 @@ def test_every_fault_of_a_reader(verb: str) -> None:
     sweep(verb, every=2, seeds=1)
 
 
-@pytest.mark.parametrize("verb", ["backup", "prune"])
+@pytest.mark.parametrize("verb", ["incremental tree", "first disk", "prune"])
 def test_every_fault_of_a_writer(verb: str) -> None:
     """Backup and prune: at every N."""
     sweep(verb, seeds=1)
+
+
+@pytest.mark.parametrize("verb", sorted(BACKUPS.keys() - {"incremental tree", "first disk"}))
+def test_faults_of_each_kind_of_backup(verb: str) -> None:
+    """First, incremental with a changed-block list, full; of a tree and of a disk: at every third N."""
+    sweep(verb, every=3, seeds=1)
+
+
+def test_a_changed_block_list_is_what_these_backups_use() -> None:
+    """The incremental disk reads the blocks that changed, the full one reads all: both paths are under fault."""
+    read = {}
+    for name in ("incremental disk", "full disk"):
+        kept, disk = base()
+        repository = reopen(copy_of(disk))
+        BACKUPS[name].run(kept.copy(), repository)
+        read[name] = repository.load_root("new.1").report.bytes_read
+    assert read == {"incremental disk": 131_072, "full disk": 393_216}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("verb", sorted(VERBS))
 def test_every_fault_many_times(verb: str) -> None:
     """The same with many outcomes of each crash."""
-    sweep(verb, seeds=20)
+    sweep(verb, seeds=SEEDS_LONG)
