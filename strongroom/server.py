@@ -43,6 +43,7 @@ from strongroom.operations.worker import Worker
 from strongroom.state import (
     CREDENTIALS,
     EXPORT_MARK,
+    INDEX_FOLDER,
     configure_logging,
     load_master_key,
     note_endpoint,
@@ -98,6 +99,7 @@ async def _serve(settings: Settings, url: str) -> int:
                 pool=pool,
                 clock=clock,
                 settings=DomainSettings(),
+                index_folder=str(settings.state_dir / INDEX_FOLDER),
             )
 
         worker = Worker(

@@ -1,6 +1,6 @@
 """The state folder and what every command on an installation begins with: logging, database, master key, first account.
 
-    lock   database   master.key   credentials.json   master.key.exported   store/
+    lock   database   master.key   credentials.json   master.key.exported   store/   cache/
 
 Files here are written whole and durable, readable by their owner only. Used by the server and by upkeep, which never
 run at the same time: both hold the folder's lock.
@@ -29,6 +29,7 @@ from strongroom.operations import rotation
 log = structlog.get_logger("state")
 
 CREDENTIALS = "credentials.json"  # made by the first start
+INDEX_FOLDER = "cache/index"  # copies of the vaults' indexes: may be deleted at any time, are made again
 EXPORT_MARK = "master.key.exported"  # holds the id of the key that was exported
 
 

@@ -8,8 +8,9 @@
     engine verify REPO [--shallow]
     engine prune REPO
 
-The repository's key lies in it (`.master.key`), unless --key names another file. Modules are imported by the command
-that needs them: what finds nothing changed is over in the time Python takes to start. Exit codes as in docs/CLI.md.
+The repository's key lies in it (`.master.key`), unless --key names another file. So do copies of a large index
+(`.cache`), which may be deleted at any time. Modules are imported by the command that needs them: what finds nothing
+changed is over in the time Python takes to start. Exit codes as in docs/CLI.md.
 """
 
 import argparse
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTLY_DONE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-KEY_FILE, SESSIONS_FOLDER = ".master.key", ".sessions"  # dot names are none of the store's
+KEY_FILE, SESSIONS_FOLDER, CACHE_FOLDER = ".master.key", ".sessions", ".cache"  # dot names are none of the store's
 LABEL, SOURCE = "label", "source"  # keys of our labels
 CBT_BYTES_MAX = 256 << 20
 CBT_EXTENTS_MAX = 8 << 20
@@ -345,7 +346,8 @@ def _open(options: argparse.Namespace) -> "Repository":
         raise ConfigError(reason=f"There is no repository in {options.repo}. Make one: strongroom engine init.")
     master = MasterKey.load(_key_file(options))
     sessions = FlockSessions(os.path.join(os.path.abspath(options.repo), SESSIONS_FOLDER))
-    return open_repository(open_store(_url(options.repo)), "", master, sessions=sessions)
+    cache = os.path.join(os.path.abspath(options.repo), CACHE_FOLDER)
+    return open_repository(open_store(_url(options.repo)), "", master, sessions=sessions, cache=cache)
 
 
 def _roots(repository: "Repository") -> list["Root"]:

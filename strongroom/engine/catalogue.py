@@ -133,7 +133,7 @@ def _checked(repository: Repository, points: list[Point], monitor: Monitor) -> l
     """With `complete` or `incomplete` in place of `unchecked`."""
     with repository.session("verify") as session:
         # Suspects and fossils still hold their chunks; only what is not there is missing.
-        absent = repository.bad_packs({pack.id: pack.size for pack in session.index.packs()})
+        absent = repository.bad_packs(session.index.tables)
         session.index.bad = absent
         readable = [point.name for point in points if point.state == "unchecked"]
         lost = _lost(session, absent, (repository.load_root(name) for name in readable), monitor)

@@ -62,9 +62,9 @@ class Gatherer:
 
     def add(self, chunk_id: bytes, length: int, sink: Sink, offset: int) -> None:
         """The chunk goes to `sink` at `offset`. Raises IndexIncomplete or ChunkCorrupt when it cannot be right."""
-        place = next(self._session.index.places(chunk_id[:KEY_BYTES]), None)
+        place = self._session.index.place(chunk_id[:KEY_BYTES])
         if place is None and self._session.renew():
-            place = next(self._session.index.places(chunk_id[:KEY_BYTES]), None)
+            place = self._session.index.place(chunk_id[:KEY_BYTES])
         if place is None:
             raise IndexIncomplete(reason=f"chunk {chunk_id.hex()} is in no pack the index knows")
         if place.length != length:

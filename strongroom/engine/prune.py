@@ -33,7 +33,9 @@ from strongroom.base.errors import (
 )
 from strongroom.base.streams import Monitor, SilentMonitor
 from strongroom.base.units import GIB, MIB
-from strongroom.engine.index import NUMBER_DIGITS, IndexList, Table, merge_tables
+from strongroom.engine.index import NUMBER_DIGITS, IndexList
+from strongroom.engine.index_merge import merge_tables
+from strongroom.engine.index_table import Table
 from strongroom.engine.mark import Marks, Usage
 from strongroom.engine.move import Mover
 from strongroom.engine.pack import Pack, pack_name

@@ -13,7 +13,7 @@ then index. This module writes single objects; the order is kept by backup.py.
 import contextlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import zstandard
 
@@ -30,15 +30,9 @@ from strongroom.base.errors import (
 )
 from strongroom.base.units import KIB
 from strongroom.engine.chunker import KEY_BYTES, Chunker
-from strongroom.engine.index import (
-    INDEX_BYTES_MAX,
-    INDEX_LIST_BYTES_MAX,
-    NUMBER_DIGITS,
-    Index,
-    IndexList,
-    Table,
-    encode_table,
-)
+from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBER_DIGITS, Index, IndexList
+from strongroom.engine.index_cache import IndexCache
+from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.keys import Domain, MasterKey
 from strongroom.engine.model import (
     LABELS_BYTES_MAX,
@@ -51,12 +45,13 @@ from strongroom.engine.model import (
 from strongroom.engine.pack import Pack, SegmentPlace, SegmentReader, decompress_bounded
 from strongroom.engine.pool import Pool
 from strongroom.engine.roots import ROOT_BYTES_MAX, open_root, pack_labels, parse_labels, parse_root_name, seal_root
-from strongroom.engine.seal import INDEX, INDEX_LIST, LABELS, new_object_id, open_object, seal_object
+from strongroom.engine.seal import INDEX, INDEX_LIST, LABELS, derive_key, new_object_id, open_object, seal_object
 from strongroom.engine.sessions import ProcessSessions
 from strongroom.engine.store.base import Store
 
 SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
 INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
+PACKS_COMPARED_SINGLY_MAX = 1 << 14  # 300 bytes each in dicts, 24 in arrays: half a terabyte of data
 SEGMENTS_KEPT = 8  # metadata segments a reader keeps open: 8 MiB
 SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
@@ -70,10 +65,19 @@ class Repository:
     """One domain, opened. Cheap to make; the index is read by each session. Methods may be called from any thread.
 
     prefix   of the domain in the store, with a slash at the end
+    cache    folder of this repository for copies of its index (index_cache.py); None: they go with the process
     """
 
     def __init__(
-        self, store: Store, prefix: str, domain: Domain, *, pool: Pool | None, sessions: Sessions | None, clock: Clock
+        self,
+        store: Store,
+        prefix: str,
+        domain: Domain,
+        *,
+        pool: Pool | None,
+        sessions: Sessions | None,
+        clock: Clock,
+        cache: str | None = None,
     ) -> None:
         self.store = store
         self.prefix = prefix
@@ -83,6 +87,8 @@ class Repository:
         self.segments = SegmentReader(store, prefix, domain)
         self._pool = pool
         self._owns_pool = pool is None
+        folder = None if cache is None else f"{cache}/{domain.id.hex()}"
+        self._cache = IndexCache(folder, derive_key("index cache", domain.data_key + domain.id))
 
     @property
     def pool(self) -> Pool:
@@ -184,9 +190,9 @@ class Repository:
 
     def put_index_object(self, packs: list[Pack], number: int) -> tuple[str, Table, int]:
         """Make durable packs known: (name, table, sealed bytes). `number` is the list the session pinned."""
-        table = Table(encode_table(packs))
-        name, size = self.put_table(table, number)
-        return name, table, size
+        data = encode_table(packs)
+        name, size = self.put_table(Table(data), number)
+        return name, Table(data, names=frozenset([name])), size
 
     def put_table(self, table: Table, number: int) -> tuple[str, int]:
         """A new index object, durable on return: (name, sealed bytes)."""
@@ -212,23 +218,29 @@ class Repository:
         data = self._read(f"index/{name}", INDEX_BYTES_MAX)
         try:
             payload = open_object(self.domain.data_key, self.domain.id, INDEX, data, name.encode())
-            return Table(decompress_bounded(payload, INDEX_BYTES_MAX))
+            return Table(decompress_bounded(payload, INDEX_BYTES_MAX), names=frozenset([name]))
         except Corrupt as err:
             raise IndexIncomplete(reason=f"index object {name} is damaged", detail=err.detail) from err
 
     def load_index(self, index_list: IndexList) -> Index:
         """Everything a session needs to know; packs that are missing, of another size, suspect or fossils are bad."""
-        tables = [self.load_table(name) for name in self.index_object_names(index_list)]
-        sizes = {pack.id: pack.size for table in tables for pack in table.packs}
+        found = self._cache.look()  # before the listing, so that a run which names what is not listed is stale
+        tables = self._cache.tables(found, self.index_object_names(index_list), self.load_table)
         doubtful = {*index_list.suspect, *(pack for pack, _ in index_list.fossils)}
-        return Index(index_list.number, tables, self.bad_packs(sizes).union(doubtful))
+        return Index(index_list.number, tables, self.bad_packs(tables).union(doubtful), self._cache)
 
-    def bad_packs(self, sizes: dict[bytes, int]) -> frozenset[bytes]:
-        """Those of the packs that the store does not hold with exactly this size; one LIST."""
-        if not sizes:
+    def bad_packs(self, tables: Sequence[Table]) -> frozenset[bytes]:
+        """The packs of these tables that the store does not hold with exactly the indexed size; one LIST."""
+        count = sum(len(table.packs) for table in tables)
+        if not count:
             return frozenset()
-        found = {info.name.rpartition("/")[2]: info.size for info in self.store.list(f"{self.prefix}packs/")}
-        return frozenset(pack for pack, size in sizes.items() if found.get(pack.hex()) != size)
+        listed = self.store.list(f"{self.prefix}packs/")
+        if count > PACKS_COMPARED_SINGLY_MAX:
+            from strongroom.engine.index_search import bad_packs
+
+            return bad_packs(tables, ((info.name.rpartition("/")[2], info.size) for info in listed))
+        found = {info.name.rpartition("/")[2]: info.size for info in listed}
+        return frozenset(pack.id for table in tables for pack in table.packs if found.get(pack.id.hex()) != pack.size)
 
     # --- sessions ---
 
@@ -369,6 +381,7 @@ def open_repository(
     pool: Pool | None = None,
     sessions: Sessions | None = None,
     clock: Clock | None = None,
+    cache: str | None = None,
 ) -> Repository:
     """The own domain under `prefix`, or the one asked for. Raises ObjectMissing, KeyWrong, FormatUnknown or Corrupt."""
     prefix = _with_slash(prefix)
@@ -381,7 +394,7 @@ def open_repository(
     domain = _load_domain(store, below, master)
     if domain.id != domain_id:
         raise Corrupt(reason="its keys are those of another domain", detail=below)
-    return Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock())
+    return Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock(), cache=cache)
 
 
 def load_wraps(store: Store, below: str) -> list[tuple[int, bytes]]:

@@ -7,7 +7,7 @@
 
 Deleting runs against the order of writing (root first), so a crash leaves garbage, never a root without its chunks.
 Each step can run twice. A vault goes wholly: after its roots the keys, so that what is left cannot be read by anybody,
-then every other object.
+then every other object, and the copies of its index that are kept beside the store.
 """
 
 from strongroom.base.errors import StrongroomError
@@ -64,3 +64,4 @@ def _erase_vault(job: Job, plan: DeleteJob) -> None:
         job.monitor.check()
         store.delete(name)
         job.monitor.advance(done + 1, total, done + 1)
+    job.tools.forget_index(plan.vault)

@@ -1,5 +1,6 @@
 """What every job works with, and how a vault's repository is opened for it."""
 
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast, get_args
@@ -33,7 +34,10 @@ def vault_prefix(project_id: str, vault_id: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """One a process: what jobs share. `pool` holds compressors and buffers under one byte budget (RULINGS 3)."""
+    """One a process: what jobs share. `pool` holds compressors and buffers under one byte budget (RULINGS 3).
+
+    index_folder   where copies of the vaults' indexes are kept, a folder a vault; they may be lost at any time
+    """
 
     database: Database
     portal: Portal
@@ -42,6 +46,7 @@ class Tools:
     pool: Pool
     clock: Clock
     settings: DomainSettings
+    index_folder: str
 
     def repository(self, vault: VaultRef, task_id: str | None, spend: Spend = free) -> Repository:
         """The vault's repository, made at its first use. Sessions of a task stay open until it is final (RULINGS 9).
@@ -53,7 +58,7 @@ class Tools:
         sessions = RowSessions(self, vault, task_id)
         known = self.portal.call(find_vault_keys(self.database, vault.project_id, vault.id))
         try:
-            repository = self._open(store, prefix, sessions)
+            repository = self._open(store, prefix, sessions, vault)
         except ObjectMissing as err:
             if known is not None:
                 raise StoreError(
@@ -62,14 +67,30 @@ class Tools:
             # Two first backups race for the name of the domain; who comes second opens what the first one made.
             with suppress(ObjectExists):
                 create_repository(store, prefix, self.master, self.settings)
-            repository = self._open(store, prefix, sessions)
+            repository = self._open(store, prefix, sessions, vault)
         if known is None:
             _, wrapped = load_wraps(store, repository.prefix)[0]
             self.portal.call(save_vault_keys(self.database, vault.project_id, vault.id, wrapped))
         return repository
 
-    def _open(self, store: Store, prefix: str, sessions: Sessions) -> Repository:
-        return open_repository(store, prefix, self.master, pool=self.pool, sessions=sessions, clock=self.clock)
+    def _open(self, store: Store, prefix: str, sessions: Sessions, vault: VaultRef) -> Repository:
+        return open_repository(
+            store,
+            prefix,
+            self.master,
+            pool=self.pool,
+            sessions=sessions,
+            clock=self.clock,
+            cache=self._index_folder(vault),
+        )
+
+    def forget_index(self, vault: VaultRef) -> None:
+        """Remove what is kept of a vault beside the store. Idempotent."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._index_folder(vault))
+
+    def _index_folder(self, vault: VaultRef) -> str:
+        return f"{self.index_folder}/{vault.id}"
 
 
 # A zombie of an earlier attempt may still write or read: its pin stays until the task is final, not until its worker is

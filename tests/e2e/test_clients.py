@@ -175,11 +175,14 @@ def test_the_sdk_tells_the_whole_story_with_ak_sk(server: Server, tmp_path: Path
     sdk.remove_vault_resource(RemoveVaultResourceRequest(vault_id=disks, body=body))
     wait_until(lambda: not sdk.show_vault(ShowVaultRequest(vault_id=disks)).vault.resources, "the resource is removed")
     for vault_id in (shares, disks):
+        copy_of_index = server.state / "cache" / "index" / vault_id / "domain"
+        copy_of_index.mkdir(parents=True)
         sdk.delete_vault(DeleteVaultRequest(vault_id=vault_id))
         wait_until(
             lambda v=vault_id: gone(lambda: sdk.show_vault(ShowVaultRequest(vault_id=v)), "BackupService.6105"),
             "the vault is gone",
         )
+        assert not copy_of_index.parent.exists(), "what is kept of a vault beside the store goes with it"
     assert gone(lambda: sdk.show_vault(ShowVaultRequest(vault_id=str(uuid.uuid4()))), "BackupService.6105")
 
 

@@ -12,7 +12,7 @@ from fault_streams import random_files
 from fault_world import MONITOR, World, create, reopen, restored
 
 from strongroom.base.errors import ChunkCorrupt, IndexIncomplete, StoreError, StrongroomError
-from strongroom.engine.index import Table
+from strongroom.engine.index_table import Table
 from strongroom.engine.prune import prune
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import VerifyReport, verify

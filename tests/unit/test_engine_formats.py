@@ -13,7 +13,10 @@ import zstandard
 
 from strongroom.base.errors import ConfigError, Corrupt, FormatUnknown, IndexIncomplete, KeyWrong, PackCorrupt
 from strongroom.engine.chunker import Chunker, is_zero
-from strongroom.engine.index import TABLES_MAX, Index, IndexList, Table, encode_table, merge_tables
+from strongroom.engine.index import Index, IndexList
+from strongroom.engine.index_cache import TABLES_MAX
+from strongroom.engine.index_merge import merge_tables
+from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.keys import Domain, MasterKey
 from strongroom.engine.pack import (
     DATA,

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.engine.index import Index, Table, encode_table, merge_tables
+from strongroom.engine.index import Index
+from strongroom.engine.index_merge import merge_tables
+from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.mark import Keys, Usage
 from strongroom.engine.pack import DATA, Pack, Segment
 from strongroom.engine.prune import PackState, plan_prune
