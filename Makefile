@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format clean bench bench-memory bench-memory-full
+.PHONY: help setup demo test test-long lint format clean bench bench-memory bench-memory-full bench-index
 
 # The lock file was made for 3.11; a newer one serves where 3.11 is not found under its own name.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -22,6 +22,7 @@ BENCH_DIR ?= .bench
 BENCH_OUT ?= docs/benchmarks
 BENCH_OPTIONS ?=
 BENCH_MEMORY_OPTIONS ?=
+BENCH_INDEX_OPTIONS ?=
 # What the report says it was made by: folders of this machine are nobody's business.
 bench-command = BENCH_COMMAND="$(strip make $@ $(filter-out BENCH_DIR=% BENCH_OUT=%,$(MAKEOVERRIDES)))"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -76,6 +77,9 @@ bench-memory: .venv/.setup-done
 
 bench-memory-full:
 	$(MAKE) bench-memory BENCH_MEMORY_OPTIONS='--files 2M --sparse 1T --entries 1M --points 100'
+
+bench-index: .venv/.setup-done
+	$(bench-command) $(BIN)/python -m bench.index_scale --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_INDEX_OPTIONS)
 
 format: .venv/.test-done
 	$(BIN)/ruff format .
