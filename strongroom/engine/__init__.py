@@ -16,6 +16,7 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
     report     = prune(repository, dead=names of roots that do not count, monitor=...)            # engine.prune
     bytes      = live_bytes(repository, names of roots that count)                               # engine.prune
     report     = verify(repository, roots or None, deep=..., monitor=...)                        # engine.verify
+    report     = copy(source, store, prefix, master, roots or None, monitor, fence)               # engine.copy
     report     = rebuild(repository, monitor)               # the index, from packs alone            engine.rebuild
     places     = find_domains(store); points = list_points(repository, check=...)                # engine.catalogue
 

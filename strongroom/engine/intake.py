@@ -1,4 +1,5 @@
 """Where a backup puts its chunks: known ones cost a lookup, new ones go to packs, durable packs go to index objects.
+A copy puts chunks and whole segments of its source here, which it has looked up before.
 
 The order packs -> index is kept here: an index object is written for packs that are durable, never before.
 """
@@ -10,7 +11,7 @@ from strongroom.base.errors import PackCorrupt
 from strongroom.engine.chunker import KEY_BYTES
 from strongroom.engine.content import Content, iter_ids
 from strongroom.engine.model import METADATA_SEGMENT_BYTES_MAX
-from strongroom.engine.pack import DATA, METADATA, Pack
+from strongroom.engine.pack import DATA, METADATA, Pack, Segment
 from strongroom.engine.repository import Session
 from strongroom.engine.segments import Buffers, PackWriter, SegmentWriter
 
@@ -76,6 +77,20 @@ class Intake:
             self._metadata.append(chunk_id, chunk)
         return chunk_id
 
+    def copy_chunk(self, kind: int, chunk_id: bytes, chunk: memoryview) -> None:
+        """Store a chunk that is not known, with the id it has."""
+        (self._metadata if kind == METADATA else self.data).append(chunk_id, chunk)
+
+    def copy_segment(self, kind: int, segment: Segment, payload: memoryview) -> None:
+        """Store a whole segment as it was compressed; from any thread. `finish` MUST come after its return."""
+        packs = self._packs[1] if kind == METADATA else self._packs[0]
+        packs.store_payload(segment.codec, payload, segment.raw, segment.ids, segment.lengths)
+
+    def raise_failed(self) -> None:
+        """Raise what went wrong in other threads, if anything did."""
+        for packs in self._packs:
+            packs.raise_failed()
+
     @property
     def is_wary(self) -> bool:
         """True when the index has bad packs, so that what a parent refers to must be looked up before it is reused."""
@@ -112,7 +127,7 @@ class Intake:
         lost = self._session.repository.bad_packs(self._index.tables) - self._index.bad
         if lost:
             names = ", ".join(pack.hex() for pack in sorted(lost)[:10])
-            raise PackCorrupt(reason="packs vanished while the backup ran; run it again", detail=names)
+            raise PackCorrupt(reason="packs vanished meanwhile; run the task again", detail=names)
 
     def close(self) -> None:
         """The end, good or bad. Unfinished packs are dropped; finished ones stay: those that are indexed serve the next

@@ -235,6 +235,19 @@ class SegmentReader:
 
     def read_into(self, place: SegmentPlace, plain: memoryview) -> None:
         """Fill `plain` (place.raw bytes). Raises PackCorrupt, or StoreError when the pack cannot be read."""
+        if place.codec == RAW:
+            self._open_into(place, plain)
+            return
+        _decompress_into(self.read_payload(place), plain, place)
+
+    def read_payload(self, place: SegmentPlace) -> memoryview:
+        """What lies in the box, authentic and still compressed; in this thread's buffer, as `scratch` says. Raises as
+        `read_into`."""
+        payload = scratch("frame", max(place.stored - TAG_BYTES, 0))
+        self._open_into(place, payload)
+        return payload
+
+    def _open_into(self, place: SegmentPlace, payload: memoryview) -> None:
         if not is_sane(place):
             raise PackCorrupt(reason=f"pack {place.pack.hex()} has an impossible segment", detail=str(place[1:]))
         box = scratch("box", place.stored)
@@ -243,15 +256,10 @@ class SegmentReader:
         except ShortRead as err:
             raise PackCorrupt(reason=f"pack {place.pack.hex()} is too short", detail=str(err)) from err
         try:
-            if place.codec == RAW:
-                self._box(place.pack).open_into(place.offset, box, plain)
-                return
-            frame = scratch("frame", place.stored - TAG_BYTES)
-            self._box(place.pack).open_into(place.offset, box, frame)
+            self._box(place.pack).open_into(place.offset, box, payload)
         except Corrupt as err:
             reason = f"a segment of pack {place.pack.hex()} does not authenticate"
             raise PackCorrupt(reason=reason, detail=f"offset {place.offset}") from err
-        _decompress_into(frame, plain, place)
 
     def _box(self, pack: bytes) -> Box:
         with self._lock:

@@ -144,9 +144,19 @@ class Repository:
         except (Corrupt, ObjectMissing):
             return False
 
-    def put_labels(self, backup_id: str, labels: Labels) -> None:
-        """Replace the labels of a backup. Durable on return. Raises ObjectExists when another does so right now."""
-        number = max((n for n, _ in self._label_names(backup_id)), default=0) + 1
+    def label_numbers(self) -> dict[str, int]:
+        """The highest number of labels put later, by backup id; one LIST."""
+        numbers: dict[str, int] = {}
+        for match in map(_LABELS_NAME.fullmatch, self._names("labels/")):
+            if match:
+                numbers[match[1]] = max(numbers.get(match[1], 0), int(match[2]))
+        return numbers
+
+    def put_labels(self, backup_id: str, labels: Labels, number: int | None = None) -> None:
+        """Replace the labels of a backup, as `number` or the next one. Durable on return. Raises ObjectExists when
+        another does so right now."""
+        if number is None:
+            number = max((n for n, _ in self._label_names(backup_id)), default=0) + 1
         data = seal_object(
             self.domain.data_key, self.domain.id, LABELS, pack_labels(labels), f"{backup_id}.{number:06d}".encode()
         )

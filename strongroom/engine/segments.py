@@ -110,8 +110,14 @@ class PackWriter:
 
     def _store_segment(self, plain: memoryview, ids: list[bytes], lengths: list[int]) -> None:
         codec, payload = compress_segment(plain, self._domain.level)
+        self.store_payload(codec, payload, len(plain), ids, lengths)
+
+    def store_payload(
+        self, codec: int, payload: bytes | memoryview, raw: int, ids: list[bytes], lengths: list[int]
+    ) -> None:
+        """Store what is compressed already as one segment, on this thread. `finish` MUST come after its return."""
         stored = len(payload) + TAG_BYTES
-        pack, offset = self._reserve(stored, len(plain), codec, ids, lengths)
+        pack, offset = self._reserve(stored, raw, codec, ids, lengths)
         box = scratch("box", stored)
         pack.box.seal_into(offset, payload, box)
         pack.writer.write_at(offset, box)
