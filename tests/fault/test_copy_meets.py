@@ -5,6 +5,7 @@ and let through at the N-th: every order of the two that matters, without luck.
 """
 
 import random
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +14,7 @@ import pytest
 from fault_store import copy_of
 from fault_world import MASTER, MONITOR, POOL, PREFIX, World, create, no_fence
 from test_copy import OTHER, THERE
-from test_prune_meets import Gate, View, WatchedSessions, counted, gate_at, held
+from test_prune_meets import WAIT_S, Gate, View, WatchedSessions, counted, gate_at, held
 
 from strongroom.base.errors import ObjectMissing
 from strongroom.engine import Pool, ProcessSessions, Repository, open_repository
@@ -46,6 +47,28 @@ def _disks() -> tuple[World, MemoryStore, MemoryStore]:
     world.delete(source, "old.1")
     world.delete(source, "half.1")
     return world, here, there
+
+
+def elsewhere(work: Callable[[], object]) -> Callable[[], None]:
+    """`work` on a thread of its own, as another process: buffers that belong to a thread are not its."""
+
+    def run() -> None:
+        failures: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                work()
+            except BaseException as err:  # noqa: BLE001 - raised below
+                failures.append(err)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        if failures:
+            raise failures[0]
+
+    return run
 
 
 @dataclass
@@ -102,7 +125,7 @@ def test_a_prune_of_the_receiver_at_every_call_of_a_copy() -> None:
     while True:
         at += 1
         pair = Pair()
-        before, calls = counted(at, pair.prune_receiver)
+        before, calls = counted(at, elsewhere(pair.prune_receiver))
         assert pair.copy(there=before).roots_copied == tuple(ROOTS)
         pair.settle()
         trials += 1
@@ -122,7 +145,7 @@ def test_a_prune_of_the_source_at_every_call_of_a_copy() -> None:
         def delete_and_prune() -> None:
             prune(pair.source(), dead=[*ROOTS, "old.1", "half.1"], monitor=MONITOR)  # noqa: B023
 
-        before, calls = counted(at, delete_and_prune)
+        before, calls = counted(at, elsewhere(delete_and_prune))
         try:
             pair.copy(here=before)
         except ObjectMissing as err:  # it had not begun to read the root
@@ -151,7 +174,7 @@ def test_a_copy_commits_while_the_receiver_is_pruned(stage: str) -> None:
 
         def let_through() -> None:
             gate.opened.set()  # noqa: B023
-            thread.join(20)  # noqa: B023
+            thread.join(WAIT_S)  # noqa: B023
 
         before, calls = counted(at, let_through)
         pair.prune_receiver(before)
@@ -173,7 +196,7 @@ def test_two_copies_into_one_vault() -> None:
         pair = Pair()
         if at % 2:
             pair.there = MemoryStore()
-        before, calls = counted(at, pair.copy)  # type: ignore[arg-type]
+        before, calls = counted(at, elsewhere(pair.copy))
         report = pair.copy(there=before)
         assert sorted([*report.roots_copied, *report.roots_present]) == sorted(ROOTS)
         pair.settle()
@@ -190,5 +213,5 @@ def test_the_pins_are_what_protects_a_copy() -> None:
     pair.receiver_sessions = ProcessSessions()
     pair.prune_receiver()
     gate.opened.set()
-    thread.join(20)
+    thread.join(WAIT_S)
     assert verify(pair.receiver(), ROOTS, deep=True, monitor=MONITOR).findings
