@@ -6,6 +6,7 @@
     engine list REPO
     engine delete REPO LABEL
     engine verify REPO [--shallow]
+    engine scrub REPO [--sample PERCENT]
     engine prune REPO
 
 The repository's key lies in it (`.master.key`), unless --key names another file. So do copies of a large index
@@ -108,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument("label", metavar="LABEL")
     verify = add("verify", _verify, "Read every pack and every backup, and compare.")
     verify.add_argument("--shallow", action="store_true", help="metadata and sizes only, no content")
+    scrub = add("scrub", _scrub, "Compare every object with the digest of what was written; needs no key.")
+    scrub.add_argument("--sample", metavar="PERCENT", type=float, default=100.0, help="share of the packs to read")
     add("prune", _prune, "Free what no backup needs.")
     return parser
 
@@ -306,6 +309,14 @@ def _verify(options: argparse.Namespace) -> tuple[int, Summary]:
     return (EXIT_FAILED if findings else EXIT_OK), summary
 
 
+def _scrub(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.cli.engine_proofs import run_scrub
+
+    code, summary, lines = run_scrub(options, _url(options.repo), _monitor(options))
+    _say(options, "\n".join(lines))
+    return code, summary
+
+
 def _prune(options: argparse.Namespace) -> tuple[int, Summary]:
     from dataclasses import asdict
 
@@ -338,7 +349,7 @@ def _key_file(options: argparse.Namespace) -> str:
 
 def _open(options: argparse.Namespace) -> "Repository":
     from strongroom.engine.keys import MasterKey
-    from strongroom.engine.repository import open_repository
+    from strongroom.engine.open import open_repository
     from strongroom.engine.sessions import FlockSessions
     from strongroom.engine.store.open import open_store
 

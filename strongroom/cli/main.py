@@ -6,7 +6,19 @@ from collections.abc import Sequence
 import typer
 
 from strongroom.base.errors import Canceled, StrongroomError
-from strongroom.cli import accounts, backups, checkpoints, demo, local, protectables, recover, restores, tasks, vaults
+from strongroom.cli import (
+    accounts,
+    backups,
+    checkpoints,
+    demo,
+    local,
+    protectables,
+    recover,
+    restores,
+    scrubbing,
+    tasks,
+    vaults,
+)
 from strongroom.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from strongroom.cli.output import print_error
 
@@ -20,6 +32,7 @@ app = typer.Typer(
 local.register(app)
 demo.register(app)
 app.add_typer(recover.app, name="recover")
+scrubbing.register(app)
 app.add_typer(accounts.projects, name="project")
 app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")

@@ -40,8 +40,9 @@ from strongroom.engine.model import (
     Root,
     Sessions,
 )
+from strongroom.engine.open import create_repository, open_repository
 from strongroom.engine.pool import Pool
-from strongroom.engine.repository import Repository, Session, create_repository, open_repository
+from strongroom.engine.repository import Repository, Session
 
 if TYPE_CHECKING:
     from strongroom.engine.browse import entry, list_entries, read_file

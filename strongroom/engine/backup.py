@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, cast
 
-from strongroom.base.errors import Corrupt, ObjectMissing
+from strongroom.base.errors import Corrupt, ObjectMissing, PackCorrupt
 from strongroom.base.streams import BlockStream, Monitor, TreeStream
 from strongroom.base.units import MIB
 from strongroom.engine.content import parse_content
@@ -83,12 +83,26 @@ def backup(
                 report=report,
                 body=made.body,
             )
+            if session.failures:
+                _require_whole(session, root, monitor)
             monitor.check()
             fence()
             repository.put_root(root)
         finally:
             intake.close()
     return report
+
+
+def _require_whole(session: Session, root: Root, monitor: Monitor) -> None:
+    """Damage was met on the way: what was taken for known before that must not lie in a pack that failed."""
+    from strongroom.engine.mark import Usage, mark  # numpy, which only who meets damage waits for
+
+    session.refresh()
+    usage = Usage(session.index, mark(session, [root], monitor))
+    hit = [pack for pack in usage.packs if pack in session.index.bad and usage.needed_keys(pack)]
+    if hit or usage.unknown.as_bytes():
+        names = ", ".join(pack.hex() for pack in sorted(hit)[:10])
+        raise PackCorrupt(reason="earlier packs were found damaged while the backup ran; run it again", detail=names)
 
 
 def _load_parent(repository: Repository, request: BackupRequest, kind: StreamKind) -> tuple[Root | None, str | None]:

@@ -23,7 +23,7 @@ from strongroom.engine.repository import Repository, Session
 from strongroom.engine.roots import parse_root_name
 from strongroom.engine.store.base import Store
 
-_DOMAIN = re.compile(r"((?:[^/]+/)*?)domains/([0-9a-f]{32})/(keys|packs|roots|index|labels)/[^/]+")
+_DOMAIN = re.compile(r"((?:[^/]+/)*?)domains/([0-9a-f]{32})/(keys|packs|roots|index|labels|digests|checks)/[^/]+")
 
 State = Literal["complete", "incomplete", "unreadable", "unchecked"]
 

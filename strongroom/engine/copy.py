@@ -48,8 +48,9 @@ from strongroom.engine.intake import Intake
 from strongroom.engine.keys import Domain, MasterKey
 from strongroom.engine.mark import Keys, Marks, Usage
 from strongroom.engine.model import Root, Sessions
+from strongroom.engine.open import load_wraps, put_wrap
 from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack
-from strongroom.engine.repository import Repository, Session, load_wraps
+from strongroom.engine.repository import Repository, Session
 from strongroom.engine.store.base import Store
 
 FOOTERS_AHEAD = 4  # footers read at once: a store far away answers slowly, and a footer is a few small reads
@@ -119,7 +120,7 @@ def _put_keys(store: Store, below: str, master: MasterKey, domain: Domain) -> No
             wraps = load_wraps(store, below)
         except ObjectMissing:
             with suppress(ObjectExists):
-                store.put(f"{below}keys/0", [master.wrap(domain)])
+                put_wrap(store, below, 0, master.wrap(domain))
             continue  # what was put is read back, as what was there
         failure: KeyWrong | FormatUnknown | Corrupt | None = None
         for _, data in wraps:

@@ -106,7 +106,9 @@ class Gatherer:
         plain = scratch("plain", segment.raw)
         try:
             self._session.repository.segments.read_into(segment, plain)
-        except (PackCorrupt, ObjectMissing):
+        except (PackCorrupt, ObjectMissing) as err:
+            if isinstance(err, PackCorrupt):
+                self._session.fail(segment)
             self._deliver_singly(pieces)
             return
         name = self._session.chunker.data_id
@@ -117,14 +119,14 @@ class Gatherer:
             start, length, chunk_id, sink, offset = pieces[at]
             end = start + length
             if checked != chunk_id:
-                self._require(name(plain[start:end]) == chunk_id, chunk_id)
+                self._require(name(plain[start:end]) == chunk_id, chunk_id, segment)
                 checked = chunk_id
             last = at + 1
             while last < len(pieces):  # the neighbours in the segment that are neighbours in the sink too
                 following = pieces[last]
                 if following.sink is not sink or following.start != end or following.offset != offset + end - start:
                     break
-                self._require(name(plain[end : end + following.length]) == following.id, following.id)
+                self._require(name(plain[end : end + following.length]) == following.id, following.id, segment)
                 end += following.length
                 last += 1
             sink.write(offset, plain[start:end])
@@ -142,8 +144,10 @@ class Gatherer:
             piece.sink.wrote(1)
             self._count(piece.length)
 
-    def _require(self, sound: bool, chunk_id: bytes) -> None:
+    def _require(self, sound: bool, chunk_id: bytes, segment: SegmentPlace | None = None) -> None:
         if not sound:
+            if segment is not None:
+                self._session.fail(segment, wrong=True)
             raise ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes than were backed up")
 
     def _count(self, size: int) -> None:

@@ -17,8 +17,9 @@ from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ConfigError, KeyWrong
 from strongroom.base.units import KIB
 from strongroom.engine.keys import LEVELS, Domain, MasterKey
+from strongroom.engine.open import open_repository
 from strongroom.engine.pool import Pool
-from strongroom.engine.repository import Repository, open_repository
+from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
 
 _MASTER = b"strongroom-master-key-v1 "

@@ -59,12 +59,16 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """A finished pack: object id, size of the object in bytes, DATA or METADATA, its segments."""
+    """A finished pack: object id, size of the object in bytes, DATA or METADATA, its segments.
+
+    digests  of its parts as they lie (digests.py), joined; empty when it was read from its footer only
+    """
 
     id: bytes
     size: int
     kind: int
     segments: list[Segment]
+    digests: bytes = b""
 
 
 class SegmentPlace(NamedTuple):
@@ -166,6 +170,17 @@ def load_pack(store: Store, prefix: str, domain: Domain, pack: bytes) -> Pack:
         raise PackCorrupt(reason=f"the footer of pack {pack.hex()} does not authenticate", detail=err.detail) from err
     kind, segments = _parse_footer(decompress_bounded(frame, FOOTER_BYTES_MAX), offset)
     return Pack(id=pack, size=size, kind=kind, segments=segments)
+
+
+def read_footer(store: Store, prefix: str, domain: Domain, pack: Pack) -> tuple[int, bytes]:
+    """(offset, bytes) of all that follows the last segment of a pack that was loaded. Raises Corrupt, StoreError."""
+    offset = max((segment.offset + segment.stored for segment in pack.segments), default=OBJECT_ID_BYTES)
+    footer = store.read(pack_name(prefix, pack.id), offset, pack.size - offset)
+    length = len(footer) - _TRAILER.size
+    if footer[length:] != _TRAILER.pack(length, MAGIC):
+        raise PackCorrupt(reason=f"pack {pack.id.hex()} has no footer where its segments end")
+    Box(domain.data_key, domain.id, FOOTER, pack.id).open(offset, footer[:length])
+    return offset, footer
 
 
 def _parse_footer(data: bytes, end: int) -> tuple[int, list[Segment]]:

@@ -280,7 +280,7 @@ class _Prune:
             # The list before the newest stays: a reader may have seen its name a moment ago, and not pinned it yet.
             is_old = int(name) < border - 1 if is_list else name in dict(index_list.retired) and name not in kept
             if is_old:
-                self._store.delete(f"{self._prefix}index/{name}")
+                self._repository.delete_index(name)
                 self._count(bytes_freed=sizes[name])
         return kept
 
@@ -331,7 +331,8 @@ class _Prune:
             merged = merge_tables([tables[name] for name in group], frozenset(gone))
             try:
                 if merged.chunk_count:
-                    added, _ = repository.put_table(merged, index_list.number)
+                    known = repository.digests_of(group, frozenset(gone))
+                    added, _ = repository.put_table(merged, index_list.number, known)
                     coming.added.add(added)
             except StoreFull as err:
                 self._report = replace(self._report, postponed=f"no room to shorten the index: {err}")

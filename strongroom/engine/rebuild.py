@@ -21,6 +21,7 @@ from functools import partial
 
 from strongroom.base.errors import Corrupt, IndexIncomplete, ObjectExists, ObjectMissing, ShortRead
 from strongroom.base.streams import Monitor, SilentMonitor
+from strongroom.engine.digests import PackDigests, lost_index_objects
 from strongroom.engine.index import NUMBER_DIGITS, IndexList
 from strongroom.engine.pack import Pack, load_pack
 from strongroom.engine.repository import Repository
@@ -85,6 +86,7 @@ class _Found:
     damaged: list[tuple[str, str]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     packs: set[bytes] = field(default_factory=set)
+    digests: dict[bytes, PackDigests] = field(default_factory=dict)
 
     @property
     def is_sound(self) -> bool:
@@ -101,7 +103,10 @@ class _Rebuild:
 
     def run(self) -> RebuildReport:
         found = self._look()
-        written, damaged = self._index_packs(found)
+        lost = lost_index_objects(self._repository.store, self._repository.prefix)
+        written, damaged = self._index_packs(found, lost)
+        for name in lost:
+            self._repository.delete_index(name)  # that is, its digest: what it told is told by the new ones
         report = replace(
             self._report,
             number=found.before.number,
@@ -163,10 +168,12 @@ class _Rebuild:
 
     # --- making ---
 
-    def _index_packs(self, found: _Found) -> tuple[list[str], list[tuple[str, str]]]:
+    def _index_packs(self, found: _Found, lost: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
         """Index objects for the packs that none names: (their names, packs that do not open)."""
         unknown = [name for name in self._names("packs/") if _PACK.fullmatch(name)]
         unknown = [name for name in unknown if bytes.fromhex(name) not in found.packs]
+        if unknown:  # the digests of an index object are not lost with it
+            found.digests = self._repository.digests_of([*lost, *(name for name, _ in found.damaged)])
         written: list[str] = []
         damaged: list[tuple[str, str]] = []
         batch: list[Pack] = []
@@ -187,7 +194,7 @@ class _Rebuild:
 
     def _put(self, packs: list[Pack], chunks: int, found: _Found) -> str:
         self._monitor.check()
-        name, _, _ = self._repository.put_index_object(packs, max(found.before.number, 0))
+        name, _, _ = self._repository.put_index_object(packs, max(found.before.number, 0), found.digests)
         self._report = replace(
             self._report,
             objects_written=self._report.objects_written + 1,

@@ -3,7 +3,7 @@
     <prefix>domain                    id of the own domain in hex: the last object that creation writes
     <prefix>domains/<id>/keys/<n>     wrapped keys         roots/<backup id>.<generation>   commits
     .../packs/<hex>                   chunks               labels/<backup id>.<n>           what changes later
-    .../index/<n>, index/<n>.<hex>    see index.py
+    .../index/<n>, index/<n>.<hex>    see index.py           digests/<kind>.<name>          see digests.py
 
 Invariants, true at any instant: a root refers only to chunks in durable packs; an index object only to packs that exist
 or are fossils; without a root a backup does not exist; no object ever changes. Written: packs, index, root. Read: root,
@@ -13,30 +13,38 @@ then index. This module writes single objects; the order is kept by backup.py.
 import contextlib
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import zstandard
 
-from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.clock import Clock
 from strongroom.base.errors import (
     ChunkCorrupt,
     Corrupt,
-    FormatUnknown,
     IndexIncomplete,
     InvalidRequest,
-    KeyWrong,
+    ObjectExists,
     ObjectMissing,
     PackCorrupt,
 )
 from strongroom.base.units import KIB
 from strongroom.engine.chunker import KEY_BYTES, Chunker
+from strongroom.engine.digests import (
+    PackDigests,
+    delete_object,
+    digest_of,
+    known_digests,
+    merge_digests,
+    put_checked_digest,
+    put_digest,
+)
 from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBER_DIGITS, Index, IndexList
 from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import Table, encode_table
-from strongroom.engine.keys import Domain, MasterKey
+from strongroom.engine.keys import Domain
 from strongroom.engine.model import (
     LABELS_BYTES_MAX,
-    DomainSettings,
     Labels,
     Root,
     SessionKind,
@@ -48,17 +56,17 @@ from strongroom.engine.roots import ROOT_BYTES_MAX, open_root, pack_labels, pars
 from strongroom.engine.seal import INDEX, INDEX_LIST, LABELS, derive_key, new_object_id, open_object, seal_object
 from strongroom.engine.sessions import ProcessSessions
 from strongroom.engine.store.base import Store
+from strongroom.engine.suspects import Failures
 
 SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
 INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
 PACKS_COMPARED_SINGLY_MAX = 1 << 14  # 300 bytes each in dicts, 24 in arrays: half a terabyte of data
 SEGMENTS_KEPT = 8  # metadata segments a reader keeps open: 8 MiB
+LIST_ATTEMPTS_MAX = 8  # races with a prune over the next list
 SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
 _OBJECT_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}\.[0-9a-f]{{32}}")
 _LABELS_NAME = re.compile(r"([A-Za-z0-9-]{1,64})\.([0-9]{6})")
-_WRAP_NAME = re.compile(r"0|[1-9][0-9]{0,8}")
-_DOMAIN_TEXT = re.compile(rb"[0-9a-f]{32}")
 
 
 class Repository:
@@ -85,6 +93,7 @@ class Repository:
         self.sessions: Sessions = sessions or ProcessSessions()
         self.clock = clock
         self.segments = SegmentReader(store, prefix, domain)
+        self.wraps: tuple[tuple[int, bytes], ...] = ()  # (n, object keys/<n>) that opened it
         self._pool = pool
         self._owns_pool = pool is None
         folder = None if cache is None else f"{cache}/{domain.id.hex()}"
@@ -112,13 +121,15 @@ class Repository:
 
     def put_root(self, root: Root) -> None:
         """The commit: durable on return. Raises ObjectExists."""
-        self.store.put(f"{self.prefix}roots/{root.name}", [seal_root(self.domain, root)])
+        data, name = seal_root(self.domain, root), f"roots/{root.name}"
+        self.store.put(self.prefix + name, [data])
+        put_checked_digest(self.store, self.prefix, digest_of(name, data))
 
     def delete_root(self, name: str) -> None:
         """The backup does not exist any more; prune frees its bytes. Idempotent."""
         if parse_root_name(name) is None:
             raise InvalidRequest(reason="This is no name of a root.", detail=name[:100])
-        self.store.delete(f"{self.prefix}roots/{name}")
+        delete_object(self.store, self.prefix, f"roots/{name}")
 
     def find_root(self, backup_id: str, generation: int | None = None) -> Root | None:
         """The complete root that an attempt of this backup left, the highest generation if none is given (RULINGS 7).
@@ -157,10 +168,10 @@ class Repository:
         another does so right now."""
         if number is None:
             number = max((n for n, _ in self._label_names(backup_id)), default=0) + 1
-        data = seal_object(
-            self.domain.data_key, self.domain.id, LABELS, pack_labels(labels), f"{backup_id}.{number:06d}".encode()
-        )
-        self.store.put(f"{self.prefix}labels/{backup_id}.{number:06d}", [data])
+        name = f"{backup_id}.{number:06d}"
+        data = seal_object(self.domain.data_key, self.domain.id, LABELS, pack_labels(labels), name.encode())
+        self.store.put(f"{self.prefix}labels/{name}", [data])
+        put_checked_digest(self.store, self.prefix, digest_of(f"labels/{name}", data))
 
     def load_labels(self, root: Root) -> Labels:
         """The labels that stand: the highest number put later, else those in the root."""
@@ -187,30 +198,52 @@ class Repository:
                 data = self._read(f"index/{number:0{NUMBER_DIGITS}d}", INDEX_LIST_BYTES_MAX)
             except ObjectMissing:
                 continue  # a prune has written newer ones since the listing, and deleted this
-            payload = open_object(self.domain.data_key, self.domain.id, INDEX_LIST, data, str(number).encode())
-            return IndexList.decode(decompress_bounded(payload, INDEX_LIST_BYTES_MAX), number)
+            return self.open_index_list(data, number)
         raise IndexIncomplete(reason="its index list keeps changing; run the task again")
+
+    def open_index_list(self, data: bytes, number: int) -> IndexList:
+        """`data` is the object of list `number`. Raises Corrupt classes."""
+        payload = open_object(self.domain.data_key, self.domain.id, INDEX_LIST, data, str(number).encode())
+        return IndexList.decode(decompress_bounded(payload, INDEX_LIST_BYTES_MAX), number)
 
     def put_index_list(self, index_list: IndexList) -> None:
         """Durable on return. Raises ObjectExists to the loser of a race, who reads again and plans again."""
         number = index_list.number
         payload = zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(index_list.encode())
         data = seal_object(self.domain.data_key, self.domain.id, INDEX_LIST, payload, str(number).encode())
-        self.store.put(f"{self.prefix}index/{number:0{NUMBER_DIGITS}d}", [data])
+        name = f"index/{number:0{NUMBER_DIGITS}d}"
+        self.store.put(self.prefix + name, [data])
+        fossils, retired = (pack for pack, _ in index_list.fossils), (name for name, _ in index_list.retired)
+        put_checked_digest(self.store, self.prefix, digest_of(name, data, fossils=fossils, retired=retired))
 
-    def put_index_object(self, packs: list[Pack], number: int) -> tuple[str, Table, int]:
-        """Make durable packs known: (name, table, sealed bytes). `number` is the list the session pinned."""
+    def put_index_object(
+        self, packs: list[Pack], number: int, known: Mapping[bytes, PackDigests] | None = None
+    ) -> tuple[str, Table, int]:
+        """Make durable packs known: (name, table, sealed bytes). `number` is the list the session pinned.
+
+        known: digests of packs that do not bring their own, as far as there are.
+        """
         data = encode_table(packs)
-        name, size = self.put_table(Table(data), number)
+        name, size = self.put_table(Table(data), number, {**(known or {}), **known_digests(packs)})
         return name, Table(data, names=frozenset([name])), size
 
-    def put_table(self, table: Table, number: int) -> tuple[str, int]:
-        """A new index object, durable on return: (name, sealed bytes)."""
+    def put_table(self, table: Table, number: int, known: Mapping[bytes, PackDigests] | None = None) -> tuple[str, int]:
+        """A new index object, durable on return: (name, sealed bytes). known: digests of packs, as far as there are."""
         payload = zstandard.ZstdCompressor(level=INDEX_LEVEL).compress(table.data)
         name = f"{number:0{NUMBER_DIGITS}d}.{new_object_id().hex()}"
         data = seal_object(self.domain.data_key, self.domain.id, INDEX, payload, name.encode())
         self.store.put(f"{self.prefix}index/{name}", [data])
+        packs = [known[pack.id] for pack in table.packs if pack.id in known] if known else []
+        put_digest(self.store, self.prefix, digest_of(f"index/{name}", data, packs=packs))
         return name, len(data)
+
+    def digests_of(self, names: Iterable[str], gone: frozenset[bytes] = frozenset()) -> dict[bytes, PackDigests]:
+        """What is known of the packs of these index objects, those in `gone` left out: for who replaces them."""
+        return merge_digests(self.store, self.prefix, (f"index/{name}" for name in names), gone)
+
+    def delete_index(self, name: str) -> None:
+        """Delete an index object or a list that nobody can be reading. Idempotent."""
+        delete_object(self.store, self.prefix, f"index/{name}")
 
     def index_object_names(self, index_list: IndexList) -> list[str]:
         """The valid index objects at this list, those added since included. Raises IndexIncomplete when one is lost."""
@@ -259,9 +292,28 @@ class Repository:
         """Pin the newest index number and read the index at it; the pin is given back at the end."""
         token, index_list = self._pin(kind)
         try:
-            yield Session(self, self.load_index(index_list), token)
+            session = Session(self, self.load_index(index_list), token)
+            try:
+                yield session
+            finally:
+                session.failures.note(self)
         finally:
             self.sessions.close(token)
+
+    def note_suspects(self, found: Collection[bytes], cleared: Collection[bytes] = ()) -> None:
+        """Writers do not rely on the packs `found` from the next list on, and again on those `cleared` (RULINGS 14).
+
+        Raises StoreError, IndexIncomplete; gives up after as many lost races with a prune as it has attempts.
+        """
+        for _ in range(LIST_ATTEMPTS_MAX):
+            before = self.load_index_list()
+            fossils = {pack for pack, _ in before.fossils}  # unknown to writers already, and on their way out
+            suspect = (set(before.suspect) - set(cleared)) | (set(found) - fossils)
+            if suspect == set(before.suspect):
+                return
+            with contextlib.suppress(ObjectExists):
+                self.put_index_list(replace(before, number=before.number + 1, suspect=tuple(sorted(suspect))))
+                return
 
     def _pin(self, kind: SessionKind) -> tuple[str, IndexList]:
         """A pin counts only if its number is still the newest after it was set: a sweep may have run before."""
@@ -301,11 +353,19 @@ class Session:
 
     def __init__(self, repository: Repository, index: Index, token: str) -> None:
         self.repository = repository
-        self.index = index
+        self.index = self._pinned = index
         self.token = token
         self.chunker = Chunker(repository.domain)
+        self.failures = Failures()
         self._plain: OrderedDict[SegmentPlace, memoryview] = OrderedDict()
         self._renewed = False
+
+    def fail(self, place: SegmentPlace, *, wrong: bool = False) -> None:
+        """A segment did not open, or gave a wrong chunk: from now on this session relies on nothing of its pack.
+
+        Its pack becomes suspect at the end. May be called from any thread.
+        """
+        self.failures.add(place, (self.index, self._pinned), wrong=wrong)
 
     def metadata(self, chunk_id: bytes) -> bytes:
         """A metadata chunk, checked against its whole id. Raises Corrupt classes."""
@@ -320,8 +380,13 @@ class Session:
         if self._renewed:
             return False
         self._renewed = True
-        self.index = self.repository.load_index(self.repository.load_index_list())
+        self.refresh()
         return True
+
+    def refresh(self) -> None:
+        """Read with all that is durable now, also what this session has written."""
+        self.index = self.repository.load_index(self.repository.load_index_list())
+        self.index.bad |= self.failures.packs
 
     def _chunk(self, chunk_id: bytes, *, metadata: bool) -> bytes:
         failure: Corrupt | ObjectMissing | None = None
@@ -330,12 +395,17 @@ class Session:
             for place in self.index.places(chunk_id[:KEY_BYTES]):
                 try:
                     plain = self._segment(place.segment)
-                except (PackCorrupt, ObjectMissing) as err:
+                except PackCorrupt as err:
+                    failure = err
+                    self.fail(place.segment)
+                    continue
+                except ObjectMissing as err:
                     failure = err
                     continue
                 chunk = bytes(plain[place.start : place.start + place.length])
                 if name(chunk) == chunk_id:
                     return chunk
+                self.fail(place.segment, wrong=True)
                 failure = ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes", detail=str(place))
             if not self.renew():
                 break
@@ -356,77 +426,3 @@ class Session:
         if len(self._plain) > SEGMENTS_KEPT:
             self._plain.popitem(last=False)
         return kept
-
-
-def create_repository(
-    store: Store,
-    prefix: str,
-    master: MasterKey,
-    settings: DomainSettings,
-    *,
-    pool: Pool | None = None,
-    sessions: Sessions | None = None,
-    clock: Clock | None = None,
-) -> Repository:
-    """A new domain under `prefix` (empty, or with a slash at the end). Raises ObjectExists when there is one already.
-
-    Order: keys/0, index list 0, then the object that names the domain: nothing refers to what a crash leaves before.
-    """
-    prefix = _with_slash(prefix)
-    domain = Domain.create(settings.level)
-    below = f"{prefix}domains/{domain.id.hex()}/"
-    repository = Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock())
-    store.put(f"{below}keys/0", [master.wrap(domain)])
-    repository.put_index_list(IndexList(number=0))
-    store.put(f"{prefix}domain", [domain.id.hex().encode()])
-    return repository
-
-
-def open_repository(
-    store: Store,
-    prefix: str,
-    master: MasterKey,
-    *,
-    domain_id: bytes | None = None,
-    pool: Pool | None = None,
-    sessions: Sessions | None = None,
-    clock: Clock | None = None,
-    cache: str | None = None,
-) -> Repository:
-    """The own domain under `prefix`, or the one asked for. Raises ObjectMissing, KeyWrong, FormatUnknown or Corrupt."""
-    prefix = _with_slash(prefix)
-    if domain_id is None:
-        text = store.read(f"{prefix}domain")
-        if _DOMAIN_TEXT.fullmatch(text) is None:
-            raise FormatUnknown(reason="the object that names its domain is malformed")
-        domain_id = bytes.fromhex(text.decode())
-    below = f"{prefix}domains/{domain_id.hex()}/"
-    domain = _load_domain(store, below, master)
-    if domain.id != domain_id:
-        raise Corrupt(reason="its keys are those of another domain", detail=below)
-    return Repository(store, below, domain, pool=pool, sessions=sessions, clock=clock or SystemClock(), cache=cache)
-
-
-def load_wraps(store: Store, below: str) -> list[tuple[int, bytes]]:
-    """(n, object keys/<n>) of the domain at `below`, the newest first. Raises ObjectMissing when there is none."""
-    names = [info.name.rpartition("/")[2] for info in store.list(f"{below}keys/")]
-    numbers = sorted((int(name) for name in names if _WRAP_NAME.fullmatch(name)), reverse=True)
-    if not numbers:
-        raise ObjectMissing(name=f"{below}keys/0")
-    return [(number, store.read(f"{below}keys/{number}")) for number in numbers]
-
-
-def _load_domain(store: Store, below: str, master: MasterKey) -> Domain:
-    """Any wrap this master key opens will do, the newest first; else the error of the newest."""
-    failure: Exception | None = None
-    for _, wrapped in load_wraps(store, below):
-        try:
-            return master.unwrap(wrapped)
-        except (Corrupt, FormatUnknown, KeyWrong) as err:
-            failure = failure or err
-    assert failure is not None
-    raise failure
-
-
-def _with_slash(prefix: str) -> str:
-    return prefix if not prefix or prefix.endswith("/") else prefix + "/"

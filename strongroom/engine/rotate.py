@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from strongroom.base.errors import Corrupt, FormatUnknown, KeyWrong, ObjectExists, ObjectMissing
 from strongroom.base.streams import Monitor
 from strongroom.engine.catalogue import DomainPlace, find_domains
+from strongroom.engine.digests import delete_object
 from strongroom.engine.keys import Domain, MasterKey
-from strongroom.engine.repository import load_wraps
+from strongroom.engine.open import load_wraps, put_wrap
 from strongroom.engine.store.base import Store
 
 
@@ -82,7 +83,7 @@ def drop_wraps(store: Store, key: MasterKey, monitor: Monitor) -> RotationReport
         wrapped.append((place, own))
         for number, data in load_wraps(store, _below(place)):
             if _open(key, place, data) is None:
-                store.delete(f"{_below(place)}keys/{number}")
+                delete_object(store, _below(place), f"keys/{number}")
                 removed += 1
     return RotationReport(wrapped=tuple(wrapped), removed=removed, failed=tuple(failed))
 
@@ -102,7 +103,7 @@ def _add_wrap(store: Store, place: DomainPlace, old: MasterKey, new: MasterKey) 
     data, number = new.wrap(domain), wraps[0][0] + 1
     name = f"{_below(place)}keys/{number}"
     try:
-        store.put(name, [data])
+        put_wrap(store, _below(place), number, data)
     except ObjectExists:
         raise KeyWrong(reason="somebody else rotates its keys right now", detail=name) from None
     if new.unwrap(store.read(name)) != domain:

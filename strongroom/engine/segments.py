@@ -13,6 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from strongroom.engine.digests import part_digest
 from strongroom.engine.keys import Domain
 from strongroom.engine.model import PACK_BYTES, SEGMENT_BYTES_MAX
 from strongroom.engine.pack import (
@@ -47,6 +48,7 @@ class _OpenPack:
         self.busy = 0
         self.full = False
         self.segments: list[Segment] = []
+        self.digests: dict[int, bytes] = {0: part_digest(self.id)}  # by offset
 
 
 class PackWriter:
@@ -120,8 +122,10 @@ class PackWriter:
         pack, offset = self._reserve(stored, raw, codec, ids, lengths)
         box = scratch("box", stored)
         pack.box.seal_into(offset, payload, box)
+        digest = part_digest(box)  # of what was sealed, not of what the store says it has
         pack.writer.write_at(offset, box)
         with self._lock:
+            pack.digests[offset] = digest
             pack.busy -= 1
             last = pack.full and not pack.busy
         if last:
@@ -154,8 +158,10 @@ class PackWriter:
         pack.writer.commit()
         with self._lock:
             self._unfinished.discard(pack)
+        pack.digests[pack.end] = part_digest(footer)
+        digests = b"".join(digest for _, digest in sorted(pack.digests.items()))
         size = pack.end + len(footer)
-        self._finished(Pack(id=pack.id, size=size, kind=self._kind, segments=pack.segments))
+        self._finished(Pack(id=pack.id, size=size, kind=self._kind, segments=pack.segments, digests=digests))
 
 
 class Buffers:

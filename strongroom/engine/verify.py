@@ -7,7 +7,8 @@
 What fails is read again once before it is called damage. A needed chunk that also lies in a sound pack is no damage to
 a restore point, only to the pack. Findings are collected, with the restore points and paths they hit; what stops the
 check itself (denied, timed out, canceled) is raised. Packs that failed become suspect in the next list, so that the
-next backup of the same content stores it again (RULINGS 14); suspect packs that pass a deep check are cleared.
+next backup of the same content stores it again (RULINGS 14); suspect packs that pass a deep check are cleared. A deep
+check also adds the digests that a scrub without the key lacks.
 """
 
 import threading
@@ -20,7 +21,6 @@ from typing import Literal, TypeVar
 
 from strongroom.base.errors import (
     Corrupt,
-    ObjectExists,
     ObjectMissing,
     PackCorrupt,
     StoreDenied,
@@ -29,16 +29,17 @@ from strongroom.base.errors import (
     StoreTimeout,
 )
 from strongroom.base.streams import Monitor, Path
+from strongroom.engine.attest import attest
 from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
 from strongroom.engine.content import iter_ids, parse_content
+from strongroom.engine.digests import PackDigests, pack_digests, part_digest
 from strongroom.engine.manifest import open_stream
 from strongroom.engine.mark import Marks, Usage
 from strongroom.engine.model import REPORT_PATHS_MAX, Root
-from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack, pack_name, scratch
+from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack, pack_name, read_footer, scratch
 from strongroom.engine.repository import Repository, Session
 
 PACKS_AHEAD = 2  # packs in work beyond one a thread; each holds one segment of plain bytes
-LIST_ATTEMPTS_MAX = 8  # races with a prune over the next list
 
 T = TypeVar("T")
 
@@ -64,12 +65,17 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What was checked and what was found. bytes: sealed bytes read of packs, deep; 0 for a shallow check."""
+    """What was checked and what was found.
+
+    objects        packs that were checked          bytes  sealed bytes read of them, deep; 0 for a shallow check
+    digests_added  objects that a scrub can prove from now on, deep
+    """
 
     findings: tuple[Finding, ...]
     roots: int
     objects: int
     bytes: int
+    digests_added: int = 0
 
 
 def verify(repository: Repository, roots: Collection[str] | None, *, deep: bool, monitor: Monitor) -> VerifyReport:
@@ -124,14 +130,23 @@ class _Check:
         self._findings: list[Finding] = []
         self._roots = 0
         self._checked: set[bytes] = set()
-        self._lock = threading.Lock()  # guards the two below, which threads of the pool write
+        self._lock = threading.Lock()  # guards the three below, which threads of the pool write
         self._bytes = 0
         self._damage: dict[bytes, _Damage] = {}
+        self._proven: dict[bytes, PackDigests] = {}
+        self._digests_added = 0
+        self._unread: dict[str, set[bytes]] = {}  # roots whose manifest did not read: packs that failed on the way
         self._doubt_metadata = False  # a manifest did not read: find the pack
 
     def report(self) -> VerifyReport:
         findings = tuple(self._findings)
-        return VerifyReport(findings=findings, roots=self._roots, objects=len(self._checked), bytes=self._bytes)
+        return VerifyReport(
+            findings=findings,
+            roots=self._roots,
+            objects=len(self._checked),
+            bytes=self._bytes,
+            digests_added=self._digests_added,
+        )
 
     def run(self, names: list[str], *, may_go: bool) -> None:
         """Check these roots. Names first, then the index, then the roots: nothing that a root needs is missed or freed.
@@ -142,6 +157,8 @@ class _Check:
             with self._repository.session("verify") as session:
                 loaded = [self._load(name, may_go) for name in names]
                 self._run(session, [root for root in loaded if root is not None])
+                if self._deep:
+                    self._digests_added = attest(self._repository, self._proven, self._monitor)
         except (Corrupt, ObjectMissing) as err:
             self._findings.append(Finding(kind="index", name="index/", reason=str(err), roots=tuple(names)))
             return
@@ -167,12 +184,16 @@ class _Check:
         marks = Marks()
         readable = []
         for root in roots:
+            before = session.failures.take()
             try:
                 marks.add(session, root, self._monitor)
                 readable.append(root)
             except (Corrupt, ObjectMissing) as err:
                 self._doubt_metadata = True
+                self._unread[root.name] = session.failures.packs
                 self._findings.append(Finding(kind="manifest", name=root.name, reason=str(err), roots=(root.name,)))
+            finally:
+                session.failures.give(before)
         usage = Usage(session.index, marks.keys())
         while self._check_packs(session, usage):
             # Chunks of packs that failed may lie elsewhere: those places count now, and are checked in their turn.
@@ -234,12 +255,14 @@ class _Check:
         """Every segment, needed or not: a pack that rots in one place is not trusted in another."""
         lost: set[bytes] = set()
         reasons: list[str] = []
+        digests = {0: part_digest(pack.id)}  # by offset
         for segment in pack.segments:
             place = SegmentPlace(pack.id, segment.offset, segment.stored, segment.raw, segment.codec)
             plain = scratch("verify", segment.raw)
             wrong = segment.ids
             try:
                 _twice(partial(self._repository.segments.read_into, place, plain))
+                digests[segment.offset] = part_digest(scratch("box", segment.stored))  # what was opened just now
                 wrong = _wrong_ids(session, pack.kind, segment, plain)
             except (Corrupt, StoreError) as err:
                 _require_damage(err)
@@ -247,10 +270,23 @@ class _Check:
             if wrong:
                 reasons.append(f"{len(wrong)} chunks have other bytes")
                 lost.update(chunk_id[:KEY_BYTES] for chunk_id in wrong)
+        found = None if reasons else self._digests(pack, digests)
         with self._lock:
             self._bytes += sum(segment.stored for segment in pack.segments)
             if reasons:
                 self._damage[pack.id] = _Damage(reason=reasons[0], keys=lost)
+            elif found is not None:
+                self._proven[pack.id] = found
+
+    def _digests(self, pack: Pack, digests: dict[int, bytes]) -> PackDigests | None:
+        """Of a pack whose segments were opened just now; None when its footer does not come again."""
+        repository = self._repository
+        try:
+            end, footer = read_footer(repository.store, repository.prefix, repository.domain, pack)
+        except (Corrupt, StoreError):
+            return None
+        digests[end] = part_digest(footer)
+        return pack_digests(replace(pack, digests=b"".join(digest for _, digest in sorted(digests.items()))))
 
     # --- what it means ---
 
@@ -261,6 +297,7 @@ class _Check:
         for pack, damage in sorted(self._damage.items()):
             name = pack_name(self._repository.prefix, pack)
             hits.append(_Hits(finding=Finding(kind="pack", name=name, reason=damage.reason)))
+            hits[-1].roots.update((root, None) for root, packs in self._unread.items() if pack in packs)
             keys = usage.needed_keys(pack)  # those for which no sound pack was found
             by_key.update(dict.fromkeys(keys if damage.keys is None else keys & damage.keys, hits[-1]))
         unknown = usage.unknown.as_bytes()
@@ -280,17 +317,7 @@ class _Check:
         """Writers must not rely on what failed, from the next list on; what passed a deep check is trusted again."""
         cleared = self._checked - self._damage.keys() if self._deep else set()
         try:
-            for _ in range(LIST_ATTEMPTS_MAX):
-                before = self._repository.load_index_list()
-                suspect = (set(before.suspect) - cleared) | self._damage.keys()
-                if suspect == set(before.suspect):
-                    return
-                try:
-                    number = before.number + 1
-                    self._repository.put_index_list(replace(before, number=number, suspect=tuple(sorted(suspect))))
-                except ObjectExists:
-                    continue
-                return
+            self._repository.note_suspects(self._damage.keys(), cleared)
         except (StoreError, Corrupt) as err:
             # The findings matter more than the note about them, so they are not lost for it.
             reason = f"suspect packs could not be noted: {err!s}"

@@ -16,8 +16,9 @@ from strongroom.control.tasks import Task
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
 from strongroom.engine.model import SessionKind, Sessions
+from strongroom.engine.open import load_wraps
 from strongroom.engine.pool import Pool
-from strongroom.engine.repository import Repository, load_wraps
+from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
 from strongroom.operations.monitor import JobMonitor
 from strongroom.operations.portal import Portal

@@ -21,10 +21,11 @@ from strongroom.base.units import GIB
 from strongroom.control.rebuilding import PROTECTABLE_TYPES, LostBackup, LostVault, RowsMade
 from strongroom.engine import MasterKey
 from strongroom.engine.catalogue import DomainPlace, Point, find_domains, list_points
+from strongroom.engine.open import load_wraps, open_repository
 from strongroom.engine.pool import Pool
 from strongroom.engine.prune import live_bytes
 from strongroom.engine.rebuild import rebuild
-from strongroom.engine.repository import Repository, load_wraps, open_repository
+from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
 
 NAME_CHARS_MAX = 64

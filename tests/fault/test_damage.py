@@ -134,7 +134,7 @@ def examine(world: World, store: MemoryStore, name: str, damage: str) -> None:
         return
     named = {root for finding in report.findings for root in finding.roots}
     assert set(hit) <= named, (name, damage, result, report.findings)
-    if not report.findings:
+    if not report.findings and "/digests/" not in name:  # those are made anew; what a scrub finds has its own tests
         # Old lists are not read; a list or a label that is gone leaves the one before it in force.
         last = name.rpartition("/")[2]
         assert last.isdigit() or (damage == "delete" and "/labels/" in name), (name, damage)

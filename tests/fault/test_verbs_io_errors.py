@@ -106,6 +106,7 @@ def test_a_call_fails(tmp_path: Path, verb: Callable[[World, Repository], None])
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # some 400 runs of a prune, each read back whole: minutes on a busy machine
 @pytest.mark.parametrize("verb", [run_backup, run_prune])
 def test_every_call_fails(tmp_path: Path, verb: Callable[[World, Repository], None]) -> None:
     """Every call."""

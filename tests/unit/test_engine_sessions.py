@@ -12,7 +12,7 @@ from strongroom.base.errors import ConfigError, IndexIncomplete
 from strongroom.engine import DomainSettings, FlockSessions, MasterKey, Pool, ProcessSessions, Repository, Sessions
 from strongroom.engine.index import IndexList
 from strongroom.engine.model import SEGMENT_BYTES_MAX, SessionKind
-from strongroom.engine.repository import create_repository
+from strongroom.engine.open import create_repository
 from strongroom.engine.store.base import ObjectInfo
 from strongroom.engine.store.memory import MemoryStore
 
