@@ -11,17 +11,21 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from strongroom.base.errors import ChunkCorrupt, IndexIncomplete, ObjectMissing, PackCorrupt
 from strongroom.base.streams import Monitor
 from strongroom.engine.chunker import KEY_BYTES
-from strongroom.engine.pack import SegmentPlace, scratch
+from strongroom.engine.pack import ALIGNMENT_BYTES, SegmentPlace, scratch
 from strongroom.engine.repository import Session
 
 WINDOW_PIECES = 16384  # about 1 KB each with their files: 16 MB
 EXPECTED = 16  # segments that a slow store is told of in advance: 64 MiB at most, at 100 ms a request 600 MB/s
 SEGMENTS_AHEAD_PER_THREAD = 2  # enough to keep a thread busy, little enough to share the pool and to stop soon
+
+
+_start = itemgetter(0)
 
 
 class Sink(Protocol):
@@ -40,6 +44,16 @@ class _Piece(NamedTuple):
     id: bytes
     sink: Sink
     offset: int
+
+
+class _Run(NamedTuple):
+    """Pieces that are neighbours in the segment, [start, end) of its plain bytes, and neighbours in the sink too."""
+
+    start: int
+    end: int
+    sink: Sink
+    offset: int
+    pieces: list[_Piece]
 
 
 class Gatherer:
@@ -103,7 +117,9 @@ class Gatherer:
         return lambda: None if self._failed.is_set() else self._deliver_segment(segment, pieces)
 
     def _deliver_segment(self, segment: SegmentPlace, pieces: list[_Piece]) -> None:
-        plain = scratch("plain", segment.raw)
+        pieces.sort(key=_start)
+        runs = _runs(pieces)
+        plain = scratch("plain", segment.raw, _phase(runs))
         try:
             self._session.repository.segments.read_into(segment, plain)
         except (PackCorrupt, ObjectMissing) as err:
@@ -112,27 +128,15 @@ class Gatherer:
             self._deliver_singly(pieces)
             return
         name = self._session.chunker.data_id
-        pieces.sort(key=lambda piece: piece[0])
         checked: bytes | None = None
-        at = 0
-        while at < len(pieces):
-            start, length, chunk_id, sink, offset = pieces[at]
-            end = start + length
-            if checked != chunk_id:
-                self._require(name(plain[start:end]) == chunk_id, chunk_id, segment)
-                checked = chunk_id
-            last = at + 1
-            while last < len(pieces):  # the neighbours in the segment that are neighbours in the sink too
-                following = pieces[last]
-                if following.sink is not sink or following.start != end or following.offset != offset + end - start:
-                    break
-                self._require(name(plain[end : end + following.length]) == following.id, following.id, segment)
-                end += following.length
-                last += 1
-            sink.write(offset, plain[start:end])
-            sink.wrote(last - at)
-            self._count(end - start)
-            at = last
+        for run in runs:
+            for start, length, chunk_id, _, _ in run.pieces:
+                if checked != chunk_id:  # a chunk may go to many places
+                    self._require(name(plain[start : start + length]) == chunk_id, chunk_id, segment)
+                    checked = chunk_id
+            run.sink.write(run.offset, plain[run.start : run.end])
+            run.sink.wrote(len(run.pieces))
+        self._count(sum(run.end - run.start for run in runs))
 
     def _deliver_singly(self, pieces: list[_Piece]) -> None:
         """The segment cannot be read: another pack may hold its chunks, or a newer index know of one."""
@@ -153,3 +157,34 @@ class Gatherer:
     def _count(self, size: int) -> None:
         with self._lock:
             self.bytes_written += size
+
+
+def _runs(pieces: list[_Piece]) -> list[_Run]:
+    """The runs of pieces that are sorted by start."""
+    runs: list[_Run] = []
+    own: list[_Piece] = []
+    for piece in pieces:
+        if own:
+            last, first = own[-1], own[0]
+            end = last.start + last.length
+            if piece.sink is last.sink and piece.start == end and piece.offset == last.offset + last.length:
+                own.append(piece)
+                continue
+            runs.append(_Run(first.start, end, first.sink, first.offset, own))
+        own = [piece]
+    first, last = own[0], own[-1]
+    runs.append(_Run(first.start, last.start + last.length, first.sink, first.offset, own))
+    return runs
+
+
+def _phase(runs: list[_Run]) -> int:
+    """Where the plain bytes begin in an aligned buffer, so that the longest run lies there as it will in its file.
+
+    Then a target can give it to the disk as it is; others it has to copy.
+    """
+    longest = max(runs, key=_length)
+    return (longest.offset - longest.start) % ALIGNMENT_BYTES
+
+
+def _length(run: _Run) -> int:
+    return run.end - run.start

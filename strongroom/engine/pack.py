@@ -9,6 +9,7 @@ footer makes a pack describe itself, so that an index can be rebuilt. A pack is 
 commits, nobody sees it; after an error its id is never used again.
 """
 
+import mmap
 import struct
 import threading
 from collections import OrderedDict
@@ -38,6 +39,7 @@ PROBE_RAW_RATIO = 0.97
 PROBE_LEVEL = -5
 FOOTER_LEVEL = 3
 WINDOW_BYTES_MAX = 8 * MIB  # what a frame may ask a reader to allocate
+ALIGNMENT_BYTES = mmap.PAGESIZE  # of scratch buffers
 BOXES_MAX = 256  # derived keys a reader remembers
 
 MAGIC = b"SRPACK01"
@@ -102,12 +104,12 @@ class _Tools(threading.local):
             self._decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX)
         return self._decompressor
 
-    def buffer(self, use: str, length: int) -> memoryview:
+    def buffer(self, use: str, length: int, phase: int) -> memoryview:
         """This thread's buffer for one use, as long as asked for; its last content is gone."""
         found = self._buffers.get(use)
         if found is None:
-            found = self._buffers[use] = memoryview(bytearray(SEGMENT_BYTES_MAX + TAG_BYTES))
-        return found[:length]
+            found = self._buffers[use] = memoryview(mmap.mmap(-1, SEGMENT_BYTES_MAX + TAG_BYTES + ALIGNMENT_BYTES))
+        return found[phase : phase + length]
 
 
 _tools = _Tools()
@@ -135,9 +137,12 @@ def _looks_incompressible(plain: memoryview) -> bool:
     return length >= PROBE_RAW_RATIO * 2 * PROBE_BYTES
 
 
-def scratch(use: str, length: int) -> memoryview:
-    """This thread's buffer for a segment, sealed or plain; valid until it is asked for again for the same use."""
-    return _tools.buffer(use, length)
+def scratch(use: str, length: int, phase: int = 0) -> memoryview:
+    """This thread's buffer for a segment, sealed or plain; valid until it is asked for again for the same use.
+
+    Its address is `phase` (below ALIGNMENT_BYTES) above a multiple of ALIGNMENT_BYTES.
+    """
+    return _tools.buffer(use, length, phase)
 
 
 def seal_footer(domain: Domain, pack: bytes, kind: int, segments: list[Segment], offset: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import Final
 from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
 from strongroom.base.units import human_bytes
 from strongroom.sources.base import Kind, RestorePlan, RestoreWanted, TargetReport
+from strongroom.sources.direct import DirectWriter
 from strongroom.sources.disk import open_image
 from strongroom.sources.inodes import OPEN_READ, punch_hole, pwrite_full, read_xattrs
 from strongroom.sources.openers import find_openers
@@ -47,6 +48,8 @@ class ImageTarget:
             self._fds.callback(os.close, self._fd)
             lock_file(self._fd)  # nobody else can have it: it was made by this call
             os.ftruncate(self._fd, self.size)
+            self._writer = DirectWriter(self._fd, self.size)
+            self._fds.callback(self._writer.close)
         except OSError as err:
             self._fds.close()
             raise target_error(err, path, "write a new image beside") from err
@@ -75,7 +78,7 @@ class ImageTarget:
     def write(self, offset: int, data: memoryview) -> None:
         _require_inside(offset, len(data), self.size)
         try:
-            pwrite_full(self._fd, data, offset)
+            self._writer.write(offset, data)
         except OSError as err:
             raise target_error(err, self._path, "write") from err
         self._written += len(data)

@@ -18,6 +18,7 @@ from typing import ParamSpec
 
 from strongroom.base.errors import TargetDenied
 from strongroom.base.streams import Attributes, Entry, Path
+from strongroom.sources.direct import DIRECT_BYTES_MIN, DirectWriter
 from strongroom.sources.inodes import FLAGS_PINNING, OPEN_FOLDER, OPEN_READ, pwrite_full, syncfs
 from strongroom.sources.metadata import MetadataWriter
 from strongroom.sources.oserrors import below, shown, target_error
@@ -53,10 +54,14 @@ class StagedFile:
         self._attributes = attributes
         self._tree = tree
         self._end = 0
+        self._large = DirectWriter(fd, entry.size) if entry.size >= DIRECT_BYTES_MIN else None
 
     def write(self, offset: int, data: memoryview) -> None:
         try:
-            pwrite_full(self._fd, data, offset)
+            if self._large is None:
+                pwrite_full(self._fd, data, offset)
+            else:
+                self._large.write(offset, data)
         except OSError as err:
             raise self._tree.error(err, self._path) from err
         self._end = max(
@@ -69,6 +74,8 @@ class StagedFile:
         if fd < 0:
             return
         try:
+            if self._large is not None:
+                self._large.close()
             if self._end != self._entry.size:
                 os.ftruncate(fd, self._entry.size)
             self._tree.metadata.set_on_fd(fd, self._path, self._entry, self._attributes)
