@@ -145,6 +145,7 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, work
     return Services(
         database=tools.database,
         clock=tools.clock,
+        region=settings.region,
         authenticate=authenticate,
         browser=RestorePointBrowser(tools),
         inspector=ResourceInspector(forbidden=_own_places(settings)),

@@ -143,7 +143,6 @@ class InProcessApi:
             "database": database,
             "clock": SystemClock(),
             "region": "eu-de",
-            "endpoint": "http://cbr.test",
             "authenticate": authenticate,
             "browser": EmptyBrowser(),
             "inspector": FileSystemInspector(),

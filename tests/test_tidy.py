@@ -16,7 +16,8 @@ BLIND = {"Exception", "BaseException"}
 CATCH_ALL = {"strongroom/api/app.py", "strongroom/operations/worker.py"}
 
 TENANT_TABLES = (
-    "vaults|vault_tags|vault_resources|vault_keys|checkpoints|checkpoint_resources|backups|operation_logs|sessions"
+    "vaults|vault_tags|vault_resources|vault_keys|checkpoints|checkpoint_resources|backups|operation_logs|sessions|"
+    "policies|policy_vaults"
 )
 TOUCHES = re.compile(rf"\b(?:FROM|UPDATE|INTO|JOIN)\s+({TENANT_TABLES})\b")
 # Statements that are right without a project, each with its reason.

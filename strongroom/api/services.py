@@ -53,10 +53,11 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Constructor arguments of the request side."""
+    """Constructor arguments of the request side. region: the name of this one, which no replication may go to."""
 
     database: Database
     clock: Clock
+    region: str
     authenticate: Authenticate
     browser: Browser
     inspector: Inspector

@@ -86,6 +86,19 @@ class PolicyNotFound(NotFound):
     kind = "Policy"
 
 
+@dataclass(kw_only=True, eq=False)
+class PolicyNotApplied(NotFound):
+    """vault: its name."""
+
+    code: ClassVar[str] = "BackupService.6002"
+    template: ClassVar[str] = "Policy {id} is not applied to vault {vault}."
+    vault: str
+
+    @property
+    def message(self) -> str:
+        return self.template.format(id=self.id, vault=self.vault)
+
+
 class BackupNotFound(NotFound):
     code = "BackupService.6200"
     kind = "Backup"

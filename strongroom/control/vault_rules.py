@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from strongroom.base.errors import Conflict, InvalidRequest, PolicyNotFound
+from strongroom.base.errors import Conflict, InvalidRequest
 from strongroom.base.units import GIB, gigabytes
 from strongroom.control.names import (
     Tag,
@@ -124,7 +124,7 @@ class Vault:
 
 
 def check_new_vault(new: NewVault) -> VaultKind:
-    """The vault's kind. Raises InvalidRequest, Conflict (6101, 6109, 6600, ...) or PolicyNotFound."""
+    """The vault's kind. Raises InvalidRequest or Conflict (6101, 6109, 6600, ...)."""
     require_name(new.name, "vault.name")
     require_description(new.description, "vault.description", DESCRIPTION_LENGTH_MAX)
     kind = _require_kind(new)
@@ -144,8 +144,6 @@ def check_new_vault(new: NewVault) -> VaultKind:
     check_new_resources(new.resources)
     if new.backup_policy_id is not None:
         require_id(new.backup_policy_id, "backup_policy_id")
-        # No operation of this version makes policies, so no id can name one.
-        raise PolicyNotFound(id=new.backup_policy_id)
     return kind
 
 

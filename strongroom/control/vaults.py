@@ -20,6 +20,7 @@ from strongroom.control.access import Caller
 from strongroom.control.db import Database
 from strongroom.control.listing import Filters, Page, fetch_page
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, Tag, require_enterprise_project, require_id
+from strongroom.control.policies import apply_policy, unbind_vault
 from strongroom.control.resource_binding import LookAt, bind
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.vault_resources import load_resources, require_available
@@ -52,7 +53,7 @@ class VaultQuery:
 async def create_vault(database: Database, caller: Caller, new: NewVault, look_at: LookAt, clock: Clock) -> Vault:
     """Make a vault with its tags and resources, all or nothing, and return it as `require_vault` will.
 
-    Raises InvalidRequest, Conflict, NotFound, QuotaExceeded.
+    Raises InvalidRequest, Conflict, NotFound (a resource, the policy), QuotaExceeded.
     """
     kind = check_new_vault(new)
     looks = await look_at([resource.id for resource in new.resources])
@@ -91,6 +92,8 @@ async def create_vault(database: Database, caller: Caller, new: NewVault, look_a
         )
         vault = await lock_vault(conn, caller.project_id, vault_id)
         await bind(conn, vault, new.resources, looks, now)
+        if new.backup_policy_id is not None:
+            await apply_policy(conn, vault, new.backup_policy_id, now)
         return await require_vault(conn, caller.project_id, vault_id)
 
 
@@ -190,6 +193,7 @@ async def delete_vault(database: Database, project_id: str, vault_id: str, reque
             )
             await conn.execute("DELETE FROM vaults WHERE project_id = %s AND id = %s", [project_id, vault_id])
             return
+        await unbind_vault(conn, vault)
         await conn.execute(
             "UPDATE vaults SET status = 'deleting', updated_at = %s WHERE project_id = %s AND id = %s",
             [now, project_id, vault_id],
@@ -292,7 +296,11 @@ def _filters(project_id: str, query: VaultQuery) -> Filters:
         )
     if query.policy_id is not None:
         require_id(query.policy_id, "policy_id")
-        filters.add("false")  # no operation of this version binds a policy, so no vault has this one
+        filters.add(
+            "id IN (SELECT vault_id FROM policy_vaults WHERE project_id = %s AND policy_id = %s)",
+            project_id,
+            query.policy_id,
+        )
     return filters
 
 

@@ -281,6 +281,7 @@ async def opened_world(database: Database) -> AsyncIterator[World]:
     services = Services(
         database=database,
         clock=clock,
+        region="test",
         authenticate=authenticate,
         browser=browser,
         inspector=NoInspector(),

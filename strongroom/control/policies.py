@@ -1,0 +1,312 @@
+"""Policies: create, read, change and delete them, and apply them to vaults. Rules are in policy_rules.
+
+Locks: vault, then policy, then the row of policy_vaults. A change of a policy takes the last two, whatever its vaults
+do; applying one takes all three, and so does a firing. So each sees the others before or after, never half.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, LiteralString
+
+from psycopg import AsyncConnection
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from strongroom.base.clock import Clock
+from strongroom.base.errors import Conflict, InvalidRequest, PolicyNotApplied, PolicyNotFound
+from strongroom.base.ids import new_id
+from strongroom.control import policy_rules
+from strongroom.control.db import Database
+from strongroom.control.names import require_id
+from strongroom.control.policy_rules import (
+    POLICIES_MAX,
+    Association,
+    Definition,
+    NewPolicy,
+    Policy,
+    PolicyChange,
+    Trigger,
+    check_new_policy,
+    check_operation_type,
+    next_run_at,
+)
+from strongroom.control.subjects import VaultRef, lock_vault
+from strongroom.control.vault_resources import require_available
+
+APPLIED_AT_ONCE_MAX = 10  # contract, of add_policy_ids
+
+_COLUMNS: LiteralString = """id, project_id, name, operation_type, enabled, trigger_id, patterns, time_zone,
+    start_window_minutes, start_at, definition, retention_changed_at"""
+
+
+# --- policies ---------------------------------------------------------------------------------------------------------
+
+
+async def create_policy(database: Database, project_id: str, new: NewPolicy, *, region: str, clock: Clock) -> Policy:
+    """Make a policy; it fires for the vaults it is applied to. Raises InvalidRequest, Conflict 6001 (too many)."""
+    now = clock.now()
+    check_new_policy(new, region=region, now=now)
+    policy = Policy(
+        id=new_id(),
+        project_id=project_id,
+        name=new.name,
+        operation_type=new.operation_type,
+        enabled=new.enabled,
+        trigger_id=new_id(),
+        trigger=new.trigger,
+        start_at=now,
+        definition=new.definition,
+        retention_changed_at=now,
+    )
+    async with database.transaction() as conn:
+        await _require_room(conn, project_id, new.operation_type)
+        await conn.execute(
+            "INSERT INTO policies (id, project_id, name, operation_type, enabled, trigger_id, patterns, time_zone, "
+            "start_window_minutes, start_at, definition, retention_changed_at, created_at) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                *(policy.id, project_id, policy.name, policy.operation_type, policy.enabled, policy.trigger_id),
+                *(list(policy.trigger.patterns), policy.trigger.time_zone, policy.trigger.start_window_minutes),
+                *(policy.start_at, Jsonb(policy.definition.given()), policy.retention_changed_at, now),
+            ],
+        )
+    return policy
+
+
+async def show_policy(database: Database, project_id: str, policy_id: str) -> Policy:
+    """Raises PolicyNotFound."""
+    async with database.transaction() as conn:
+        return await _require_policy(conn, project_id, policy_id)
+
+
+async def list_policies(
+    database: Database, project_id: str, *, operation_type: str | None = None, vault_id: str | None = None
+) -> list[Policy]:
+    """All policies of the project, newest first; with vault_id those applied to it. Raises InvalidRequest."""
+    check_operation_type(operation_type, "operation_type")
+    if vault_id is not None:
+        require_id(vault_id, "vault_id")
+    async with database.transaction() as conn:
+        return await _load(
+            conn,
+            project_id,
+            "AND (%(kind)s::text IS NULL OR operation_type = %(kind)s) AND (%(vault)s::text IS NULL OR id IN (SELECT "
+            "policy_id FROM policy_vaults WHERE project_id = %(project)s AND vault_id = %(vault)s))",
+            {"kind": operation_type, "vault": vault_id},
+        )
+
+
+async def update_policy(
+    database: Database, project_id: str, policy_id: str, change: PolicyChange, *, region: str, clock: Clock
+) -> Policy:
+    """Change a policy and when it fires next, and return it. What is under way goes on as it began.
+
+    Raises PolicyNotFound, InvalidRequest, Conflict 6003 (another region while it is applied to a vault).
+    """
+    now = clock.now()
+    async with database.transaction() as conn:
+        before = await _require_policy(conn, project_id, policy_id, lock="FOR UPDATE")
+        after = policy_rules.changed(before, change, region=region)
+        if before.vaults and after.definition.destination_region != before.definition.destination_region:
+            raise Conflict(
+                conflict_code="6003",
+                reason="The policy is applied to a vault, so its destination region is fixed. Remove it there first.",
+            )
+        rules = [policy_rules.retention_rules(policy.definition, policy.trigger) for policy in (before, after)]
+        await conn.execute(
+            "UPDATE policies SET name = %s, enabled = %s, patterns = %s, time_zone = %s, start_window_minutes = %s, "
+            "definition = %s, retention_changed_at = %s, updated_at = %s WHERE project_id = %s AND id = %s",
+            [
+                *(after.name, after.enabled, list(after.trigger.patterns), after.trigger.time_zone),
+                *(after.trigger.start_window_minutes, Jsonb(after.definition.given())),
+                *(before.retention_changed_at if rules[0] == rules[1] else now, now, project_id, policy_id),
+            ],
+        )
+        # Otherwise a run that is due stays due: a new name is no reason to miss one.
+        if (after.trigger, after.enabled) != (before.trigger, before.enabled):
+            for association in after.vaults:
+                await conn.execute(
+                    "UPDATE policy_vaults SET next_fire_at = %s WHERE project_id = %s AND vault_id = %s "
+                    "AND policy_id = %s",
+                    [next_run_at(after, association.vault_id, now), project_id, association.vault_id, policy_id],
+                )
+    return after
+
+
+async def delete_policy(database: Database, project_id: str, policy_id: str) -> None:
+    """Delete a policy; vaults it was applied to lose it, backups stay. Raises PolicyNotFound."""
+    async with database.transaction() as conn:
+        done = await conn.execute("DELETE FROM policies WHERE project_id = %s AND id = %s", [project_id, policy_id])
+        if done.rowcount != 1:
+            raise PolicyNotFound(id=policy_id)
+
+
+# --- applied to vaults ------------------------------------------------------------------------------------------------
+
+
+async def associate_policies(
+    database: Database,
+    project_id: str,
+    vault_id: str,
+    policy_ids: Sequence[str],
+    destination_vault_id: str | None,
+    clock: Clock,
+) -> None:
+    """Apply policies to a vault, each in turn, all or none: one of a kind, so a second one takes the first one's place.
+
+    Raises VaultNotFound, PolicyNotFound, InvalidRequest, Conflict: 6112 (vault status), 6127, 6136 (of another kind
+    than the vault), 6120 (destination).
+    """
+    if not 1 <= len(policy_ids) <= APPLIED_AT_ONCE_MAX:
+        raise InvalidRequest(reason=f"Invalid add_policy_ids: give 1 to {APPLIED_AT_ONCE_MAX} ids.")
+    for policy_id in policy_ids:
+        require_id(policy_id, "policy_id")
+    if destination_vault_id is not None:
+        require_id(destination_vault_id, "destination_vault_id")
+    async with database.transaction() as conn:
+        vault = await lock_vault(conn, project_id, vault_id)
+        require_available(vault, "lock", "error")
+        for policy_id in policy_ids:
+            await apply_policy(conn, vault, policy_id, clock.now(), destination_vault_id=destination_vault_id)
+
+
+async def apply_policy(
+    conn: AsyncConnection[Any],
+    vault: VaultRef,
+    policy_id: str,
+    now: datetime,
+    *,
+    destination_vault_id: str | None = None,
+) -> None:
+    """Apply one policy to a vault whose lock is held. Applied again it changes nothing, a due run included."""
+    policy = await _require_policy(conn, vault.project_id, policy_id, lock="FOR SHARE")
+    await _require_fit(conn, vault, policy, destination_vault_id)
+    await conn.execute(
+        "INSERT INTO policy_vaults AS a (project_id, vault_id, operation_type, policy_id, destination_vault_id, "
+        "next_fire_at, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (vault_id, operation_type) "
+        "DO UPDATE SET policy_id = excluded.policy_id, destination_vault_id = excluded.destination_vault_id, "
+        "next_fire_at = excluded.next_fire_at, created_at = excluded.created_at "
+        "WHERE a.project_id = excluded.project_id AND (a.policy_id, a.destination_vault_id) "
+        "IS DISTINCT FROM (excluded.policy_id, excluded.destination_vault_id)",
+        [
+            *(vault.project_id, vault.id, policy.operation_type, policy.id, destination_vault_id),
+            *(next_run_at(policy, vault.id, now), now),
+        ],
+    )
+
+
+async def dissociate_policy(database: Database, project_id: str, vault_id: str, policy_id: str) -> None:
+    """Take a policy from a vault; backups stay. Raises VaultNotFound, PolicyNotFound, PolicyNotApplied (6002)."""
+    require_id(policy_id, "policy_id")
+    async with database.transaction() as conn:
+        vault = await lock_vault(conn, project_id, vault_id)
+        await _require_policy(conn, project_id, policy_id, lock="FOR SHARE")
+        done = await conn.execute(
+            "DELETE FROM policy_vaults WHERE project_id = %s AND vault_id = %s AND policy_id = %s",
+            [project_id, vault.id, policy_id],
+        )
+        if done.rowcount == 0:
+            raise PolicyNotApplied(id=policy_id, vault=vault.name)
+
+
+async def unbind_vault(conn: AsyncConnection[Any], vault: VaultRef) -> None:
+    """A vault that goes away fires no more. Its lock MUST be held."""
+    await conn.execute(
+        "DELETE FROM policy_vaults WHERE project_id = %s AND vault_id = %s", [vault.project_id, vault.id]
+    )
+
+
+async def _require_fit(
+    conn: AsyncConnection[Any], vault: VaultRef, policy: Policy, destination_vault_id: str | None
+) -> None:
+    found = await conn.execute(
+        "SELECT object_type, cloud_type FROM vaults WHERE project_id = %s AND id = %s", [vault.project_id, vault.id]
+    )
+    row = await found.fetchone()
+    assert row is not None, "the caller holds the vault's lock"
+    object_type, cloud_type = row
+    if policy.operation_type == "backup":
+        if "hybrid" in (vault.protect_type, cloud_type):
+            raise Conflict(conflict_code="6136", reason=f"Vault {vault.name} is hybrid: it takes no backup policy.")
+        if vault.protect_type != "backup":
+            raise Conflict(
+                conflict_code="6127",
+                reason=f"Vault {vault.name} is a {vault.protect_type} vault. Backup policies are for backup vaults.",
+            )
+        return
+    if vault.protect_type != "backup" or object_type != "server":
+        raise Conflict(
+            conflict_code="6127",
+            reason=f"Vault {vault.name} holds {object_type} and is of type {vault.protect_type}. Replication policies "
+            "are for backup vaults of servers.",
+        )
+    if destination_vault_id is None:
+        raise InvalidRequest(reason="Invalid destination_vault_id: a replication policy needs it.")
+    raise Conflict(
+        conflict_code="6120",
+        reason=f"No vault {destination_vault_id} is known in region {policy.definition.destination_region}.",
+    )
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+async def _require_policy(
+    conn: AsyncConnection[Any], project_id: str, policy_id: str, *, lock: LiteralString = ""
+) -> Policy:
+    found = await _load(conn, project_id, f"AND id = %(policy)s {lock}", {"policy": policy_id})
+    if not found:
+        raise PolicyNotFound(id=policy_id)
+    return found[0]
+
+
+async def lock_policy(conn: AsyncConnection[Any], project_id: str, policy_id: str) -> Policy:
+    """The policy, which does not change until the transaction ends. Raises PolicyNotFound."""
+    return await _require_policy(conn, project_id, policy_id, lock="FOR SHARE")
+
+
+async def _load(conn: AsyncConnection[Any], project_id: str, condition: str, values: dict[str, object]) -> list[Policy]:
+    """Policies with their vaults; `condition` is ours."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        tail = condition if "FOR " in condition else f"{condition} ORDER BY created_at DESC, id DESC"
+        await cursor.execute(
+            f"SELECT {_COLUMNS} FROM policies WHERE project_id = %(project)s {tail}".encode(),  # noqa: S608
+            {"project": project_id, **values},
+        )
+        rows = await cursor.fetchall()
+        await cursor.execute(
+            "SELECT policy_id, vault_id, destination_vault_id FROM policy_vaults WHERE project_id = %s "
+            "AND policy_id = ANY(%s) ORDER BY created_at, vault_id",
+            [project_id, [row["id"] for row in rows]],
+        )
+        vaults: dict[str, list[Association]] = {row["id"]: [] for row in rows}
+        for row in await cursor.fetchall():
+            vaults[row.pop("policy_id")].append(Association(**row))
+    return [_policy(row, vaults[row["id"]]) for row in rows]
+
+
+def _policy(row: dict[str, Any], vaults: Sequence[Association]) -> Policy:
+    return Policy(
+        trigger=Trigger(
+            patterns=tuple(row.pop("patterns")),
+            time_zone=row.pop("time_zone"),
+            start_window_minutes=row.pop("start_window_minutes"),
+        ),
+        definition=Definition(**row.pop("definition")),
+        vaults=tuple(vaults),
+        **row,
+    )
+
+
+async def _require_room(conn: AsyncConnection[Any], project_id: str, operation_type: str) -> None:
+    """Policies of one project are made one after the other, so that the quota holds for two creations at once."""
+    await conn.execute("SELECT 1 FROM projects WHERE id = %s FOR NO KEY UPDATE", [project_id])
+    found = await conn.execute(
+        "SELECT count(*) FROM policies WHERE project_id = %s AND operation_type = %s", [project_id, operation_type]
+    )
+    row = await found.fetchone()
+    if row is not None and row[0] >= POLICIES_MAX:
+        raise Conflict(
+            conflict_code="6001",
+            reason=f"The quota of {POLICIES_MAX} {operation_type} policies is used up. Delete one first.",
+        )
