@@ -6,7 +6,7 @@ Fenced and leaves everything as it was. A root makes a backup restorable, `commi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
@@ -27,6 +27,7 @@ from strongroom.control import checkpoints, deletions, tasks
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, require_name
+from strongroom.control.retention import FAILED_DAYS_MAX
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import ResourceRef as ResourceRef
 from strongroom.control.subjects import VaultRef as VaultRef
@@ -330,7 +331,8 @@ async def commit_backup(database: Database, task: Task, committed: CommittedBack
         done = await conn.execute(
             "UPDATE backups SET status = 'available', root = %s, resource_size_bytes = %s, stored_bytes = %s, "
             "report = %s, point_token = %s, protected_at = %s, updated_at = %s "
-            "WHERE project_id = %s AND id = %s AND status IN ('waiting_protect', 'protecting')",
+            "WHERE project_id = %s AND id = %s AND status IN ('waiting_protect', 'protecting') "
+            "RETURNING incremental, auto_trigger, created_at",
             [
                 committed.root,
                 committed.resource_size_bytes,
@@ -343,13 +345,15 @@ async def commit_backup(database: Database, task: Task, committed: CommittedBack
                 task.backup_id,
             ],
         )
-        if done.rowcount != 1:
+        row = await done.fetchone()
+        if row is None:
             raise BackupNotFound(id=task.backup_id or "(none)")
         used = vault.used_bytes + committed.stored_bytes if committed.used_bytes is None else committed.used_bytes
         await conn.execute(
             "UPDATE vaults SET used_bytes = %s WHERE project_id = %s AND id = %s", [used, task.project_id, vault.id]
         )
         await _note_size(conn, task, committed.resource_size_bytes)
+        await _note_for_policy(conn, task, incremental=row[0], automatic=row[1], created_at=row[2], now=now)
         await release_resource(conn, task.project_id, task.resource_id, "protecting")
         await checkpoints.settle(conn, task.project_id, [task.checkpoint_id], now)
         await close_sessions_of(conn, task)
@@ -368,6 +372,26 @@ async def _note_size(conn: AsyncConnection[Any], task: Task, size_bytes: int) ->
     )
 
 
+async def _note_for_policy(
+    conn: AsyncConnection[Any], task: Task, *, incremental: bool, automatic: bool, created_at: datetime, now: datetime
+) -> None:
+    """What the next scheduled run and retention go by. The first backup is full, whatever was asked for."""
+    await conn.execute(
+        """
+        WITH made AS (SELECT NOT %(incremental)s OR NOT EXISTS (
+            SELECT 1 FROM backups b WHERE b.project_id = %(project)s AND b.vault_id = %(vault)s
+            AND b.resource_id = %(resource)s AND b.id <> %(backup)s AND b.root IS NOT NULL) AS entire)
+        UPDATE vault_resources SET
+            retention_due_at = CASE WHEN %(automatic)s THEN %(now)s ELSE retention_due_at END,
+            last_full_at = CASE WHEN made.entire THEN %(created)s ELSE last_full_at END,
+            incrementals = CASE WHEN made.entire THEN 0 WHEN %(automatic)s THEN incrementals + 1 ELSE incrementals END
+        FROM made WHERE project_id = %(project)s AND vault_id = %(vault)s AND resource_id = %(resource)s
+        """,
+        {"incremental": incremental, "automatic": automatic, "created": created_at, "now": now,
+         "project": task.project_id, "vault": task.vault_id, "resource": task.resource_id, "backup": task.backup_id},
+    )  # fmt: skip
+
+
 async def fail_backup(
     database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
 ) -> None:
@@ -378,10 +402,18 @@ async def fail_backup(
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         found = (await lock_vaults(conn, task.project_id, task.vault_id)).get(task.vault_id or "")
+        # A scheduled run that failed is shown for a month; of many, retention leaves the newest (retention.py).
         await conn.execute(
-            "UPDATE backups SET status = 'error', updated_at = %s WHERE project_id = %s AND id = %s "
-            "AND status IN ('waiting_protect', 'protecting')",
-            [now, task.project_id, task.backup_id],
+            "UPDATE backups SET status = 'error', updated_at = %s, "
+            "expired_at = CASE WHEN auto_trigger THEN least(expired_at, %s) ELSE expired_at END "
+            "WHERE project_id = %s AND id = %s AND status IN ('waiting_protect', 'protecting')",
+            [now, now + timedelta(days=FAILED_DAYS_MAX), task.project_id, task.backup_id],
+        )
+        await conn.execute(
+            "UPDATE vault_resources r SET retention_due_at = %s WHERE r.project_id = %s AND r.vault_id = %s "
+            "AND r.resource_id = %s AND EXISTS (SELECT 1 FROM backups b WHERE b.project_id = r.project_id "
+            "AND b.id = %s AND b.auto_trigger)",
+            [now, task.project_id, task.vault_id, task.resource_id, task.backup_id],
         )
         await conn.execute(
             "UPDATE checkpoint_resources SET skipped_code = %s, skipped_reason = %s "

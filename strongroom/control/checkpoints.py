@@ -43,12 +43,13 @@ PROTECT_STATUS = {
 
 @dataclass(frozen=True, kw_only=True)
 class NewCheckpoint:
-    """What a request, or later a schedule, asks for.
+    """What a request or a schedule asks for.
 
-    name             None: made up, `manualbk_<4 hex>` or `autobk_<4 hex>`
-    resource_ids     None: all of the vault
-    extra_infos      resource id -> text kept with it
-    retention_days   -1: keep until deleted
+    name               None: made up, `manualbk_<4 hex>` or `autobk_<4 hex>`
+    resource_ids       None: all of the vault
+    extra_infos        resource id -> text kept with it
+    retention_days     -1: keep until deleted
+    full_resource_ids  those whose backup is full, also in an incremental run
     """
 
     vault_id: str
@@ -60,6 +61,7 @@ class NewCheckpoint:
     extra_infos: Mapping[str, str] = field(default_factory=dict)
     policy_id: str | None = None
     retention_days: int = KEEP_FOR_EVER
+    full_resource_ids: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,20 +200,27 @@ async def create_checkpoint(
     (full), 0001 (nothing to back up), 6135 (resource of no or another vault), 6104 (twice), 6125 (met another run).
     """
     _check(new)
-    now, checkpoint_id = clock.now(), new_id()
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, new.vault_id)
-        _require_ready(vault)
-        members = await _choose(conn, vault, new.resource_ids)
-        busy = await _busy(conn, project_id, [member.resource_id for member in members])
-        members = [replace(member, skip=_skip(member, busy.get(member.resource_id))) for member in members]
-        if all(member.skip for member in members):
-            reasons = " ".join(dict.fromkeys(member.skip[1] for member in members if member.skip))
-            raise Conflict(conflict_code="0001", reason=f"Nothing to back up in vault {vault.name}. {reasons}".strip())
-        new = replace(new, name=new.name or await _made_up_name(conn, vault, new.auto_trigger))
-        await _write_rows(conn, vault, new, members, checkpoint_id, now)
-        await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
-        return await _load(conn, project_id, checkpoint_id)
+        return await begin_checkpoint(conn, vault, new, request_id=request_id, now=clock.now())
+
+
+async def begin_checkpoint(
+    conn: AsyncConnection[Any], vault: VaultRef, new: NewCheckpoint, *, request_id: str, now: datetime
+) -> Checkpoint:
+    """The rows of a run, whoever asks for it, in a transaction that holds the vault's lock. Raises as above."""
+    checkpoint_id = new_id()
+    _require_ready(vault)
+    members = await _choose(conn, vault, new.resource_ids)
+    busy = await _busy(conn, vault.project_id, [member.resource_id for member in members])
+    members = [replace(member, skip=_skip(member, busy.get(member.resource_id))) for member in members]
+    if all(member.skip for member in members):
+        reasons = " ".join(dict.fromkeys(member.skip[1] for member in members if member.skip))
+        raise Conflict(conflict_code="0001", reason=f"Nothing to back up in vault {vault.name}. {reasons}".strip())
+    new = replace(new, name=new.name or await _made_up_name(conn, vault, new.auto_trigger))
+    await _write_rows(conn, vault, new, members, checkpoint_id, now)
+    await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
+    return await _load(conn, vault.project_id, checkpoint_id)
 
 
 def _check(new: NewCheckpoint) -> None:
@@ -360,12 +369,12 @@ async def _write_rows(
     await conn.execute(
         "INSERT INTO backups (project_id, vault_id, checkpoint_id, provider_id, status, name, description, "
         "incremental, auto_trigger, created_at, expired_at, id, resource_id, resource_type, resource_name, "
-        "resource_size_bytes, enterprise_project_id) "
-        "SELECT %s, %s, %s, %s, 'waiting_protect', %s, %s, %s, %s, %s, %s::timestamptz, r.* FROM unnest(%s::text[], "
-        "%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[]) AS r",
+        "resource_size_bytes, enterprise_project_id) SELECT %s, %s, %s, %s, 'waiting_protect', %s, %s, "
+        "%s AND r.id <> ALL(%s), %s, %s, %s::timestamptz, r.* FROM unnest(%s::text[], "
+        "%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[]) AS r(backup_id, id, type, name, size, eps)",
         [
             *(vault.project_id, vault.id, checkpoint_id, vault.provider_id, new.name, new.description),
-            *(new.incremental, new.auto_trigger, now, expired_at),
+            *(new.incremental, list(new.full_resource_ids), new.auto_trigger, now, expired_at),
             [m.backup_id for m in ready],
             [m.resource_id for m in ready],
             [m.type for m in ready],
@@ -406,7 +415,7 @@ async def _write_tasks(
             resource_id=member.resource_id,
             resource_type=member.type,
             resource_name=member.name,
-            parameters={"incremental": new.incremental},
+            parameters={"incremental": new.incremental and member.resource_id not in new.full_resource_ids},
             worker_group=member.worker_group,
         )
         for member in members

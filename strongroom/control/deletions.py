@@ -6,7 +6,7 @@ freed later by one prune a vault, queued in the transaction that ends a deletion
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -46,6 +46,14 @@ class PruneJob:
     open_backups: frozenset[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Expiry:
+    """Why a backup is deleted without anybody asking. policy_id: whose rule; None: the time fixed when it was made."""
+
+    reason: str
+    policy_id: str | None = None
+
+
 # --- request side ---------------------------------------------------------------------------------------------------
 
 
@@ -59,49 +67,70 @@ async def request_delete_backup(
     """
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, await _vault_of(conn, project_id, backup_id))
-        async with conn.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(
-                """
-                SELECT b.name, b.status, b.auto_trigger, b.checkpoint_id, b.provider_id,
-                       b.resource_id, b.resource_type, b.resource_name,
-                       EXISTS (SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id
-                               AND r.vault_id = b.vault_id AND r.resource_id = b.resource_id
-                               AND r.protect_status = 'removing') AS removing,
-                       b.id = (SELECT n.id FROM backups n WHERE n.project_id = b.project_id
-                               AND n.vault_id = b.vault_id AND n.resource_id = b.resource_id AND n.status = 'available'
-                               ORDER BY n.created_at DESC, n.id DESC LIMIT 1)
-                       AND EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = b.project_id
-                               AND o.vault_id = b.vault_id AND o.resource_id = b.resource_id
-                               AND o.operation_type = 'backup' AND o.status IN ('waiting', 'running')) AS parent_in_use
-                FROM backups b WHERE b.project_id = %s AND b.id = %s FOR UPDATE
-                """,
-                [project_id, backup_id],
-            )
-            row = await cursor.fetchone()
-        if row is None:
-            raise BackupNotFound(id=backup_id)
-        _refuse_delete(vault, row)
-        await conn.execute(
-            "UPDATE backups SET status = 'deleting', updated_at = %s WHERE project_id = %s AND id = %s",
-            [clock.now(), project_id, backup_id],
-        )
-        await checkpoints.settle(conn, project_id, [row["checkpoint_id"]], clock.now())
-        task = NewTask(
-            project_id=project_id,
-            operation_type="delete",
-            request_id=request_id,
-            vault_id=vault.id,
-            vault_name=vault.name,
-            provider_id=row["provider_id"],
-            checkpoint_id=row["checkpoint_id"],
-            backup_id=backup_id,
-            backup_name=row["name"],
-            resource_id=row["resource_id"],
-            resource_type=row["resource_type"],
-            resource_name=row["resource_name"],
-        )
-        await tasks.insert(conn, [task], clock.now())
+        return await begin_delete(conn, vault, backup_id, request_id=request_id, now=clock.now())
+
+
+async def begin_delete(
+    conn: AsyncConnection[Any],
+    vault: VaultRef,
+    backup_id: str,
+    *,
+    request_id: str,
+    now: datetime,
+    expiry: Expiry | None = None,
+) -> str:
+    """Begin to delete a backup in a transaction that holds the vault's lock: asked for, or because its time is over,
+    which a locked vault lets pass. Raises as above; a refusal has written nothing."""
+    row = await _lock_backup(conn, vault, backup_id)
+    _refuse_delete(vault, row, expiry)
+    await conn.execute(
+        "UPDATE backups SET status = 'deleting', updated_at = %s WHERE project_id = %s AND id = %s",
+        [now, vault.project_id, backup_id],
+    )
+    await checkpoints.settle(conn, vault.project_id, [row["checkpoint_id"]], now)
+    task = NewTask(
+        project_id=vault.project_id,
+        operation_type="delete",
+        request_id=request_id,
+        vault_id=vault.id,
+        vault_name=vault.name,
+        provider_id=row["provider_id"],
+        checkpoint_id=row["checkpoint_id"],
+        policy_id=expiry.policy_id if expiry else None,
+        backup_id=backup_id,
+        backup_name=row["name"],
+        resource_id=row["resource_id"],
+        resource_type=row["resource_type"],
+        resource_name=row["resource_name"],
+        parameters={"expiry": expiry.reason} if expiry else {},
+    )
+    await tasks.insert(conn, [task], now)
     return task.id
+
+
+async def _lock_backup(conn: AsyncConnection[Any], vault: VaultRef, backup_id: str) -> dict[str, Any]:
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            """
+            SELECT b.name, b.status, b.auto_trigger, b.checkpoint_id, b.provider_id,
+                   b.resource_id, b.resource_type, b.resource_name,
+                   EXISTS (SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id
+                           AND r.vault_id = b.vault_id AND r.resource_id = b.resource_id
+                           AND r.protect_status = 'removing') AS removing,
+                   b.id = (SELECT n.id FROM backups n WHERE n.project_id = b.project_id
+                           AND n.vault_id = b.vault_id AND n.resource_id = b.resource_id AND n.status = 'available'
+                           ORDER BY n.created_at DESC, n.id DESC LIMIT 1)
+                   AND EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = b.project_id
+                           AND o.vault_id = b.vault_id AND o.resource_id = b.resource_id
+                           AND o.operation_type = 'backup' AND o.status IN ('waiting', 'running')) AS parent_in_use
+            FROM backups b WHERE b.project_id = %s AND b.id = %s FOR UPDATE
+            """,
+            [vault.project_id, backup_id],
+        )
+        row = await cursor.fetchone()
+    if row is None:
+        raise BackupNotFound(id=backup_id)
+    return row
 
 
 async def _vault_of(conn: AsyncConnection[Any], project_id: str, backup_id: str) -> str:
@@ -114,7 +143,7 @@ async def _vault_of(conn: AsyncConnection[Any], project_id: str, backup_id: str)
     return str(row[0])
 
 
-def _refuse_delete(vault: VaultRef, row: dict[str, Any]) -> None:
+def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) -> None:
     if vault.status == "deleting":
         raise Conflict(conflict_code="6112", reason=f"Vault {vault.name} is being deleted, and its backups with it.")
     if row["removing"]:
@@ -134,7 +163,7 @@ def _refuse_delete(vault: VaultRef, row: dict[str, Any]) -> None:
             conflict_code="6216",
             reason="The next backup of the resource is compared with this one. Delete it when that run has ended.",
         )
-    if row["auto_trigger"] and vault.locked:
+    if row["auto_trigger"] and vault.locked and expiry is None:
         raise Conflict(
             conflict_code="6220",
             reason="Automatic backups in a locked vault cannot be deleted; they go when they expire.",

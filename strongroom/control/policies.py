@@ -209,6 +209,22 @@ async def dissociate_policy(database: Database, project_id: str, vault_id: str, 
             raise PolicyNotApplied(id=policy_id, vault=vault.name)
 
 
+async def lock_policy_of(conn: AsyncConnection[Any], vault: VaultRef) -> tuple[Policy, datetime] | None:
+    """The backup policy applied to a vault whose lock is held, and since when; None: there is none.
+
+    Neither changes until the transaction ends.
+    """
+    found = await conn.execute(
+        "SELECT a.policy_id, a.created_at FROM policy_vaults a JOIN policies p ON p.id = a.policy_id "
+        "WHERE a.project_id = %s AND a.vault_id = %s AND a.operation_type = 'backup' FOR SHARE OF p",
+        [vault.project_id, vault.id],
+    )
+    row = await found.fetchone()
+    if row is None:
+        return None
+    return await _require_policy(conn, vault.project_id, row[0]), row[1]
+
+
 async def unbind_vault(conn: AsyncConnection[Any], vault: VaultRef) -> None:
     """A vault that goes away fires no more. Its lock MUST be held."""
     await conn.execute(
@@ -258,11 +274,6 @@ async def _require_policy(
     if not found:
         raise PolicyNotFound(id=policy_id)
     return found[0]
-
-
-async def lock_policy(conn: AsyncConnection[Any], project_id: str, policy_id: str) -> Policy:
-    """The policy, which does not change until the transaction ends. Raises PolicyNotFound."""
-    return await _require_policy(conn, project_id, policy_id, lock="FOR SHARE")
 
 
 async def _load(conn: AsyncConnection[Any], project_id: str, condition: str, values: dict[str, object]) -> list[Policy]:

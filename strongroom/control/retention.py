@@ -97,12 +97,12 @@ def verdicts(points: Sequence[Point], rules: RetentionRules, now: datetime) -> t
 def full_due(interval: int | None, incrementals: int, last_full_at: datetime | None, now: datetime) -> bool:
     """Whether the next scheduled backup of a resource is to be full.
 
-    interval: incremental ones between two full ones; None or -1: never after the first. incrementals: scheduled ones
-    since the last full one. last_full_at None: there is none yet, and the first is full by itself.
+    interval: incremental ones between two full ones; None or -1: never after the first, which is full by itself.
+    incrementals: scheduled ones since the last full one. last_full_at None: none is known, as after a rebuild.
     """
-    if interval is None or interval < 0 or last_full_at is None:
+    if interval is None or interval < 0 or incrementals < interval:
         return False
-    return incrementals >= interval and now - last_full_at >= FULL_AGAIN_AFTER
+    return last_full_at is None or now - last_full_at >= FULL_AGAIN_AFTER
 
 
 def _named(points: Sequence[Point], rules: RetentionRules) -> dict[str, list[str]]:

@@ -64,6 +64,16 @@ async def lock_vault(conn: AsyncConnection[Any], project_id: str, vault_id: str 
     return require_vault(found, vault_id)
 
 
+async def lock_vault_if_free(conn: AsyncConnection[Any], project_id: str, vault_id: str) -> VaultRef | None:
+    """As lock_vault, but None at once when somebody holds the lock, or the vault is gone: for who may come again."""
+    rows = await _select_vaults(
+        conn,
+        "WHERE project_id = %(project)s AND id = %(vault)s FOR UPDATE SKIP LOCKED",
+        {"project": project_id, "vault": vault_id},
+    )
+    return rows[0] if rows else None
+
+
 async def lock_vaults(
     conn: AsyncConnection[Any], project_id: str, vault_id: str | None, *, binding: str | None = None
 ) -> dict[str, VaultRef]:

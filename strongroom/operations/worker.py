@@ -4,6 +4,7 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
 
     loop     claim -> start a job's thread; LISTEN wakes it
              every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
+             every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
     threads  one a running job, bounded; they enter `control` through the portal
 
 A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims, running jobs are
@@ -14,7 +15,7 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ import structlog
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Canceled, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
-from strongroom.control import sessions, tasks
+from strongroom.control import expiry, firing, sessions, tasks
 from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 from strongroom.operations import trace
@@ -37,9 +38,11 @@ log = structlog.get_logger("worker")
 RENEW_S = 2.0  # a fifth of the lease
 POLL_S = 2.0  # NOTIFY shortens it; this is what a lost notification or a lapsed lease costs
 SWEEP_S = 5.0
+FIRE_S = 2.0  # how late a scheduled run may begin
+EXPIRE_S = 10.0  # nobody waits for an expiry
 RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
 DRAIN_S_MAX = 20.0  # then the process ends and the leases run out by themselves
-CONNECTIONS_EXTRA = 3  # loop: claim, renewal, sweep; each job needs one at a time
+CONNECTIONS_EXTRA = 5  # loop: claim, renewal, sweep, firing, expiry; each job needs one at a time
 
 MakeTools = Callable[[Database, Portal], Tools]
 
@@ -112,6 +115,8 @@ class Worker:
             beside = [
                 asyncio.create_task(self._forever(RENEW_S, lambda: self._renew(database))),
                 asyncio.create_task(self._forever(SWEEP_S, lambda: self._sweep(database, tools, jobs))),
+                asyncio.create_task(self._forever(FIRE_S, lambda: self._fire(database))),
+                asyncio.create_task(self._forever(EXPIRE_S, lambda: self._expire(database))),
                 asyncio.create_task(self._listen(database)),
             ]
             self._ready.set()
@@ -166,7 +171,31 @@ class Worker:
                 await step()  # type: ignore[misc]
             except StrongroomError as error:
                 log.warning("the database does not answer the worker", error=str(error))
+            except Exception:
+                log.exception("unexpected failure beside the jobs")  # the next round must come all the same
             await asyncio.sleep(interval_s)
+
+    async def _fire(self, database: Database) -> None:
+        """Policies whose time has come (control/firing.py)."""
+        for due in await firing.due_runs(database, self._clock):
+            await self._one_of_many(firing.fire(database, due, self._clock), due)
+
+    async def _expire(self, database: Database) -> None:
+        """Backups whose time is over (control/expiry.py)."""
+        for found in await expiry.overdue(database, self._clock):
+            await self._one_of_many(expiry.expire(database, found, self._clock), found)
+
+    async def _one_of_many(self, work: Awaitable[object], what: object) -> None:
+        """One vault's trouble is no other vault's."""
+        try:
+            done = await work
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("unexpected failure for one vault", what=what)
+        else:
+            if done:
+                log.info("by schedule", what=what, done=done)
 
     async def _listen(self, database: Database) -> None:
         assert self._wake is not None
