@@ -16,6 +16,7 @@ import contextlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgpack
 from blake3 import blake3
@@ -41,6 +42,7 @@ WHOLE_DIGEST_BYTES = 32
 PACK_PARTS_MAX = 1 << 17  # an id, a footer, and segments of one chunk each
 
 _MAGIC = b"SRDIGST1"
+T = TypeVar("T", int, bytes, str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,17 +150,24 @@ def decode_digest(data: bytes, name: str) -> Digest:
         body = msgpack.unpackb(plain[len(_MAGIC) :])
         found = Digest(
             name=body["name"],
-            size=int(body["size"]),
-            digest=bytes(body["digest"]),
+            size=_of(int, body["size"]),
+            digest=_of(bytes, body["digest"]),
             packs=tuple(_decode_pack(*row) for row in body.get("packs", ())),
-            fossils=tuple(bytes(pack) for pack in body.get("fossils", ())),
-            retired=tuple(str(retired) for retired in body.get("retired", ())),
+            fossils=tuple(_of(bytes, pack) for pack in body.get("fossils", ())),
+            retired=tuple(_of(str, retired) for retired in body.get("retired", ())),
         )
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as err:
         raise Corrupt(reason=f"{what} is malformed", detail=str(err)) from err
     if found.name != name or len(found.digest) != WHOLE_DIGEST_BYTES:
         raise Corrupt(reason=f"{what} is that of another object", detail=str(found.name)[:200])
     return found
+
+
+def _of(kind: type[T], value: object) -> T:
+    """Never converted: `bytes` of a number would be that many zeros. Raises TypeError."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{kind.__name__} expected")
+    return value
 
 
 def _decode_pack(pack: bytes, size: int, lengths: bytes, digests: bytes) -> PackDigests:
@@ -169,7 +178,7 @@ def _decode_pack(pack: bytes, size: int, lengths: bytes, digests: bytes) -> Pack
         raise ValueError("a pack of an impossible form")
     if len(digests) != count * PART_DIGEST_BYTES or sum(parts) != size or 0 in parts:
         raise ValueError("the parts of a pack do not add up")
-    return PackDigests(id=bytes(pack), size=size, lengths=parts, digests=bytes(digests))
+    return PackDigests(id=_of(bytes, pack), size=size, lengths=parts, digests=_of(bytes, digests))
 
 
 # A store that is full, closed or slow does not undo the work that a digest is for. What else goes wrong is raised.

@@ -9,7 +9,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,10 @@ from strongroom.cli import engine as engine_command
 from strongroom.engine import keys, pack, restore
 from strongroom.engine.chunker import HOLE
 from strongroom.engine.content import ROW, Content, iter_ids, iter_pages, iter_rows, parse_content
-from strongroom.engine.index import Index, IndexList, Table, merge_tables
+from strongroom.engine.digests import Digest, PackDigests, decode_digest, encode_digest, whole_digest
+from strongroom.engine.index import Index, IndexList
+from strongroom.engine.index_merge import merge_tables
+from strongroom.engine.index_table import Table
 from strongroom.engine.key_files import load_key, vault_key_text
 from strongroom.engine.keys import LEVELS, Domain
 from strongroom.engine.manifest import Stream, StreamRow, open_stream, parse_stream_rows
@@ -100,6 +103,25 @@ def index_object(data: bytes) -> None:
 def index_list(data: bytes) -> None:
     found = IndexList.decode(data, 0)
     assert IndexList.decode(found.encode(), 0) == found
+
+
+DIGESTED = "index/0000000003." + "ab" * 16
+
+
+def digest(data: bytes) -> None:
+    """What stands in a digest, with a sum that fits: anybody who can write to the store can make one."""
+    plain = b"SRDIGST1" + data
+    found = decode_digest(plain + whole_digest(plain), DIGESTED)
+    assert all(sum(pack.lengths) == pack.size for pack in found.packs)
+    assert decode_digest(encode_digest(found), DIGESTED) == found
+
+
+def digests() -> list[bytes]:
+    pack = PackDigests(id=bytes(range(16)), size=700, lengths=(16, 600, 84), digests=bytes(48))
+    whole = Digest(
+        name=DIGESTED, size=900, digest=bytes(32), packs=(pack, pack), fossils=(bytes(16),), retired=("a", "b")
+    )
+    return [encode_digest(found)[8:-32] for found in (whole, replace(whole, packs=(), fossils=(), retired=()))]
 
 
 # --- roots and labels ---
@@ -310,7 +332,7 @@ JSON = mutation.either(mutation.damage_json, mutation.damage_json, mutation.dama
 
 def framed(chance: mutation.random.Random, data: bytes) -> bytes:
     """One record of a stream damaged inside, with its frame and size around it; or the bytes as they lie."""
-    if chance.getrandbits(1):
+    if not data or chance.getrandbits(1):
         return BINARY(chance, data)
     parts, at = [], 0
     while at < len(data):
@@ -337,6 +359,7 @@ def targets() -> dict[str, Target]:
         "index list": Target(
             seeds=[*world.payloads(INDEX_LIST), full_list()], mutate=PACKED, run=index_list, errors=(IndexIncomplete,)
         ),
+        "digest": Target(seeds=digests(), mutate=PACKED, run=digest, errors=(Corrupt,)),
         "root": Target(seeds=world.payloads(ROOT), mutate=PACKED, run=root, errors=(ManifestCorrupt,)),
         "labels": Target(seeds=world.payloads(LABELS), mutate=PACKED, run=labels, errors=(ManifestCorrupt,)),
         "directory records": Target(

@@ -23,8 +23,8 @@ INPUT_S_MAX = 2.0  # CPU of one input; the slowest honest one is a page of a mil
 SHOWN_BYTES_MAX = 4096
 
 NAMES = (
-    "changed blocks", "compressed frame", "content", "directory records", "index list", "index object", "journal",
-    "key file", "labels", "pack footer", "page of the stream", "root", "sealed object", "token",
+    "changed blocks", "compressed frame", "content", "digest", "directory records", "index list", "index object",
+    "journal", "key file", "labels", "pack footer", "page of the stream", "root", "sealed object", "token",
     "wrapped keys, plain", "wrapped keys, sealed",
 )  # fmt: skip
 

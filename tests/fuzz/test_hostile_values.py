@@ -8,13 +8,14 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from fuzz_targets import contents, journals, plain_keys
+from fuzz_targets import DIGESTED, contents, digests, journals, plain_keys
 from fuzz_world import entry, items, payloads, repository, rows
 
-from strongroom.base.errors import FormatUnknown, IndexIncomplete, InvalidRequest, ManifestCorrupt, SourceError
+from strongroom.base.errors import Corrupt, FormatUnknown, IndexIncomplete, InvalidRequest, ManifestCorrupt, SourceError
 from strongroom.cli.engine import _load_changed_blocks
 from strongroom.engine import keys
 from strongroom.engine.content import ROW, iter_rows, parse_content
+from strongroom.engine.digests import decode_digest, whole_digest
 from strongroom.engine.index import IndexList
 from strongroom.engine.manifest import pack_records, parse_entry, parse_record
 from strongroom.engine.roots import parse_root
@@ -150,3 +151,14 @@ def test_sound_contents_are_read() -> None:
     assert len(contents()) == 4
     made = repository()
     assert sorted(made.root_names()) == ["b-0.1", "b-1.1"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"digest": 1 << 40}, {"fossils": [1 << 40]}, {"size": float("inf")}, {"retired": [5]}]
+)
+def test_a_digest_took_as_many_zeros_as_it_said(change: dict[str, object]) -> None:
+    """A number in the place of bytes is damage, not an allocation; a digest has no seal against who writes it."""
+    body = msgpack.unpackb(digests()[0])
+    plain = b"SRDIGST1" + bytes(msgpack.packb(body | change))
+    with pytest.raises(Corrupt):
+        decode_digest(plain + whole_digest(plain), DIGESTED)
