@@ -20,8 +20,7 @@ import os
 import secrets
 import stat
 import struct
-import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from blake3 import blake3
 
@@ -50,6 +49,8 @@ _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+Load = Callable[[Sequence[str]], Iterable[Table]]
+
 # Files that this process has hashed, by key, inode, size and times: a server opens an index for each job.
 _verified: set[tuple[bytes, int, int, int, int, int]] = set()
 
@@ -73,14 +74,12 @@ class IndexCache:
         except OSError:
             return []
 
-    def tables(self, found: Collection[str], valid: Collection[str], load: Callable[[str], Table]) -> list[Table]:
-        """Few tables that hold what the valid index objects hold; `load` reads one that no run stands for."""
+    def tables(self, found: Collection[str], valid: Collection[str], load: Load) -> list[Table]:
+        """Few tables that hold what the valid index objects hold; `load` reads those that no run stands for."""
         tables, covered = self._runs(found, frozenset(valid))
         fresh: list[Table] = []
-        for name in valid:
-            if name in covered:
-                continue
-            fresh.append(load(name))
+        for table in load([name for name in valid if name not in covered]):
+            fresh.append(table)
             if sum(len(table.data) for table in fresh) > SPOOL_BYTES:
                 tables.append(self._spool(fresh))
                 fresh = []
@@ -184,6 +183,8 @@ class IndexCache:
 
     def _spool(self, tables: Sequence[Table], *, is_run: bool = False) -> Table:
         """One table for several that goes with the process: in an unlinked file, in memory if it is small or must."""
+        import tempfile
+
         from strongroom.engine.index_merge import merge_tables
 
         names = _names(tables)

@@ -61,6 +61,7 @@ from strongroom.engine.suspects import Failures
 SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
 INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
 PACKS_COMPARED_SINGLY_MAX = 1 << 14  # 300 bytes each in dicts, 24 in arrays: half a terabyte of data
+TABLES_EXPECTED = 16  # index objects a slow store is told of in advance; a backup's largest have 1.3 MB
 SEGMENTS_KEPT = 8  # metadata segments a reader keeps open: 8 MiB
 LIST_ATTEMPTS_MAX = 8  # races with a prune over the next list
 SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
@@ -247,8 +248,14 @@ class Repository:
 
     def index_object_names(self, index_list: IndexList) -> list[str]:
         """The valid index objects at this list, those added since included. Raises IndexIncomplete when one is lost."""
+        return list(self._index_objects(index_list))
+
+    def _index_objects(self, index_list: IndexList) -> dict[str, int]:
+        """The same with their sizes."""
         retired = frozenset(name for name, _ in index_list.retired)
-        valid = [name for name in self._names("index/") if _OBJECT_NAME.fullmatch(name) and name not in retired]
+        start = len(self.prefix) + len("index/")
+        listed = {info.name[start:]: info.size for info in self.store.list(f"{self.prefix}index/")}
+        valid = {name: size for name, size in listed.items() if _OBJECT_NAME.fullmatch(name) and name not in retired}
         lost = set(index_list.objects).difference(valid)
         if lost:
             raise IndexIncomplete(
@@ -258,7 +265,20 @@ class Repository:
 
     def load_table(self, name: str) -> Table:
         """One index object. Raises IndexIncomplete."""
-        data = self._read(f"index/{name}", INDEX_BYTES_MAX)
+        return self._open_table(name, self._read(f"index/{name}", INDEX_BYTES_MAX))
+
+    def _load_tables(self, names: Sequence[str], sizes: dict[str, int]) -> Iterator[Table]:
+        """Index objects one after the other; a slow store reads some in advance."""
+        for at, name in enumerate(names):
+            for following in names[at + TABLES_EXPECTED if at else 0 : at + TABLES_EXPECTED + 1]:
+                self.store.expect(f"{self.prefix}index/{following}", 0, sizes[following])
+            if sizes[name] > INDEX_BYTES_MAX + SEALED_EXTRA_BYTES:
+                raise IndexIncomplete(reason=f"index object {name} is larger than any", detail=f"{sizes[name]} bytes")
+            data = bytearray(sizes[name])
+            self.store.read_into(f"{self.prefix}index/{name}", 0, memoryview(data))
+            yield self._open_table(name, data)
+
+    def _open_table(self, name: str, data: bytes | bytearray) -> Table:
         try:
             payload = open_object(self.domain.data_key, self.domain.id, INDEX, data, name.encode())
             return Table(decompress_bounded(payload, INDEX_BYTES_MAX), names=frozenset([name]))
@@ -268,7 +288,8 @@ class Repository:
     def load_index(self, index_list: IndexList) -> Index:
         """Everything a session needs to know; packs that are missing, of another size, suspect or fossils are bad."""
         found = self._cache.look()  # before the listing, so that a run which names what is not listed is stale
-        tables = self._cache.tables(found, self.index_object_names(index_list), self.load_table)
+        sizes = self._index_objects(index_list)
+        tables = self._cache.tables(found, list(sizes), lambda names: self._load_tables(names, sizes))
         doubtful = {*index_list.suspect, *(pack for pack, _ in index_list.fossils)}
         return Index(index_list.number, tables, self.bad_packs(tables).union(doubtful), self._cache)
 

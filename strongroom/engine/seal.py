@@ -79,9 +79,9 @@ def seal_object(secret: bytes, domain_id: bytes, kind: str, payload: bytes, more
     return object_id + Box(secret, domain_id, kind, object_id, more).seal(OBJECT_ID_BYTES, payload)
 
 
-def open_object(secret: bytes, domain_id: bytes, kind: str, data: bytes, more: bytes = b"") -> bytes:
+def open_object(secret: bytes, domain_id: bytes, kind: str, data: bytes | bytearray, more: bytes = b"") -> bytes:
     """The payload of `seal_object`. Raises Corrupt."""
     if len(data) < OBJECT_ID_BYTES + TAG_BYTES:
         raise Corrupt(reason=f"an object of kind {kind} is too short", detail=f"{len(data)} bytes")
-    box = Box(secret, domain_id, kind, data[:OBJECT_ID_BYTES], more)
+    box = Box(secret, domain_id, kind, bytes(data[:OBJECT_ID_BYTES]), more)
     return box.open(OBJECT_ID_BYTES, memoryview(data)[OBJECT_ID_BYTES:])

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -246,9 +246,10 @@ class Objects:
         self.keys = {name: random_keys(40, ord(name)) for name in names}
         self.read: list[str] = []
 
-    def load(self, name: str) -> Table:
-        self.read.append(name)
-        return make_table(self.keys[name], name)
+    def load(self, names: Sequence[str]) -> Iterator[Table]:
+        for name in names:
+            self.read.append(name)
+            yield make_table(self.keys[name], name)
 
     def open(self, folder: Path | None, key: bytes = KEY) -> Index:
         """As a new process would; all that is valid must be known, and nothing else."""
@@ -339,8 +340,8 @@ def test_runs_that_overlap_count_once(tmp_path: Path) -> None:
     """Two processes that merged at once leave two runs with the same index objects: one is used, one goes."""
     objects = Objects("abcd")
     cache = IndexCache(str(tmp_path), KEY)
-    cache._merge([objects.load(name) for name in "abc"])
-    cache._merge([objects.load(name) for name in "cd"])
+    cache._merge(list(objects.load("abc")))
+    cache._merge(list(objects.load("cd")))
     objects.open(tmp_path)
     assert objects.read == ["d"]
 
