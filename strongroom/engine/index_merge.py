@@ -5,7 +5,8 @@ in each of the five columns. Nothing is dropped but the packs in `gone`: what se
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,56 @@ _SEGMENT_COLUMN = 2
 _SEGMENT = np.dtype([("pack", "<u4"), ("rest", f"V{SEGMENT.size - 4}")])
 _KEY_SPACE = 1 << 64
 
+Mask = npt.NDArray[np.bool_]
 
-class _Part(NamedTuple):
-    """One table of a merge: its columns, the packs and segments that stay, and what these are called in the result."""
 
-    columns: tuple[npt.NDArray[Any], ...]
-    packs: bytes
-    segments: bytes
-    segment: npt.NDArray[np.uint32]  # number in the result
-    kept: npt.NDArray[np.bool_] | None  # which segments; None: all
+class _Part:
+    """One table of a merge, with what stays of it and where that begins in the result."""
+
+    def __init__(self, table: Table, gone: frozenset[bytes], packs_before: int, segments_before: int) -> None:
+        self._table = table
+        self._packs_before, self._segments_before = packs_before, segments_before
+        self._info = np.frombuffer(table.segments, _SEGMENT)
+        self.columns = tuple(
+            np.frombuffer(column, width) for column, width in zip(table.columns(), _WIDTHS, strict=True)
+        )
+        if (self._info["pack"] >= len(table.packs)).any() or _largest(self.columns[_SEGMENT_COLUMN]) >= len(self._info):
+            raise IndexIncomplete(reason="an index object refers to what it does not have")
+        self._kept_packs: Mask | None = None  # None: all stay
+        self._kept: Mask | None = None  # segments
+        self.packs, self.segments, self.chunks = len(table.packs), len(self._info), table.chunk_count
+        if gone and not gone.isdisjoint(pack.id for pack in table.packs):
+            self._kept_packs = np.array([pack.id not in gone for pack in table.packs], dtype=bool)
+            self._kept = self._kept_packs[self._info["pack"]]
+            self.packs, self.segments = int(self._kept_packs.sum()), int(self._kept.sum())
+            self.chunks = sum(int(self._kept[piece].sum()) for piece in _pieces(self.columns[_SEGMENT_COLUMN]))
+
+    def pack_bytes(self) -> bytes:
+        rows = pack_rows(self._table)
+        return bytes(self._table.packs.view) if self._kept_packs is None else rows[self._kept_packs].tobytes()
+
+    def segment_bytes(self) -> bytes:
+        rows = self._info.copy()
+        if self._kept_packs is not None:
+            rows["pack"] = (np.cumsum(self._kept_packs) - 1)[rows["pack"]]
+        rows["pack"] += np.uint32(self._packs_before)
+        return rows.tobytes() if self._kept is None else rows[self._kept].tobytes()
+
+    def rows(self, low: int, high: int) -> list[npt.NDArray[Any]]:
+        """The columns of some rows, without those that go, as they are called in the result."""
+        columns = [column[low:high] for column in self.columns]
+        if self._kept is not None:
+            kept = self._kept[columns[_SEGMENT_COLUMN]]
+            columns = [column[kept] for column in columns]
+            columns[_SEGMENT_COLUMN] = self._numbers[columns[_SEGMENT_COLUMN]]
+        columns[_SEGMENT_COLUMN] = columns[_SEGMENT_COLUMN] + np.uint32(self._segments_before)
+        return columns
+
+    @cached_property
+    def _numbers(self) -> npt.NDArray[np.uint32]:
+        """Of a segment among those that stay."""
+        assert self._kept is not None
+        return (np.cumsum(self._kept) - 1).astype(np.uint32)
 
 
 class Merge:
@@ -40,13 +82,13 @@ class Merge:
 
     def __init__(self, tables: Sequence[Table], gone: frozenset[bytes] = frozenset()) -> None:
         self._parts: list[_Part] = []
-        packs = segments = 0
+        packs = segments = self.chunks = 0
         for table in tables:
-            part = _part(table, gone, packs, segments)
+            part = _Part(table, gone, packs, segments)
             self._parts.append(part)
-            packs += len(part.packs) // PACK.size
-            segments += len(part.segments) // SEGMENT.size
-        self.chunks = sum(_kept_rows(part) for part in self._parts)
+            packs += part.packs
+            segments += part.segments
+            self.chunks += part.chunks
         if max(packs, segments, self.chunks) > CHUNKS_MAX:
             raise IndexIncomplete(reason="it has more chunks than a table can hold")
         self._head = HEAD.pack(packs, segments, self.chunks)
@@ -57,9 +99,9 @@ class Merge:
         """All bytes of the table; offsets count from its begin, each is written once."""
         write(0, self._head)
         at = len(self._head)
-        for kind in ("packs", "segments"):
+        for pieces in (_Part.pack_bytes, _Part.segment_bytes):
             for part in self._parts:
-                data: bytes = getattr(part, kind)
+                data = pieces(part)
                 write(at, data)
                 at += len(data)
         done = 0
@@ -75,12 +117,7 @@ class Merge:
         for borders in _borders([part.columns[0] for part in self._parts]):
             pieces: list[list[npt.NDArray[Any]]] = [[] for _ in _WIDTHS]
             for part, (low, high) in zip(self._parts, borders, strict=True):
-                columns = [column[low:high] for column in part.columns]
-                if part.kept is not None:
-                    kept = part.kept[columns[_SEGMENT_COLUMN]]
-                    columns = [column[kept] for column in columns]
-                columns[_SEGMENT_COLUMN] = part.segment[columns[_SEGMENT_COLUMN]]
-                for piece, column in zip(pieces, columns, strict=True):
+                for piece, column in zip(pieces, part.rows(low, high), strict=True):
                     piece.append(column)
             whole = [np.concatenate(piece) for piece in pieces]
             order = np.argsort(whole[0], kind="stable")
@@ -99,35 +136,14 @@ def merge_tables(tables: Sequence[Table], gone: frozenset[bytes] = frozenset()) 
     return Table(data.toreadonly())
 
 
-def _part(table: Table, gone: frozenset[bytes], packs_before: int, segments_before: int) -> _Part:
-    info = np.frombuffer(table.segments, _SEGMENT)
-    columns = tuple(np.frombuffer(column, width) for column, width in zip(table.columns(), _WIDTHS, strict=True))
-    if (info["pack"] >= len(table.packs)).any() or _largest(columns[_SEGMENT_COLUMN]) >= len(info):
-        raise IndexIncomplete(reason="an index object refers to what it does not have")
-    own = info.copy()
-    if not gone.isdisjoint(pack.id for pack in table.packs) if gone else False:
-        kept_packs = np.array([pack.id not in gone for pack in table.packs], dtype=bool)
-        kept = kept_packs[info["pack"]]
-        numbers = (np.cumsum(kept) - 1 + segments_before).astype(np.uint32)
-        own["pack"] = (np.cumsum(kept_packs) - 1)[info["pack"]] + packs_before
-        return _Part(columns, pack_rows(table)[kept_packs].tobytes(), own[kept].tobytes(), numbers, kept)
-    own["pack"] += np.uint32(packs_before)
-    numbers = np.arange(segments_before, segments_before + len(info), dtype=np.uint32)
-    return _Part(columns, bytes(table.packs.view), own.tobytes(), numbers, None)
+def _pieces(column: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    for at in range(0, len(column), SLICE_ROWS):
+        yield column[at : at + SLICE_ROWS]
 
 
 def _largest(column: npt.NDArray[Any]) -> int:
     """-1 for an empty one."""
-    pieces = range(0, len(column), SLICE_ROWS)
-    return max((int(column[at : at + SLICE_ROWS].max()) for at in pieces), default=-1)
-
-
-def _kept_rows(part: _Part) -> int:
-    column = part.columns[_SEGMENT_COLUMN]
-    if part.kept is None:
-        return len(column)
-    pieces = range(0, len(column), SLICE_ROWS)
-    return sum(int(part.kept[column[at : at + SLICE_ROWS]].sum()) for at in pieces)
+    return max((int(piece.max()) for piece in _pieces(column)), default=-1)
 
 
 def _borders(columns: list[npt.NDArray[Any]]) -> Iterator[list[tuple[int, int]]]:

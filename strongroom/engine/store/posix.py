@@ -198,17 +198,23 @@ class PosixStore:
             os.close(file)
 
     def _list(self, parts: tuple[str, ...]) -> Iterator[ObjectInfo]:
-        objects, folders, _ = _scan(self._path(parts), "/".join(parts))
+        path, above = self._path(parts), "".join(f"{part}/" for part in parts)
+        objects, folders, _ = _scan(path, "/".join(parts))
         # "a.b" < "a/b" < "a0": a folder sorts as its name with the slash that its objects will have.
         for name in sorted([*objects, *(f"{folder}/" for folder in folders)]):
             if name.endswith("/"):
                 yield from self._list((*parts, name[:-1]))
                 continue
-            full = "/".join((*parts, name))
+            # Not `size`: its look at the name, which the scan has had, costs a third more, of 400 000 packs a second.
             try:
-                yield ObjectInfo(full, self.size(full))
-            except ObjectMissing:
-                continue  # deleted since the scan
+                found = os.stat(f"{path}/{name}", follow_symlinks=False)
+            except OSError as err:
+                failure = _translated(err, above + name, writing=False)
+                if isinstance(failure, ObjectMissing):
+                    continue  # deleted since the scan
+                raise failure from err
+            if stat.S_ISREG(found.st_mode):
+                yield ObjectInfo(above + name, found.st_size)
 
     def _sweep(self, parts: tuple[str, ...], written_before_s: float) -> int:
         _, folders, temporary = _scan(self._path(parts), "/".join(parts))
