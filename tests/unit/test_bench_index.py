@@ -22,6 +22,7 @@ def test_an_index_that_is_opened_again_is_not_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_thirty_million_chunks_keep_the_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole benchmark: right answers, bytes of anonymous memory a chunk, ids a second by CPU time."""
     arguments = ["bench.index_scale", "--chunks", "30M", "--object-chunks", "1M"]
