@@ -12,10 +12,12 @@ from strongroom.cli import (
     checkpoints,
     demo,
     local,
+    policies,
     protectables,
     recover,
     restores,
     scrubbing,
+    simulation,
     tasks,
     vaults,
 )
@@ -38,6 +40,8 @@ app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")
 app.add_typer(protectables.app, name="protectable")
 app.add_typer(vaults.app, name="vault")
+simulation.register(policies.app)
+app.add_typer(policies.app, name="policy")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(backups.app, name="backup")
 restores.register(app)

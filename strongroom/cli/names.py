@@ -27,6 +27,13 @@ def backup_id(client: Client, text: str) -> str:
     return _only(rows, text, kind="backup", command="strongroom backup list")
 
 
+def policy_id(client: Client, text: str) -> str:
+    if is_id(text):
+        return text
+    rows = client.get(client.v3("policies"))["policies"]
+    return _only(rows, text, kind="policy", command="strongroom policy list")
+
+
 def project_id(client: Client, text: str) -> str:
     if is_hex_id(text):
         return text

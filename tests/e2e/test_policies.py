@@ -1,0 +1,212 @@
+"""Policies on a real server, with the clients people have: made, applied, fired by the clock, expired, taken away."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Server, contents, make_tree, wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+NIGHTLY = "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR,SA,SU;BYHOUR=06;BYMINUTE=00"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("policies") / "state").start()
+    yield running
+    assert running.stop() == 0, running.log()
+
+
+def soon() -> tuple[datetime, str]:
+    """A minute that begins in 5 to 65 seconds, and the rule that fires in it."""
+    at = (datetime.now(UTC) + timedelta(seconds=65)).replace(second=0, microsecond=0)
+    return at, f"FREQ=DAILY;INTERVAL=1;BYHOUR={at.hour};BYMINUTE={at.minute:02}"
+
+
+def cli(server: Server, *argv: str, code: int = 0) -> Any:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "strongroom", *argv, "--state", str(server.state), "--json"],
+        env=environ,
+        capture_output=True,
+        timeout=120,
+        text=True,
+    )
+    assert done.returncode == code, (argv, done.stdout, done.stderr)
+    return json.loads(done.stdout) if done.stdout else None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_sdk_makes_a_policy_and_the_clock_fires_it(server: Server, tmp_path: Path) -> None:
+    """huaweicloudsdkcbr: create, list, show, update, apply; the run comes at its minute, and what it made restores."""
+    from huaweicloudsdkcbr.v1 import (
+        AssociateVaultPolicyRequest,
+        BillingCreate,
+        CbrClient,
+        CreatePolicyRequest,
+        CreateVaultRequest,
+        DeletePolicyRequest,
+        DisassociateVaultPolicyRequest,
+        ListBackupsRequest,
+        ListOpLogsRequest,
+        ListPoliciesRequest,
+        PolicyCreate,
+        PolicyCreateReq,
+        PolicyoODCreate,
+        PolicyTriggerPropertiesReq,
+        PolicyTriggerReq,
+        PolicyUpdate,
+        PolicyUpdateReq,
+        ResourceCreate,
+        ShowPolicyRequest,
+        UpdatePolicyRequest,
+        VaultAssociate,
+        VaultCreate,
+        VaultCreateReq,
+        VaultDissociate,
+    )
+    from huaweicloudsdkcore.auth.credentials import BasicCredentials
+    from huaweicloudsdkcore.exceptions.exceptions import ClientRequestException
+
+    given = server.credentials
+    source = tmp_path / "share"
+    make_tree(source, 5)
+    with server.client() as operator:
+        share_id = operator.register("turbo", "share-of-sdk", source)
+    credentials = BasicCredentials(given["access_key"], given["secret_key"], given["project_id"])
+    sdk = CbrClient.new_builder().with_credentials(credentials).with_endpoint(given["endpoint"]).build()
+
+    due, rule = soon()
+    trigger = PolicyTriggerReq(properties=PolicyTriggerPropertiesReq(pattern=[rule]))
+    definition = PolicyoODCreate(max_backups=5, day_backups=2, timezone="UTC+08:00")
+    body = PolicyCreate(name="by-sdk", operation_type="backup", operation_definition=definition, trigger=trigger)
+    made = sdk.create_policy(CreatePolicyRequest(body=PolicyCreateReq(policy=body))).policy
+    assert (made.trigger.properties.pattern, made.trigger.type, made.enabled) == ([rule], "time", True)
+    assert (made.operation_definition.max_backups, made.operation_definition.timezone) == (5, "UTC+08:00")
+    assert made.associated_vaults == []
+    billing = BillingCreate(consistent_level="crash_consistent", object_type="turbo", protect_type="backup", size=100)
+    vault = VaultCreate(
+        name="by-policy",
+        billing=billing,
+        resources=[ResourceCreate(id=share_id, type="OS::Sfs::Turbo")],
+        backup_policy_id=made.id,
+        backup_name_prefix="acme-",
+    )
+    vault_id = sdk.create_vault(CreateVaultRequest(body=VaultCreateReq(vault=vault))).vault.id
+    shown = sdk.show_policy(ShowPolicyRequest(policy_id=made.id)).policy
+    assert [row.vault_id for row in shown.associated_vaults] == [vault_id]
+    assert [p.id for p in sdk.list_policies(ListPoliciesRequest(vault_id=vault_id)).policies] == [made.id]
+    change = PolicyUpdate(name="renamed", operation_definition=PolicyoODCreate(retention_duration_days=30))
+    after = sdk.update_policy(UpdatePolicyRequest(policy_id=made.id, body=PolicyUpdateReq(policy=change))).policy
+    assert (after.name, after.trigger.properties.pattern) == ("renamed", [rule])
+    assert after.operation_definition.retention_duration_days == 30
+    assert after.operation_definition.max_backups is None
+
+    def available() -> Any:
+        found = sdk.list_backups(ListBackupsRequest(vault_id=vault_id, status="available")).backups
+        return found or None
+
+    (backup,) = wait_until(available, "the scheduled backup is available", 120)
+    assert backup.name.startswith("acme-autobk_")
+    assert backup.extend_info.auto_trigger is True
+    created_at, expired_at = (t.replace(tzinfo=UTC) for t in (backup.created_at, backup.expired_at))
+    assert timedelta(0) <= created_at - due < timedelta(seconds=30)
+    assert expired_at - created_at == timedelta(days=30)
+    logs = sdk.list_op_logs(ListOpLogsRequest(vault_id=vault_id)).operation_logs
+    assert [(log.operation_type, log.status, log.policy_id) for log in logs] == [("backup", "success", made.id)]
+    wanted = contents(source)
+    (source / "big").unlink()
+    with server.client() as tenant:
+        assert tenant.restore(backup.id, resource_id=share_id)["status"] == "success"
+    assert contents(source) == wanted
+
+    away = DisassociateVaultPolicyRequest(vault_id=vault_id, body=VaultDissociate(policy_id=made.id))
+    assert sdk.disassociate_vault_policy(away).dissociate_policy.policy_id == made.id
+    with pytest.raises(ClientRequestException) as refused:
+        sdk.disassociate_vault_policy(away)
+    assert (refused.value.status_code, refused.value.error_code) == (404, "BackupService.6002")
+    again = AssociateVaultPolicyRequest(vault_id=vault_id, body=VaultAssociate(policy_id=made.id))
+    assert sdk.associate_vault_policy(again).associate_policy.vault_id == vault_id
+    sdk.delete_policy(DeletePolicyRequest(policy_id=made.id))
+    with pytest.raises(ClientRequestException) as refused:
+        sdk.show_policy(ShowPolicyRequest(policy_id=made.id))
+    assert (refused.value.status_code, refused.value.error_code) == (404, "BackupService.6000")
+    assert len(available()) == 1
+
+
+def test_openstack_cbr_policies(server: Server) -> None:
+    """`openstack cbr policy create, list` and `vault bind, unbind`, as a user types them."""
+    given = server.credentials
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("OS_")} | {
+        "OS_AUTH_URL": f"{given['endpoint']}/v3",
+        "OS_USERNAME": given["username"],
+        "OS_PASSWORD": given["password"],
+        "OS_USER_DOMAIN_NAME": given["domain_name"],
+        "OS_PROJECT_NAME": given["project_name"],
+        "OS_PROJECT_DOMAIN_NAME": given["domain_name"],
+        "OS_REGION_NAME": given["region"],
+        "OS_IDENTITY_API_VERSION": "3",
+    }
+
+    def run(*words: str, as_json: bool = True) -> Any:
+        command = [str(Path(sys.executable).with_name("openstack")), "cbr", *words]
+        done = subprocess.run(
+            [*command, *(["-f", "json"] if as_json else [])], env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (words, done.stdout, done.stderr, server.log())
+        return json.loads(done.stdout) if as_json else done.stdout
+
+    made = run(
+        *("policy", "create", "by-openstack", "--operation-type", "backup", "--pattern", NIGHTLY, "--max-backups", "5"),
+        *("--day-backups", "2", "--timezone", "UTC+08:00", "--disable"),
+    )
+    policy_id = next(value for name, value in made.items() if name.lower() == "id")
+    assert policy_id in {row.get("ID") or row.get("id") for row in run("policy", "list")}
+    run("vault", "create", "bound", "--consistent-level", "crash_consistent", "--object-type", "turbo", "--size", "40")
+    run("vault", "bind", "bound", policy_id, as_json=False)
+    with server.client() as tenant:
+        shown = tenant.ok("GET", f"policies/{policy_id}")["policy"]
+        assert shown["enabled"] is False
+        assert shown["operation_definition"]["max_backups"] == 5
+        assert len(shown["associated_vaults"]) == 1
+        run("vault", "unbind", "bound", policy_id, as_json=False)
+        assert tenant.ok("GET", f"policies/{policy_id}")["policy"]["associated_vaults"] == []
+        tenant.ok("DELETE", f"policies/{policy_id}")
+
+
+def test_the_command_line_from_making_to_simulating(server: Server, tmp_path: Path) -> None:
+    """strongroom policy: create, list, show, update, associate, dissociate, simulate, delete; names stand for ids."""
+    cli(server, "vault", "create", "of-cli", "--type", "turbo")
+    made = cli(
+        server,
+        *("policy", "create", "nightly", "--rule", "FREQ=DAILY;BYHOUR=2;BYMINUTE=30", "--time-zone", "Europe/Berlin"),
+        *("--retention", "max=3,day=7", "--full-every", "6", "--vault", "of-cli"),
+    )
+    assert made["trigger"]["properties"]["time_zone"] == "Europe/Berlin"
+    assert made["operation_definition"] == {"max_backups": 3, "day_backups": 7, "full_backup_interval": 6}
+    assert len(made["associated_vaults"]) == 1
+    assert [row["id"] for row in cli(server, "policy", "list", "--vault", "of-cli")] == [made["id"]]
+    assert cli(server, "policy", "show", "nightly") == made
+    changed = cli(server, "policy", "update", "nightly", "--retention", "days=30", "--disable")
+    assert changed["operation_definition"] == {"retention_duration_days": 30, "full_backup_interval": 6}
+    assert (changed["enabled"], changed["trigger"]) == (False, made["trigger"])
+    cli(server, "policy", "update", "nightly", code=2)
+    cli(server, "policy", "update", "nightly", "--rule", "FREQ=DAILY", code=1)
+    assert cli(server, "policy", "dissociate", "nightly", "of-cli")["dissociate_policy"]["policy_id"] == made["id"]
+    cli(server, "policy", "dissociate", "nightly", "of-cli", code=1)
+    cli(server, "policy", "associate", "nightly", "of-cli")
+    asked = cli(server, "policy", "simulate", "nightly", "--from", "2027-01-01", "--days", "100", "--on", "2027-03-31")
+    assert len(asked["points"]) == 100
+    assert len(asked["on"]["points"]) == 30
+    tried = cli(server, "policy", "simulate", "nightly", "--from", "2027-01-01", "--retention", "max=2")
+    assert len(tried["on"]["points"]) == 2
+    cli(server, "policy", "create", "x", code=2)
+    cli(server, "policy", "delete", "nightly", "--yes")
+    cli(server, "policy", "show", "nightly", code=1)
