@@ -314,6 +314,7 @@ async def _find_parent(
         await cursor.execute(
             "SELECT id AS backup_id, root, point_token FROM backups "
             "WHERE project_id = %s AND vault_id = %s AND resource_id = %s AND root IS NOT NULL "
+            "AND domain_id IS NULL "  # what came from another vault shares no chunks with this one's own
             "AND status IN ('available', 'waiting_restore', 'restoring') ORDER BY created_at DESC, id DESC LIMIT 1",
             [project_id, vault_id, resource_id],
         )

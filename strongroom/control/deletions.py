@@ -4,8 +4,8 @@ Delete runs the other way round than backup (RULINGS 7): row `deleting`, then th
 freed later by one prune a vault, queued in the transaction that ends a deletion.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +20,7 @@ from strongroom.control.db import Database
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tasks import NewTask, Task
+from strongroom.control.vault_keys import shred_vault_keys
 
 REMOVAL_FAILED = "Removing failed half-way: remove the resource again."
 POSTPONED_AGAIN = timedelta(minutes=10)  # a prune that found no room to move what is live; somebody may have made some
@@ -29,21 +30,40 @@ POSTPONED_AGAIN = timedelta(minutes=10)  # a prune that found no room to move wh
 class DeleteJob:
     """Backups to delete, oldest first, each with the name of its root (None: it never had one).
 
-    keep  roots of the vault that stay
+    keep          roots of the vault's own domain that stay
+    foreign       of other domains in the vault, by id in hex: roots to delete
+    keep_foreign  the same: roots that stay
     """
 
     vault: VaultRef
     backups: tuple[tuple[str, str | None], ...]
     keep: frozenset[str]
+    foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    keep_foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneJob:
-    """What a prune must keep: roots named by a row, and every root of the backups that open tasks are making."""
+    """What a prune must keep: roots named by a row, and every root of the backups that open tasks are making.
+
+    keep          roots of the vault's own domain
+    keep_foreign  of other domains in the vault, by id in hex
+    copying       domains (None: its own) into which an open task copies: none of their roots is dead
+    """
 
     vault: VaultRef
     keep: frozenset[str]
     open_backups: frozenset[str]
+    keep_foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    copying: frozenset[str | None] = frozenset()
+
+    def is_dead(self, domain_id: str | None, root: str) -> bool:
+        """For a root that was listed before this was read: what is committed or copied meanwhile is in neither."""
+        if domain_id in self.copying:
+            return False
+        if domain_id is not None:
+            return root not in self.keep_foreign.get(domain_id, ())
+        return root not in self.keep and root.rpartition(".")[0] not in self.open_backups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +139,7 @@ async def _lock_backup(conn: AsyncConnection[Any], vault: VaultRef, backup_id: s
                            AND r.protect_status = 'removing') AS removing,
                    b.id = (SELECT n.id FROM backups n WHERE n.project_id = b.project_id
                            AND n.vault_id = b.vault_id AND n.resource_id = b.resource_id AND n.status = 'available'
+                           AND n.domain_id IS NULL
                            ORDER BY n.created_at DESC, n.id DESC LIMIT 1)
                    AND EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = b.project_id
                            AND o.vault_id = b.vault_id AND o.resource_id = b.resource_id
@@ -175,18 +196,26 @@ def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) 
 
 async def start_delete(database: Database, task: Task) -> DeleteJob:
     """What a delete, remove_resource or vault_delete task has to remove; its backups show `deleting`. May run again:
-    what is gone already is not listed. Raises Fenced, VaultNotFound."""
+    what is gone already is not listed. A vault loses the database's copies of its keys before anything else.
+    Raises Fenced, VaultNotFound; Conflict 6111 for a locked vault with restore points."""
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         vault = await lock_vault(conn, task.project_id, task.vault_id)
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT id, root, checkpoint_id, resource_id FROM backups WHERE project_id = %s AND vault_id = %s "
-                "ORDER BY created_at, id FOR UPDATE",
+                "SELECT id, root, domain_id, status, checkpoint_id, resource_id FROM backups "
+                "WHERE project_id = %s AND vault_id = %s ORDER BY created_at, id FOR UPDATE",
                 [task.project_id, vault.id],
             )
             rows = await cursor.fetchall()
         doomed = [row for row in rows if _doomed(task, row)]
+        if task.operation_type == "vault_delete":
+            if vault.locked and any(row["root"] and row["status"] != "error" for row in rows):
+                raise Conflict(
+                    conflict_code="6111",
+                    reason="The vault is locked and holds backups: it can be deleted when the last one has expired.",
+                )
+            await shred_vault_keys(conn, task.project_id, vault.id)
         ids = [row["id"] for row in doomed]
         await conn.execute(
             "UPDATE backups SET status = 'deleting', updated_at = now() WHERE project_id = %s AND id = ANY(%s)",
@@ -198,8 +227,23 @@ async def start_delete(database: Database, task: Task) -> DeleteJob:
     return DeleteJob(
         vault=vault,
         backups=tuple((row["id"], row["root"]) for row in doomed),
-        keep=frozenset(row["root"] for row in rows if row["root"] and row["id"] not in set(ids)),
+        keep=_own_roots(kept := [row for row in rows if row["id"] not in set(ids)]),
+        foreign=_foreign_roots(doomed),
+        keep_foreign=_foreign_roots(kept),
     )
+
+
+def _own_roots(rows: Iterable[dict[str, Any]]) -> frozenset[str]:
+    return frozenset(row["root"] for row in rows if row["root"] and row["domain_id"] is None)
+
+
+def _foreign_roots(rows: Iterable[dict[str, Any]]) -> dict[str, frozenset[str]]:
+    """By domain."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        if row["root"] and row["domain_id"] is not None:
+            found.setdefault(row["domain_id"], set()).add(row["root"])
+    return {domain: frozenset(roots) for domain, roots in found.items()}
 
 
 def _doomed(task: Task, row: dict[str, Any]) -> bool:
@@ -363,11 +407,18 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
         vault = await lock_vault(conn, task.project_id, task.vault_id)
         # What a killed attempt of this prune pinned protects nothing, and would keep its own fossils waiting.
         await close_sessions_of(conn, task)
-        roots = await conn.execute(
-            "SELECT root FROM backups WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL",
+        async with conn.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(
+                "SELECT root, domain_id FROM backups WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL",
+                [task.project_id, vault.id],
+            )
+            rows = await cursor.fetchall()
+        # A copy's session ends in the transaction that writes the rows of what it brought.
+        copying = await conn.execute(
+            "SELECT DISTINCT domain_id FROM sessions WHERE project_id = %s AND vault_id = %s AND kind = 'copy'",
             [task.project_id, vault.id],
         )
-        keep = frozenset(row[0] for row in await roots.fetchall())
+        open_copies = frozenset(row[0] for row in await copying.fetchall())
         making = await conn.execute(
             "SELECT backup_id FROM operation_logs WHERE project_id = %s AND vault_id = %s "
             "AND operation_type = 'backup' AND backup_id IS NOT NULL AND status IN ('waiting', 'running')",
@@ -375,7 +426,13 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
         )
         open_backups = frozenset(row[0] for row in await making.fetchall())
         await _save_used(conn, task, vault)
-    return PruneJob(vault=vault, keep=keep, open_backups=open_backups)
+    return PruneJob(
+        vault=vault,
+        keep=_own_roots(rows),
+        keep_foreign=_foreign_roots(rows),
+        open_backups=open_backups,
+        copying=open_copies,
+    )
 
 
 async def finish_prune(

@@ -11,12 +11,12 @@ from strongroom.control.tokens import Ring
 
 
 async def adopt_master_key(
-    database: Database, key_id: str, ring: Ring, wrapped: Mapping[tuple[str, str], bytes]
+    database: Database, key_id: str, ring: Ring, wrapped: Mapping[tuple[str, str, str | None], bytes]
 ) -> int:
     """Bind the database to the master key `key_id`; gives the number of secrets sealed again.
 
     ring     of the new key and the old one, in this order
-    wrapped  by (project, vault): the keys of the vault's own domain, wrapped by the new key
+    wrapped  by (project, vault, domain; None: the vault's own): the domain's keys, wrapped by the new key
 
     Raises Corrupt, with nothing changed, when a secret opens with neither key.
     """
@@ -26,10 +26,11 @@ async def adopt_master_key(
         for access_key, sealed in rows:
             again = ring.seal_secret(ring.open_secret(bytes(sealed)))
             await conn.execute("UPDATE access_keys SET secret_sealed = %s WHERE access_key = %s", [again, access_key])
-        for (project_id, vault_id), data in wrapped.items():
+        for (project_id, vault_id, domain_id), data in wrapped.items():
             await conn.execute(
-                "UPDATE vault_keys SET wrapped = %s WHERE project_id = %s AND vault_id = %s",
-                [data, project_id, vault_id],
+                "UPDATE vault_keys SET wrapped = %s WHERE project_id = %s AND vault_id = %s "
+                "AND domain_id IS NOT DISTINCT FROM %s AND wrapped <> ''",  # what was shredded stays so
+                [data, project_id, vault_id, domain_id],
             )
         await conn.execute(
             "INSERT INTO installation (name, value) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = %s",

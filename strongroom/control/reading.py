@@ -1,5 +1,7 @@
 """Which root to read for a restore point of a project."""
 
+from dataclasses import dataclass
+
 from psycopg.rows import dict_row
 
 from strongroom.base.errors import BackupNotFound, Conflict
@@ -9,12 +11,22 @@ from strongroom.control.subjects import VaultRef, load_vault
 READABLE = frozenset({"available", "restoring", "waiting_restore"})
 
 
-async def find_readable(database: Database, project_id: str, backup_id: str) -> tuple[VaultRef, str]:
-    """Vault and root of a backup whose content may be read. Raises BackupNotFound, or Conflict 2005 by its state."""
+@dataclass(frozen=True, kw_only=True)
+class Readable:
+    """A backup whose content may be read. domain_id: where its root is, in hex; None: the vault's own domain."""
+
+    vault: VaultRef
+    root: str
+    domain_id: str | None
+
+
+async def find_readable(database: Database, project_id: str, backup_id: str) -> Readable:
+    """Raises BackupNotFound, or Conflict 2005 by its state."""
     async with database.read() as conn:
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT vault_id, root, status FROM backups WHERE project_id = %s AND id = %s", [project_id, backup_id]
+                "SELECT vault_id, root, domain_id, status FROM backups WHERE project_id = %s AND id = %s",
+                [project_id, backup_id],
             )
             row = await cursor.fetchone()
         if row is None:
@@ -25,4 +37,5 @@ async def find_readable(database: Database, project_id: str, backup_id: str) -> 
                 reason=f"The backup is {row['status']}; only an available one can be read. "
                 "Wait until it is available, or choose another restore point.",
             )
-        return await load_vault(conn, project_id, row["vault_id"]), row["root"]
+        vault = await load_vault(conn, project_id, row["vault_id"])
+        return Readable(vault=vault, root=row["root"], domain_id=row["domain_id"])

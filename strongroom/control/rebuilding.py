@@ -26,12 +26,14 @@ class LostBackup:
 
     status   available, or error for one that is not complete: its root stays until the tenant deletes it
     root     name of its root object                  options  of the registration, as they were then
+    domain_id  where the root is, in hex; None: the vault's own domain
     """
 
     id: str
     checkpoint_id: str
     status: str
     root: str
+    domain_id: str | None
     name: str
     resource_id: str
     resource_type: str
@@ -50,7 +52,11 @@ class LostBackup:
 
 @dataclass(frozen=True, kw_only=True)
 class LostVault:
-    """One vault with its backups, oldest first, at least one. object_type: of VAULT_KINDS."""
+    """One vault with its backups, oldest first, at least one.
+
+    object_type  of VAULT_KINDS
+    wrapped      the keys of each of its domains, by id in hex; None: its own
+    """
 
     id: str
     project_id: str
@@ -58,7 +64,7 @@ class LostVault:
     object_type: str
     size_gb: int
     used_bytes: int
-    wrapped: bytes = field(repr=False)
+    wrapped: Mapping[str | None, bytes] = field(repr=False)
     created_at: datetime
     backups: Sequence[LostBackup]
 
@@ -123,10 +129,12 @@ async def _insert_vault(conn: AsyncConnection[Any], vault: LostVault) -> int:
          VAULT_KINDS[vault.object_type].provider_id, vault.object_type, vault.size_gb, vault.used_bytes,
          vault.created_at],
     )  # fmt: skip
-    await conn.execute(
-        "INSERT INTO vault_keys (project_id, vault_id, wrapped) VALUES (%s, %s, %s) ON CONFLICT (vault_id) DO NOTHING",
-        [vault.project_id, vault.id, vault.wrapped],
-    )
+    for domain_id, wrapped in vault.wrapped.items():
+        await conn.execute(
+            "INSERT INTO vault_keys (project_id, vault_id, domain_id, wrapped) VALUES (%s, %s, %s, %s) "
+            "ON CONFLICT (vault_id, coalesce(domain_id, '')) DO NOTHING",
+            [vault.project_id, vault.id, domain_id, wrapped],
+        )
     return done.rowcount
 
 
@@ -157,12 +165,12 @@ async def _insert_backup(conn: AsyncConnection[Any], vault: LostVault, backup: L
     done = await conn.execute(
         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
         "resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, report, root, "
-        "point_token, created_at, protected_at, updated_at, expired_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, "
-        "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+        "domain_id, point_token, created_at, protected_at, updated_at, expired_at) VALUES (%s, %s, %s, %s, %s, %s, %s, "
+        "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
         [backup.id, vault.project_id, vault.id, backup.checkpoint_id, backup.resource_id, backup.resource_type,
          backup.resource_name, backup.size_bytes, backup.name, VAULT_KINDS[vault.object_type].provider_id,
          backup.status, backup.incremental, backup.auto_trigger, backup.stored_bytes, Jsonb(dict(backup.report)),
-         backup.root, backup.token, backup.created_at, backup.created_at, now, backup.expired_at],
+         backup.root, backup.domain_id, backup.token, backup.created_at, backup.created_at, now, backup.expired_at],
     )  # fmt: skip
     return done.rowcount
 

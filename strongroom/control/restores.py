@@ -67,6 +67,7 @@ class RestoreJob:
     """One restore to do.
 
     root            name of the backup's root object
+    domain_id       where it is, in hex; None: the vault's own domain
     kind            what its report calls it: "tree" or "block"; None: the report does not say
     resource_id     the resource it was made of, which may be unregistered by now
     same_resource   the target is that resource
@@ -79,6 +80,7 @@ class RestoreJob:
     vault: VaultRef
     backup_id: str
     root: str
+    domain_id: str | None
     kind: str | None
     resource_size_bytes: int
     resource_id: str
@@ -273,7 +275,8 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
             await cursor.execute(
                 "UPDATE backups SET status = 'restoring', updated_at = now() WHERE project_id = %s AND id = %s "
                 "AND root IS NOT NULL AND status IN ('available', 'waiting_restore', 'restoring') "
-                "RETURNING id AS backup_id, root, report ->> 'kind' AS kind, resource_size_bytes, resource_id",
+                "RETURNING id AS backup_id, root, domain_id, report ->> 'kind' AS kind, resource_size_bytes, "
+                "resource_id",
                 [task.project_id, task.backup_id],
             )
             row = await cursor.fetchone()

@@ -16,15 +16,24 @@ DOWNLOAD_HOURS_MAX = 24  # a download that died without closing holds deleted sp
 
 
 async def open_session(
-    database: Database, *, project_id: str, vault_id: str, task_id: str | None, kind: str, index_number: int
+    database: Database,
+    *,
+    project_id: str,
+    vault_id: str,
+    task_id: str | None,
+    kind: str,
+    index_number: int,
+    domain_id: str | None = None,
 ) -> str:
-    """Pin an index number; durable on return. kind: backup, restore, verify, copy, mount, prune."""
+    """Pin an index number of a domain (None: the vault's own); durable on return.
+
+    kind: backup, restore, verify, copy, mount, prune."""
     session_id = new_id()
     async with database.transaction() as conn:
         await conn.execute(
-            "INSERT INTO sessions (id, project_id, vault_id, task_id, kind, index_number, opened_at) "
-            "VALUES (%s, %s, %s, %s, %s, %s, now())",
-            [session_id, project_id, vault_id, task_id, kind, index_number],
+            "INSERT INTO sessions (id, project_id, vault_id, domain_id, task_id, kind, index_number, opened_at) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, now())",
+            [session_id, project_id, vault_id, domain_id, task_id, kind, index_number],
         )
     return session_id
 
@@ -40,13 +49,15 @@ async def close_sessions_of(conn: AsyncConnection[Any], task: Task) -> None:
     await conn.execute("DELETE FROM sessions WHERE project_id = %s AND task_id = %s", [task.project_id, task.id])
 
 
-async def oldest_pinned(database: Database, project_id: str, vault_id: str) -> int | None:
-    """The lowest index number that a session of this vault still needs; None: nobody pins anything."""
+async def oldest_pinned(database: Database, project_id: str, vault_id: str, domain_id: str | None = None) -> int | None:
+    """The lowest index number that a session of this domain still needs (None: of the vault's own). Gives None when
+    nobody pins anything: domains count for themselves, so the number of another one says nothing."""
     async with database.read() as conn:
         found = await conn.execute(
             "SELECT min(index_number) FROM sessions WHERE project_id = %s AND vault_id = %s "
+            "AND domain_id IS NOT DISTINCT FROM %s "
             "AND (task_id IS NOT NULL OR opened_at > now() - make_interval(hours => %s))",
-            [project_id, vault_id, DOWNLOAD_HOURS_MAX],
+            [project_id, vault_id, domain_id, DOWNLOAD_HOURS_MAX],
         )
         row = await found.fetchone()
     return None if row is None else row[0]

@@ -84,6 +84,14 @@ def find_domains(store: Store, prefix: str = "") -> list[DomainPlace]:
     ]
 
 
+def is_own_domain(store: Store, place: DomainPlace) -> bool:
+    """Whether it is the vault's own, and did not come from elsewhere (RULINGS 11)."""
+    try:
+        return store.read(f"{place.prefix}domain") == place.id.hex().encode()
+    except ObjectMissing:
+        return False
+
+
 def list_points(
     repository: Repository, *, check: bool, only: Collection[str] | None = None, monitor: Monitor | None = None
 ) -> list[Point]:

@@ -83,30 +83,36 @@ def copy(
     fence: Callable[[], None],
     *,
     sessions: Sessions | None = None,
+    cache: str | None = None,
 ) -> CopyReport:
     """Bring these roots of `source`, or all there are, to the vault at `prefix` of `store`; durable on return.
 
-    sessions  of the receiver's copy of the domain
+    sessions  of the receiver's copy of the domain         cache  folder for copies of its index, as of Repository
 
     May run again, also after a crash: what has arrived stays. Raises ObjectMissing for a root that is not there;
     Corrupt classes when the source lacks or cannot read what a root needs; Conflict when the receiver has another root
     of the same name; KeyWrong when another master key owns the receiver; StoreError; what `fence` and `monitor` raise.
     Roots that were put before an error stay: each has all its chunks.
     """
-    receiver = receive_domain(store, prefix, master, source, sessions)
+    receiver = receive_domain(store, prefix, master, source, sessions, cache)
     with source.session("copy") as reading, receiver.session("copy") as writing:
         return _Copy(reading, writing, monitor, fence).run(roots)
 
 
 def receive_domain(
-    store: Store, prefix: str, master: MasterKey, source: Repository, sessions: Sessions | None = None
+    store: Store,
+    prefix: str,
+    master: MasterKey,
+    source: Repository,
+    sessions: Sessions | None = None,
+    cache: str | None = None,
 ) -> Repository:
     """The domain of `source` below `prefix`, made when it is not there: its keys, then its first list. Idempotent."""
     domain = source.domain
     prefix = prefix if not prefix or prefix.endswith("/") else prefix + "/"
     below = f"{prefix}domains/{domain.id.hex()}/"
     _put_keys(store, below, master, domain)
-    receiver = Repository(store, below, domain, pool=source.pool, sessions=sessions, clock=source.clock)
+    receiver = Repository(store, below, domain, pool=source.pool, sessions=sessions, clock=source.clock, cache=cache)
     if next(iter(store.list(f"{below}index/")), None) is None:
         with suppress(ObjectExists):  # another first copy was faster
             receiver.put_index_list(IndexList(number=0))

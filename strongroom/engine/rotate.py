@@ -3,7 +3,8 @@
     keys/0    wrapped by the old key       stays
     keys/1    wrapped by the new key       put if absent, read back and compared
 
-Domains keep their own keys, so nothing else is written again. At every instant each domain opens with at least one of
+Domains keep their own keys, so nothing else is written again. A domain without any wrap was shredded: there is nothing
+to rotate, and it holds nobody up. At every instant each domain opens with at least one of
 the two keys; after `rewrap` with both. `drop_wraps` ends that: it removes what the new key does not open, domain by
 domain, and only where it has just seen the new key open another wrap of the same keys.
 """
@@ -38,7 +39,7 @@ class RotationReport:
 def find_closed(store: Store, key: MasterKey) -> list[tuple[DomainPlace, str]]:
     """(place, reason) of the domains that `key` does not open: to be asked before a rotation begins."""
     closed = []
-    for place in find_domains(store):
+    for place in _places(store):
         try:
             if _find_wrap(store, place, key) is None:
                 key.unwrap(load_wraps(store, _below(place))[0][1])  # raises why it does not open
@@ -53,7 +54,7 @@ def rewrap(store: Store, old: MasterKey, new: MasterKey, monitor: Monitor) -> Ro
     wrapped: list[tuple[DomainPlace, bytes]] = []
     failed: list[tuple[DomainPlace, str]] = []
     added = 0
-    for place in find_domains(store):
+    for place in _places(store):
         monitor.check()
         try:
             known = _find_wrap(store, place, new)
@@ -71,7 +72,7 @@ def drop_wraps(store: Store, key: MasterKey, monitor: Monitor) -> RotationReport
     wrapped: list[tuple[DomainPlace, bytes]] = []
     failed: list[tuple[DomainPlace, str]] = []
     removed = 0
-    for place in find_domains(store):
+    for place in _places(store):
         monitor.check()
         try:
             own = _find_wrap(store, place, key)
@@ -86,6 +87,10 @@ def drop_wraps(store: Store, key: MasterKey, monitor: Monitor) -> RotationReport
                 delete_object(store, _below(place), f"keys/{number}")
                 removed += 1
     return RotationReport(wrapped=tuple(wrapped), removed=removed, failed=tuple(failed))
+
+
+def _places(store: Store) -> list[DomainPlace]:
+    return [place for place in find_domains(store) if place.objects.get("keys")]
 
 
 def _find_wrap(store: Store, place: DomainPlace, key: MasterKey) -> bytes | None:

@@ -43,26 +43,26 @@ class RestorePointBrowser:
     async def entries(
         self, project_id: str, backup_id: str, path: bytes, after: bytes | None, limit: int
     ) -> Sequence[EntryView]:
-        vault, root = await find_readable(self._tools.database, project_id, backup_id)
+        found = await find_readable(self._tools.database, project_id, backup_id)
+        root = found.root
 
         def look() -> list[EntryView]:
-            repository = self._tools.repository(vault, None)
+            repository = self._tools.repository(found.vault, None, domain_id=found.domain_id)
             loaded = repository.load_root(root)
             if loaded.kind == "block":
                 if split(path):
                     raise EntryNotFound(id=path.decode("utf-8", "backslashreplace"))
                 return [_disk(loaded.size, loaded.created_at)] if after is None else []
-            found = list_entries(repository, root, split(path), after, limit)
-            return [_view(path, browsed) for browsed in found]
+            return [_view(path, browsed) for browsed in list_entries(repository, root, split(path), after, limit)]
 
         return await asyncio.to_thread(look)
 
     async def open_file(self, project_id: str, backup_id: str, path: bytes) -> tuple[EntryView, AsyncIterator[bytes]]:
-        vault, root = await find_readable(self._tools.database, project_id, backup_id)
-        parts = split(path)
+        found = await find_readable(self._tools.database, project_id, backup_id)
+        root, parts = found.root, split(path)
 
         def begin() -> tuple[EntryView, Iterator[bytes]]:
-            repository = self._tools.repository(vault, None)
+            repository = self._tools.repository(found.vault, None, domain_id=found.domain_id)
             loaded = repository.load_root(root)
             if loaded.kind == "block" and not parts:
                 return _disk(loaded.size, loaded.created_at), read_file(repository, root, ())

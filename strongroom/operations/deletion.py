@@ -6,14 +6,17 @@
     3 rows   one transaction: rows removed, live bytes of the vault, task success, and a prune task that frees the space
 
 Deleting runs against the order of writing (root first), so a crash leaves garbage, never a root without its chunks.
-Each step can run twice. A vault goes wholly: after its roots the keys, so that what is left cannot be read by anybody,
-then every other object, and the copies of its index that are kept beside the store.
+Each step can run twice. A vault goes wholly, and its keys first: the database's copies with the rows of step 1, then
+the wraps of every domain in the store, so that whatever is left after a crash cannot be read by anybody; then
+everything else, and the copies of its index that are kept beside the store. What was copied to other vaults has wraps
+of its own there and stays.
 """
 
 from strongroom.base.errors import StrongroomError
 from strongroom.control import deletions
 from strongroom.control.deletions import DeleteJob
 from strongroom.engine.prune import live_bytes
+from strongroom.engine.shred import erase
 from strongroom.operations.job import Job, vault_prefix
 from strongroom.operations.watched_store import WatchedStore
 
@@ -40,28 +43,26 @@ def fail(job: Job, error: StrongroomError) -> None:
 
 
 def _delete_roots(job: Job, plan: DeleteJob) -> int:
-    """Live sealed bytes of the vault after the roots are gone."""
-    repository = job.tools.repository(plan.vault, job.task.id)
+    """Live sealed bytes of the vault, of all its domains, after the roots are gone."""
+    tools, task = job.tools, job.task
     gone = {backup_id for backup_id, _ in plan.backups}
-    for name in repository.root_names():
-        # Every generation: an attempt that lost its lease may have left a root beside the one in the row.
-        if name.rpartition(".")[0] in gone:
-            job.monitor.check()
-            repository.delete_root(name)
-    return live_bytes(repository, plan.keep)
+    foreign = frozenset().union(*plan.foreign.values())
+    own = {root for _, root in plan.backups if root is not None} - foreign
+    used = 0
+    for domain_id in tools.domains(plan.vault) or [None]:
+        repository = tools.repository(plan.vault, task.id, domain_id=domain_id)
+        doomed = own if domain_id is None else plan.foreign.get(domain_id, frozenset())
+        for name in repository.root_names():
+            # Of its own domain every generation: an attempt that lost its lease may have left a root beside the one in
+            # the row. What came from another vault, or back from one, has the id that its backup had there.
+            if name in doomed or (domain_id is None and name.rpartition(".")[0] in gone):
+                job.monitor.check()
+                repository.delete_root(name)
+        used += live_bytes(repository, plan.keep if domain_id is None else plan.keep_foreign.get(domain_id, ()))
+    return used
 
 
 def _erase_vault(job: Job, plan: DeleteJob) -> None:
-    store = WatchedStore(job.tools.store)
-    names = [info.name for info in store.list(vault_prefix(plan.vault.project_id, plan.vault.id) + "/")]
-
-    def rank(name: str) -> int:
-        kind = name.split("/")[-2]
-        return {"roots": 0, "keys": 1}.get(kind, 2)
-
-    total = len(names)
-    for done, name in enumerate(sorted(names, key=rank)):
-        job.monitor.check()
-        store.delete(name)
-        job.monitor.advance(done + 1, total, done + 1)
+    prefix = vault_prefix(plan.vault.project_id, plan.vault.id) + "/"
+    erase(WatchedStore(job.tools.store), prefix, job.monitor)
     job.tools.forget_index(plan.vault)

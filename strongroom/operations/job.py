@@ -15,6 +15,7 @@ from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.tasks import Task
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
+from strongroom.engine.catalogue import find_domains, is_own_domain
 from strongroom.engine.model import SessionKind, Sessions
 from strongroom.engine.open import load_wraps
 from strongroom.engine.pool import Pool
@@ -49,14 +50,28 @@ class Tools:
     settings: DomainSettings
     index_folder: str
 
-    def repository(self, vault: VaultRef, task_id: str | None, spend: Spend = free) -> Repository:
-        """The vault's repository, made at its first use. Sessions of a task stay open until it is final (RULINGS 9).
+    def domains(self, vault: VaultRef) -> list[str | None]:
+        """Every domain that the store has of the vault, as `repository` takes them: its own first. One LIST."""
+        prefix = vault_prefix(vault.project_id, vault.id) + "/"
+        store = WatchedStore(self.store)
+        places = [place for place in find_domains(store, prefix) if place.prefix == prefix]
+        own = [place for place in places if is_own_domain(store, place)]
+        return [*(None for _ in own), *(place.id.hex() for place in places if place not in own)]
+
+    def repository(
+        self, vault: VaultRef, task_id: str | None, spend: Spend = free, *, domain_id: str | None = None
+    ) -> Repository:
+        """The vault's own domain, made at its first use, or one that came from another vault (id in hex; it is there).
+
+        Sessions of a task stay open until it is final (RULINGS 9).
 
         Raises StoreError when the vault had keys and the store does not hold them: a new domain must never hide that.
         """
         prefix = vault_prefix(vault.project_id, vault.id)
         store = WatchedStore(self.store, spend)
-        sessions = RowSessions(self, vault, task_id)
+        sessions = RowSessions(self, vault, task_id, domain_id)
+        if domain_id is not None:
+            return self._open(store, prefix, sessions, vault, bytes.fromhex(domain_id))
         known = self.portal.call(find_vault_keys(self.database, vault.project_id, vault.id))
         try:
             repository = self._open(store, prefix, sessions, vault)
@@ -74,11 +89,14 @@ class Tools:
             self.portal.call(save_vault_keys(self.database, vault.project_id, vault.id, wrapped))
         return repository
 
-    def _open(self, store: Store, prefix: str, sessions: Sessions, vault: VaultRef) -> Repository:
+    def _open(
+        self, store: Store, prefix: str, sessions: Sessions, vault: VaultRef, domain_id: bytes | None = None
+    ) -> Repository:
         return open_repository(
             store,
             prefix,
             self.master,
+            domain_id=domain_id,
             pool=self.pool,
             sessions=sessions,
             clock=self.clock,
@@ -100,10 +118,10 @@ UNTIL_FINAL = frozenset({"backup", "restore", "copy"})
 
 
 class RowSessions:
-    """engine.Sessions with rows: seen by every process (RULINGS 9)."""
+    """engine.Sessions with rows: seen by every process (RULINGS 9). domain_id: None for the vault's own domain."""
 
-    def __init__(self, tools: Tools, vault: VaultRef, task_id: str | None) -> None:
-        self._tools, self._vault, self._task_id = tools, vault, task_id
+    def __init__(self, tools: Tools, vault: VaultRef, task_id: str | None, domain_id: str | None = None) -> None:
+        self._tools, self._vault, self._task_id, self._domain_id = tools, vault, task_id, domain_id
         self._held: set[str] = set()
 
     def open(self, kind: SessionKind, index_number: int) -> str:
@@ -115,6 +133,7 @@ class RowSessions:
                 task_id=self._task_id,
                 kind=kind,
                 index_number=index_number,
+                domain_id=self._domain_id,
             )
         )
         if self._task_id is not None and kind in UNTIL_FINAL:
@@ -130,7 +149,7 @@ class RowSessions:
 
     def oldest_pinned(self) -> int | None:
         return self._tools.portal.call(
-            session_rows.oldest_pinned(self._tools.database, self._vault.project_id, self._vault.id)
+            session_rows.oldest_pinned(self._tools.database, self._vault.project_id, self._vault.id, self._domain_id)
         )
 
 

@@ -1,6 +1,6 @@
 """The story of an installation whose database is lost. The server is stopped; the store and the master key are there.
 
-    1 find    every domain in the store: vaults/<project>/<vault>/domains/<domain>
+    1 find    every domain in the store: vaults/<project>/<vault>/domains/<domain>, of each vault its own one first
     2 index   what is lost of it is rebuilt from packs
     3 judge   every root: complete or not; of each backup the highest complete generation counts (RULINGS 7)
     4 rows    one transaction a vault: project, vault, restore points, backups, copies of wrapped keys
@@ -13,6 +13,8 @@ backup of which no generation is complete gets a row in `error`, so that no prun
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import reduce
+from itertools import groupby
 from typing import Any
 
 from strongroom.base.errors import Corrupt, FormatUnknown, KeyWrong, ObjectMissing
@@ -20,7 +22,7 @@ from strongroom.base.ids import is_hex_id, is_id
 from strongroom.base.units import GIB
 from strongroom.control.rebuilding import PROTECTABLE_TYPES, LostBackup, LostVault, RowsMade
 from strongroom.engine import MasterKey
-from strongroom.engine.catalogue import DomainPlace, Point, find_domains, list_points
+from strongroom.engine.catalogue import DomainPlace, Point, find_domains, is_own_domain, list_points
 from strongroom.engine.open import load_wraps, open_repository
 from strongroom.engine.pool import Pool
 from strongroom.engine.prune import live_bytes
@@ -54,36 +56,53 @@ class Rebuilt:
 async def rebuild_rows(store: Store, master: MasterKey, pool: Pool, save: Save) -> Rebuilt:
     """Everything in the store, vault by vault. `save` writes the rows of one vault."""
     done = Rebuilt()
-    for place in find_domains(store, "vaults/"):
-        try:
-            vault, indexed, problems = _read(store, place, master, pool)
-        except (KeyWrong, FormatUnknown, Corrupt, ObjectMissing) as err:
-            done = replace(done, problems=(*done.problems, (place.prefix, str(err))))
-            continue
-        made = await save(vault) if vault is not None else RowsMade()
-        done = replace(
-            done,
-            made=done.made.plus(made),
-            indexes=done.indexes + indexed,
-            problems=(*done.problems, *problems),
-        )
+    for _, places in groupby(find_domains(store, "vaults/"), key=lambda place: place.prefix):
+        vaults = []
+        for place in sorted(places, key=lambda place: not is_own_domain(store, place)):
+            try:
+                vault, indexed, problems = _read(store, place, master, pool)
+            except (KeyWrong, FormatUnknown, Corrupt, ObjectMissing) as err:
+                done = replace(done, problems=(*done.problems, (place.prefix, str(err))))
+                continue
+            vaults += [vault] if vault is not None else []
+            done = replace(done, indexes=done.indexes + indexed, problems=(*done.problems, *problems))
+        if vaults:
+            done = replace(done, made=done.made.plus(await save(reduce(_joined, vaults))))
     return done
+
+
+def _joined(vault: LostVault, more: LostVault) -> LostVault:
+    """The same vault with what it holds of another domain."""
+    used = vault.used_bytes + more.used_bytes
+    return replace(
+        vault,
+        size_gb=_size_gb(used),
+        used_bytes=used,
+        wrapped={**vault.wrapped, **more.wrapped},
+        created_at=min(vault.created_at, more.created_at),
+        backups=sorted([*vault.backups, *more.backups], key=lambda backup: backup.created_at),
+    )
+
+
+def _size_gb(used_bytes: int) -> int:
+    return min(-(-used_bytes // GIB) + ROOM_GB, SIZE_GB_MAX)
 
 
 def _read(
     store: Store, place: DomainPlace, master: MasterKey, pool: Pool
 ) -> tuple[LostVault | None, bool, list[tuple[str, str]]]:
-    """(the vault, whether its index was rebuilt, problems). None for a vault without a restore point that reads."""
+    """(what the vault has of this domain, whether its index was rebuilt, problems). None: no point that reads."""
     parts = place.prefix.split("/")
     if len(parts) != 4 or not is_hex_id(parts[1]) or not is_id(parts[2]):
         return None, False, [(place.prefix, "This is not the place of a vault.")]
+    domain_id = None if is_own_domain(store, place) else place.id.hex()
     repository = open_repository(store, place.prefix, master, domain_id=place.id, pool=pool)
     report = rebuild(repository)
     problems = [(f"{place.prefix}packs/{pack}", reason) for pack, reason in report.packs_damaged]
     points = list_points(repository, check=True)
     backups = []
     for point in _one_a_backup(points):
-        backup = _backup(repository, point, parts[1], parts[2])
+        backup = _backup(repository, point, parts[1], parts[2], domain_id)
         if point.state != "complete" or backup is None:
             reason = point.reason or "Its labels are not those of a backup of this vault."
             problems.append((f"{place.prefix}{point.name}", reason))
@@ -113,32 +132,39 @@ def _vault(
         project_id=project_id,
         name=name,
         object_type=PROTECTABLE_TYPES[newest.resource_type],
-        size_gb=min(-(-used // GIB) + ROOM_GB, SIZE_GB_MAX),
+        size_gb=_size_gb(used),
         used_bytes=used,
-        wrapped=load_wraps(repository.store, repository.prefix)[0][1],
+        wrapped={newest.domain_id: load_wraps(repository.store, repository.prefix)[0][1]},
         created_at=min(backup.created_at for backup, _ in backups),
         backups=sorted((backup for backup, _ in backups), key=lambda backup: backup.created_at),
     )
 
 
-def _backup(repository: Repository, point: Point, project_id: str, vault_id: str) -> LostBackup | None:
-    """None when the root does not open, or its labels are not those of a backup in this place."""
+def _backup(
+    repository: Repository, point: Point, project_id: str, vault_id: str, domain_id: str | None
+) -> LostBackup | None:
+    """None when the root does not open, or its labels are not those of a backup in this place.
+
+    What came from another vault got labels of this one, with its id here as `backup`: the root has that of its origin.
+    """
     labels = point.labels
+    backup_id = _text(labels.get("backup"), 36) or point.backup_id
     checkpoint, resource = (_text(labels.get(key), 36) for key in ("checkpoint", "resource"))
     kind, path, token = labels.get("resource_type"), labels.get("path"), labels.get("token")
     created_at = _time(labels.get("created_at")) or point.created_at
     own = labels.get("project") == project_id and labels.get("vault") == vault_id
-    if not own or not is_id(point.backup_id) or not is_id(checkpoint) or not is_id(resource) or created_at is None:
+    if not own or not is_id(backup_id) or not is_id(checkpoint) or not is_id(resource) or created_at is None:
         return None
     if kind not in PROTECTABLE_TYPES or not isinstance(path, bytes) or not isinstance(token, bytes):
         return None
     options = labels.get("options")
     return LostBackup(
-        id=point.backup_id,
+        id=backup_id,
         checkpoint_id=checkpoint,
         status="available" if point.counts else "error",
         root=point.name,
-        name=_text(labels.get("name"), NAME_CHARS_MAX) or f"recovered-{point.backup_id[:8]}",
+        domain_id=domain_id,
+        name=_text(labels.get("name"), NAME_CHARS_MAX) or f"recovered-{backup_id[:8]}",
         resource_id=resource,
         resource_type=str(kind),
         resource_name=_text(labels.get("resource_name"), RESOURCE_NAME_CHARS_MAX) or resource,

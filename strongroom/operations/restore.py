@@ -34,7 +34,7 @@ def run(job: Job) -> None:
     plan = tools.portal.call(restores.start_restore(tools.database, task))
     driver = driver_for(plan.target.type, plan.target.path)
     started_s = tools.clock.monotonic_s()
-    repository = tools.repository(plan.vault, task.id)
+    repository = tools.repository(plan.vault, task.id, domain_id=plan.domain_id)
     root = repository.load_root(plan.root)
     wanted = RestoreWanted(
         task_id=task.id,

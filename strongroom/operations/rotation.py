@@ -24,7 +24,7 @@ from strongroom.control.db import Database
 from strongroom.control.installation import find_master_key_id
 from strongroom.control.key_rotation import adopt_master_key
 from strongroom.control.tokens import Ring
-from strongroom.engine.catalogue import DomainPlace
+from strongroom.engine.catalogue import DomainPlace, is_own_domain
 from strongroom.engine.keys import MasterKey
 from strongroom.engine.rotate import RotationReport, drop_wraps, find_closed, rewrap
 from strongroom.engine.store.base import Store
@@ -78,7 +78,7 @@ async def _rotate(database: Database, store: Store, master_key_file: Path) -> Ro
     _require_all(report.failed)
     ring = Ring([file.read_bytes() for file in (next_file(master_key_file), master_key_file)])
     trace.point("database")
-    secrets = await adopt_master_key(database, new.key_id.hex(), ring, _copies(report))
+    secrets = await adopt_master_key(database, new.key_id.hex(), ring, _copies(store, report))
     trace.point("database")
     kept = master_key_file.with_name(f"{master_key_file.name}.{old.key_id.hex()}")
     with contextlib.suppress(FileExistsError):
@@ -115,13 +115,14 @@ def _new_key(master_key_file: Path) -> MasterKey:
     return MasterKey.load(path)
 
 
-def _copies(report: RotationReport) -> dict[tuple[str, str], bytes]:
-    """By (project, vault), of the places that vaults have."""
-    found = {}
+def _copies(store: Store, report: RotationReport) -> dict[tuple[str, str, str | None], bytes]:
+    """By (project, vault, domain), of the places that vaults have; the vault's own domain is None."""
+    found: dict[tuple[str, str, str | None], bytes] = {}
     for place, data in report.wrapped:
         parts = place.prefix.split("/")
         if len(parts) == 4 and parts[0] == "vaults":
-            found[parts[1], parts[2]] = data
+            own = is_own_domain(store, place)
+            found[parts[1], parts[2], None if own else place.id.hex()] = data
     return found
 
 
