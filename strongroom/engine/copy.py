@@ -335,6 +335,7 @@ class _Copy:
             work(item, intake)
         except (PackCorrupt, ChunkCorrupt, ObjectMissing) as err:
             wanted.lost(item.rows)
+            self._reading.fail(item.place, wrong=isinstance(err, ChunkCorrupt))
             self._fail(item.pack.id, err)
 
     def _copy_segment(self, item: _Item, intake: Intake) -> None:

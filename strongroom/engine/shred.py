@@ -11,11 +11,12 @@ is not touched. A key file that was exported for this vault before still opens w
 import re
 
 from strongroom.base.streams import Monitor
+from strongroom.engine.digests import delete_object
 from strongroom.engine.store.base import Store
 
 ROUNDS_MAX = 8  # of looking again: what an attempt that was given up wrote meanwhile goes too
 
-_WRAP = re.compile(r"(?:.*/)?domains/[0-9a-f]{32}/keys/[^/]+")
+_WRAP = re.compile(r"((?:.*/)?domains/[0-9a-f]{32}/)(keys/[^/]+)")
 
 
 def shred(store: Store, prefix: str, monitor: Monitor) -> int:
@@ -25,12 +26,12 @@ def shred(store: Store, prefix: str, monitor: Monitor) -> int:
     """
     dropped = 0
     for _ in range(ROUNDS_MAX):
-        wraps = [info.name for info in store.list(prefix) if _WRAP.fullmatch(info.name)]
+        wraps = [found for info in store.list(prefix) if (found := _WRAP.fullmatch(info.name))]
         if not wraps:
             break
-        for name in wraps:
+        for found in wraps:
             monitor.check()
-            store.delete(name)
+            delete_object(store, found[1], found[2])
             dropped += 1
     return dropped
 
