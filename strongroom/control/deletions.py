@@ -4,8 +4,8 @@ Delete runs the other way round than backup (RULINGS 7): row `deleting`, then th
 freed later by one prune a vault, queued in the transaction that ends a deletion.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,49 +21,10 @@ from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tasks import NewTask, Task
 from strongroom.control.vault_keys import shred_vault_keys
+from strongroom.control.vault_roots import DeleteJob, PruneJob, foreign_roots, own_roots
 
 REMOVAL_FAILED = "Removing failed half-way: remove the resource again."
 POSTPONED_AGAIN = timedelta(minutes=10)  # a prune that found no room to move what is live; somebody may have made some
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeleteJob:
-    """Backups to delete, oldest first, each with the name of its root (None: it never had one).
-
-    keep          roots of the vault's own domain that stay
-    foreign       of other domains in the vault, by id in hex: roots to delete
-    keep_foreign  the same: roots that stay
-    """
-
-    vault: VaultRef
-    backups: tuple[tuple[str, str | None], ...]
-    keep: frozenset[str]
-    foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    keep_foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruneJob:
-    """What a prune must keep: roots named by a row, and every root of the backups that open tasks are making.
-
-    keep          roots of the vault's own domain
-    keep_foreign  of other domains in the vault, by id in hex
-    copying       domains (None: its own) into which an open task copies: none of their roots is dead
-    """
-
-    vault: VaultRef
-    keep: frozenset[str]
-    open_backups: frozenset[str]
-    keep_foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    copying: frozenset[str | None] = frozenset()
-
-    def is_dead(self, domain_id: str | None, root: str) -> bool:
-        """For a root that was listed before this was read: what is committed or copied meanwhile is in neither."""
-        if domain_id in self.copying:
-            return False
-        if domain_id is not None:
-            return root not in self.keep_foreign.get(domain_id, ())
-        return root not in self.keep and root.rpartition(".")[0] not in self.open_backups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,23 +188,10 @@ async def start_delete(database: Database, task: Task) -> DeleteJob:
     return DeleteJob(
         vault=vault,
         backups=tuple((row["id"], row["root"]) for row in doomed),
-        keep=_own_roots(kept := [row for row in rows if row["id"] not in set(ids)]),
-        foreign=_foreign_roots(doomed),
-        keep_foreign=_foreign_roots(kept),
+        keep=own_roots(kept := [row for row in rows if row["id"] not in set(ids)]),
+        foreign=foreign_roots(doomed),
+        keep_foreign=foreign_roots(kept),
     )
-
-
-def _own_roots(rows: Iterable[dict[str, Any]]) -> frozenset[str]:
-    return frozenset(row["root"] for row in rows if row["root"] and row["domain_id"] is None)
-
-
-def _foreign_roots(rows: Iterable[dict[str, Any]]) -> dict[str, frozenset[str]]:
-    """By domain."""
-    found: dict[str, set[str]] = {}
-    for row in rows:
-        if row["root"] and row["domain_id"] is not None:
-            found.setdefault(row["domain_id"], set()).add(row["root"])
-    return {domain: frozenset(roots) for domain, roots in found.items()}
 
 
 def _doomed(task: Task, row: dict[str, Any]) -> bool:
@@ -428,8 +376,8 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
         await _save_used(conn, task, vault)
     return PruneJob(
         vault=vault,
-        keep=_own_roots(rows),
-        keep_foreign=_foreign_roots(rows),
+        keep=own_roots(rows),
+        keep_foreign=foreign_roots(rows),
         open_backups=open_backups,
         copying=open_copies,
     )

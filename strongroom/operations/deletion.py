@@ -14,7 +14,7 @@ of its own there and stays.
 
 from strongroom.base.errors import StrongroomError
 from strongroom.control import deletions
-from strongroom.control.deletions import DeleteJob
+from strongroom.control.vault_roots import DeleteJob
 from strongroom.engine.prune import live_bytes
 from strongroom.engine.shred import erase
 from strongroom.operations.job import Job, vault_prefix
