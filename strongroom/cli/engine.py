@@ -5,8 +5,9 @@
     engine restore REPO LABEL DEST [--path PATH] [--force]
     engine list REPO
     engine delete REPO LABEL
-    engine verify REPO [--shallow]
+    engine verify REPO [--shallow] [--sample PERCENT]
     engine scrub REPO [--sample PERCENT]
+    engine repair REPO --from OTHER
     engine prune REPO
 
 The repository's key lies in it (`.master.key`), unless --key names another file. So do copies of a large index
@@ -109,8 +110,12 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument("label", metavar="LABEL")
     verify = add("verify", _verify, "Read every pack and every backup, and compare.")
     verify.add_argument("--shallow", action="store_true", help="metadata and sizes only, no content")
+    verify.add_argument("--sample", metavar="PERCENT", type=float, default=100.0, help="share of the data to read")
     scrub = add("scrub", _scrub, "Compare every object with the digest of what was written; needs no key.")
     scrub.add_argument("--sample", metavar="PERCENT", type=float, default=100.0, help="share of the packs to read")
+    repair = add("repair", _repair, "Bring back what is damaged or lost from another copy of the repository.")
+    repair.add_argument("--from", dest="other", metavar="OTHER", required=True, help="folder of the other copy")
+    repair.add_argument("--from-key", metavar="FILE", help="its master key file (default: OTHER/.master.key)")
     add("prune", _prune, "Free what no backup needs.")
     return parser
 
@@ -291,22 +296,23 @@ def _delete(options: argparse.Namespace) -> tuple[int, Summary]:
 
 
 def _verify(options: argparse.Namespace) -> tuple[int, Summary]:
-    from strongroom.base.streams import SilentMonitor
-    from strongroom.engine.verify import verify
+    from strongroom.cli.engine_proofs import run_verify
 
     repository = _open(options)
-    report = verify(repository, None, deep=not options.shallow, monitor=SilentMonitor())
+    code, summary, lines = run_verify(options, repository, _monitor(options))
     repository.close()
-    findings = [
-        {"kind": item.kind, "name": item.name, "reason": item.reason, "roots": item.roots, "paths": item.paths_count}
-        for item in report.findings
-    ]
-    if not options.json:
-        for item in report.findings:
-            print(f"{item.kind} {item.name}: {item.reason}")
-        print(f"{report.roots} backups, {report.objects} objects, {len(findings)} findings.")
-    summary = {"findings": findings, "roots": report.roots, "objects": report.objects, "bytes": report.bytes}
-    return (EXIT_FAILED if findings else EXIT_OK), summary
+    _say(options, "\n".join(lines))
+    return code, summary
+
+
+def _repair(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.cli.engine_proofs import run_repair
+
+    repository = _open(options)
+    code, summary, lines = run_repair(options, repository, _url(options.other), _monitor(options))
+    repository.close()
+    _say(options, "\n".join(lines))
+    return code, summary
 
 
 def _scrub(options: argparse.Namespace) -> tuple[int, Summary]:

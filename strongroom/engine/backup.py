@@ -3,7 +3,7 @@
     session (pins an index number, reads the index), then the parent
       -> chunks to packs, packs durable            a crash here leaves packs that no root needs
       -> index objects for them, durable           ... and the next attempt finds those chunks known
-      -> packs relied on are checked to be there
+      -> packs relied on are checked to be there; a full backup notes its own as proven
       -> fence()                                   a newer attempt exists: stop
       -> root, put if absent                       the backup exists from here on
     session ends
@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 from strongroom.base.errors import Corrupt, ObjectMissing, PackCorrupt
 from strongroom.base.streams import BlockStream, Monitor, TreeStream
 from strongroom.base.units import MIB
+from strongroom.engine.checks import TRUSTED_DAYS, note_checked, trusted_packs
 from strongroom.engine.content import parse_content
 from strongroom.engine.files import ContentReader
 from strongroom.engine.intake import Intake
@@ -57,13 +58,17 @@ def backup(
     created_at = repository.clock.now()
     with repository.session("backup") as session:
         parent, reason = _load_parent(repository, request, kind)
-        intake = Intake(session, monitor.check)
+        if request.full:
+            reason = _distrust(session)
+        intake = Intake(session, monitor.check, prove=request.full)
         try:
             if kind == "tree":
                 made = _tree(session, intake, cast(TreeStream, stream), request, parent, monitor)
             else:
                 made = _block(session, intake, cast(BlockStream, stream), parent, monitor)
             intake.finish()
+            if request.full:
+                note_checked(repository, intake.made, repository.clock.now())
             report = replace(
                 made.report,
                 root=name,
@@ -93,6 +98,19 @@ def backup(
     return report
 
 
+def _distrust(session: Session) -> str:
+    """Rely only on packs that were proven lately (RULINGS 14); why all is read, and what is not relied on."""
+    packs = {pack.id for pack in session.index.packs()}
+    unproven = packs - trusted_packs(session.repository) - session.index.bad
+    session.index.bad |= unproven
+    if not unproven:
+        return "a full backup was asked for"
+    return (
+        f"a full backup was asked for; {len(unproven)} of {len(packs)} packs were not verified in the last "
+        f"{TRUSTED_DAYS} days and are stored anew"
+    )
+
+
 def _require_whole(session: Session, root: Root, monitor: Monitor) -> None:
     """Damage was met on the way: what was taken for known before that must not lie in a pack that failed."""
     from strongroom.engine.mark import Usage, mark  # numpy, which only who meets damage waits for
@@ -114,7 +132,7 @@ def _load_parent(repository: Repository, request: BackupRequest, kind: StreamKin
     if request.parent is None:
         return None, None
     if request.full:
-        return None, "a full backup was asked for"
+        return None, None
     try:
         parent = repository.load_root(request.parent)
     except ObjectMissing:

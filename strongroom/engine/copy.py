@@ -99,6 +99,16 @@ def copy(
         return _Copy(reading, writing, monitor, fence).run(roots)
 
 
+def mend(source: Repository, receiver: Repository, roots: Collection[str], monitor: Monitor) -> CopyReport:
+    """Bring the chunks of these roots that the receiver lacks, or has only in packs that it knows to be damaged.
+
+    Roots stay as they are. What the source cannot give either stays lost: the rest comes. Raises StoreError and what
+    `monitor` raises.
+    """
+    with source.session("copy") as reading, receiver.session("copy") as writing:
+        return _Copy(reading, writing, monitor, lambda: None).mend(roots)
+
+
 def receive_domain(
     store: Store,
     prefix: str,
@@ -232,6 +242,22 @@ class _Copy:
             bytes_copied=intake.bytes_stored,
         )
 
+    def mend(self, names: Collection[str]) -> CopyReport:
+        marks = Marks()
+        for name in sorted(names):
+            with suppress(Corrupt, ObjectMissing):  # the source's own damage: what can be read of it is marked
+                marks.add(self._reading, self._source.load_root(name), self._monitor)
+        missing = _missing(self._writing, marks.keys())
+        lost = Usage(self._reading.index, missing).unknown.as_bytes()
+        wanted = _Wanted(_without(missing, lost))
+        intake = Intake(self._writing, self._monitor.check)
+        try:
+            self._move(wanted, intake, mending=True)
+            intake.finish()
+        finally:
+            intake.close()
+        return CopyReport(chunks_copied=wanted.sent, bytes_copied=intake.bytes_stored)
+
     # --- roots ---
 
     def _load(self, names: Collection[str] | None) -> list[Root]:
@@ -280,8 +306,11 @@ class _Copy:
 
     # --- chunks ---
 
-    def _move(self, wanted: _Wanted, intake: Intake) -> None:
-        """Everything wanted is with the intake on return. A pack that fails is passed over while others will do."""
+    def _move(self, wanted: _Wanted, intake: Intake, *, mending: bool = False) -> None:
+        """Everything wanted is with the intake on return. A pack that fails is passed over while others will do.
+
+        mending: and when no other will do, what it holds is left out.
+        """
         while True:
             left = wanted.left()
             if not len(left.first):
@@ -293,8 +322,11 @@ class _Copy:
                 raise IndexIncomplete(reason=reason, detail=f"{len(usage.unknown.first)} chunks")
             packs = [pack for pack in usage.packs if usage.of(pack)[1]]
             for pack in packs:
-                if pack in self._failed:
+                if pack in self._failed and not mending:
                     raise self._failed[pack]
+            packs = [pack for pack in packs if pack not in self._failed]
+            if not packs:
+                return
             self._total = self._done + sum(usage.of(pack)[1] for pack in packs)
             self._run(self._items(packs, wanted), wanted, intake)
 
@@ -407,4 +439,12 @@ def _missing(session: Session, keys: Keys) -> Keys:
         return usage.unknown
     found = usage.unknown.as_bytes().union(*map(usage.needed_keys, doubtful))
     halves = np.frombuffer(b"".join(found), "<u8").reshape(-1, KEY_BYTES // 8)
+    return Keys(halves[:, 0], halves[:, 1])
+
+
+def _without(keys: Keys, lost: set[bytes]) -> Keys:
+    if not lost:
+        return keys
+    kept = [key for key in keys.as_bytes() if key not in lost]
+    halves = np.frombuffer(b"".join(kept), "<u8").reshape(-1, KEY_BYTES // 8)
     return Keys(halves[:, 0], halves[:, 1])

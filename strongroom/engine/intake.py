@@ -22,21 +22,33 @@ _ID_BYTES = 32
 
 
 class Intake:
-    """The chunks of one backup. `put_*` from one thread; `check` is called while it waits for buffers."""
+    """The chunks of one backup. `put_*` from one thread; `check` is called while it waits for buffers.
 
-    def __init__(self, session: Session, check: Callable[[], None]) -> None:
+    prove   open each segment again before it is stored        made  ids of packs that are durable
+    """
+
+    def __init__(self, session: Session, check: Callable[[], None], *, prove: bool = False) -> None:
         repository = session.repository
         self._session = session
         self._index = session.index
         self.chunker = session.chunker
-        self._lock = threading.Lock()  # guards the three below, which syncers write
+        self._lock = threading.Lock()  # guards the four below, which syncers write
+        self.made: list[bytes] = []
         self._unindexed: list[Pack] = []
         self._unindexed_chunks = 0
         self._bytes_stored = 0
         self.bytes_new = 0
         self.buffers = Buffers(repository.pool, check)
         self._packs = [
-            PackWriter(repository.store, repository.prefix, repository.domain, kind, repository.pool, self._finished)
+            PackWriter(
+                repository.store,
+                repository.prefix,
+                repository.domain,
+                kind,
+                repository.pool,
+                self._finished,
+                prove=prove,
+            )
             for kind in (DATA, METADATA)
         ]
         self.data = SegmentWriter(self._packs[0], self.buffers)
@@ -139,6 +151,7 @@ class Intake:
     def _finished(self, pack: Pack) -> None:
         with self._lock:
             self._unindexed.append(pack)
+            self.made.append(pack.id)
             self._unindexed_chunks += sum(len(segment.ids) for segment in pack.segments)
             self._bytes_stored += pack.size
             full = self._unindexed_chunks >= INDEX_CHUNKS

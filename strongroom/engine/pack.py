@@ -13,6 +13,7 @@ import mmap
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,6 +82,9 @@ class SegmentPlace(NamedTuple):
     stored: int
     raw: int
     codec: int
+
+
+Namer = Callable[[bytes | bytearray | memoryview], bytes]  # the id of a chunk
 
 
 class _Tools(threading.local):
@@ -289,6 +293,27 @@ class SegmentReader:
                 if len(self._boxes) > BOXES_MAX:
                     self._boxes.popitem(last=False)
             return box
+
+
+def require_sound(
+    box: Box, place: SegmentPlace, sealed: memoryview, ids: list[bytes], lengths: list[int], name: Namer
+) -> None:
+    """Open what was just sealed and compare every chunk. Raises PackCorrupt: then this machine errs."""
+    plain = scratch("proof", place.raw)
+    try:
+        if place.codec == RAW:
+            box.open_into(place.offset, sealed, plain)
+        else:
+            frame = scratch("frame", place.stored - TAG_BYTES)
+            box.open_into(place.offset, sealed, frame)
+            _decompress_into(frame, plain, place)
+    except Corrupt as err:
+        raise PackCorrupt(reason="what was just sealed does not open: this machine errs", detail=str(err)) from err
+    start = 0
+    for chunk_id, length in zip(ids, lengths, strict=True):
+        if name(plain[start : start + length]) != chunk_id:
+            raise PackCorrupt(reason="a chunk changed in memory while it was stored: this machine errs")
+        start += length
 
 
 def _decompress_into(frame: memoryview, plain: memoryview, place: SegmentPlace) -> None:

@@ -22,7 +22,7 @@ OBJECT_ID_BYTES = 16
 TAG_BYTES = 16
 
 SEGMENT, FOOTER, INDEX, INDEX_LIST = "segment", "footer", "index", "index list"
-ROOT, LABELS, KEYS = "root", "labels", "keys"
+ROOT, LABELS, KEYS, CHECKS = "root", "labels", "keys", "checks"
 
 _CONTEXT = "strongroom v1 "
 _KIND_BYTES = 16

@@ -19,8 +19,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
+from blake3 import blake3
+
 from strongroom.base.errors import (
     Corrupt,
+    InvalidRequest,
     ObjectMissing,
     PackCorrupt,
     StoreDenied,
@@ -30,6 +33,7 @@ from strongroom.base.errors import (
 )
 from strongroom.base.streams import Monitor, Path
 from strongroom.engine.attest import attest
+from strongroom.engine.checks import load_checks, note_checked, trusted_packs
 from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
 from strongroom.engine.content import iter_ids, parse_content
 from strongroom.engine.digests import PackDigests, pack_digests, part_digest
@@ -69,6 +73,7 @@ class VerifyReport:
 
     objects        packs that were checked          bytes  sealed bytes read of them, deep; 0 for a shallow check
     digests_added  objects that a scrub can prove from now on, deep
+    packs          packs that the restore points need      packs_recent  of these, proven in the last 30 days
     """
 
     findings: tuple[Finding, ...]
@@ -76,16 +81,40 @@ class VerifyReport:
     objects: int
     bytes: int
     digests_added: int = 0
+    packs: int = 0
+    packs_recent: int = 0
 
 
-def verify(repository: Repository, roots: Collection[str] | None, *, deep: bool, monitor: Monitor) -> VerifyReport:
-    """Check these roots, or all there are. Damage is in the report; raises StoreError and what `monitor` raises."""
-    check = _Check(repository, deep, monitor)
+def verify(
+    repository: Repository,
+    roots: Collection[str] | None,
+    *,
+    deep: bool,
+    monitor: Monitor,
+    sample: float | None = None,
+    seed: int = 0,
+) -> VerifyReport:
+    """Check these roots, or all there are. Damage is in the report; raises StoreError and what `monitor` raises.
+
+    sample  with deep: share of the needed bytes whose packs are read, above 0 and at most 1; those that were not proven
+            for the longest time come first, `seed` decides among equals. Of the others only the size is looked at
+    """
+    if sample is not None and not (deep and 0 < sample <= 1):
+        raise InvalidRequest(reason="A sample is a share of a deep verify, above 0 and at most 100 percent.")
+    check = _Check(repository, deep, monitor, None if sample is None else _Sample(share=sample, seed=seed))
     if roots is None:
         check.run(sorted(repository.root_names()), may_go=True)
     else:
         check.run(sorted(set(roots)), may_go=False)
     return check.report()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """A share of a deep check. seed: decides among packs that were proven at the same time."""
+
+    share: float
+    seed: int
 
 
 @dataclass(kw_only=True)
@@ -123,8 +152,11 @@ class _Hits:
 class _Check:
     """One run."""
 
-    def __init__(self, repository: Repository, deep: bool, monitor: Monitor) -> None:
+    def __init__(self, repository: Repository, deep: bool, monitor: Monitor, sample: _Sample | None) -> None:
         self._repository = repository
+        self._sample = sample
+        self._needed: set[bytes] = set()
+        self._recent = 0
         self._deep = deep
         self._monitor = monitor
         self._findings: list[Finding] = []
@@ -146,6 +178,8 @@ class _Check:
             objects=len(self._checked),
             bytes=self._bytes,
             digests_added=self._digests_added,
+            packs=len(self._needed),
+            packs_recent=self._recent,
         )
 
     def run(self, names: list[str], *, may_go: bool) -> None:
@@ -158,7 +192,9 @@ class _Check:
                 loaded = [self._load(name, may_go) for name in names]
                 self._run(session, [root for root in loaded if root is not None])
                 if self._deep:
+                    note_checked(self._repository, self._proven, self._repository.clock.now())
                     self._digests_added = attest(self._repository, self._proven, self._monitor)
+                self._recent = len(self._needed & trusted_packs(self._repository) - self._damage.keys())
         except (Corrupt, ObjectMissing) as err:
             self._findings.append(Finding(kind="index", name="index/", reason=str(err), roots=tuple(names)))
             return
@@ -195,17 +231,36 @@ class _Check:
             finally:
                 session.failures.give(before)
         usage = Usage(session.index, marks.keys())
-        while self._check_packs(session, usage):
+        self._needed = {pack for pack in usage.packs if usage.of(pack)[1]}
+        passed_over = set() if self._sample is None else self._needed - self._due(session, usage, self._sample)
+        while self._check_packs(session, usage, passed_over):
             # Chunks of packs that failed may lie elsewhere: those places count now, and are checked in their turn.
+            live_before = {pack: usage.of(pack)[1] for pack in passed_over}
             session.index.bad |= self._damage.keys()
             usage = Usage(session.index, marks.keys())
+            passed_over = {pack for pack, live in live_before.items() if usage.of(pack)[1] == live}
         self._explain(session, usage, readable)
 
     # --- packs ---
 
-    def _check_packs(self, session: Session, usage: Usage) -> bool:
+    def _due(self, session: Session, usage: Usage, sample: _Sample) -> set[bytes]:
+        """Whatever is missing or doubtful, and a share of the rest: those first that were not proven the longest."""
+        checked = load_checks(self._repository)
+        due = self._needed & session.index.bad
+        seed = sample.seed.to_bytes(8, "little", signed=True)
+        rest = sorted((checked.get(pack, 0), blake3(seed + pack).digest(8), pack) for pack in self._needed - due)
+        wanted = sample.share * sum(usage.of(pack)[0] for pack in self._needed)
+        for _, _, pack in rest:
+            if wanted <= 0:
+                break
+            due.add(pack)
+            wanted -= usage.of(pack)[0]
+        return due
+
+    def _check_packs(self, session: Session, usage: Usage, passed_over: set[bytes]) -> bool:
         """Check the packs that are needed and were not checked. True when one of them failed."""
-        todo = [pack for pack in usage.packs if usage.of(pack)[1] and pack not in self._checked]
+        checked = self._checked | passed_over
+        todo = [pack for pack in usage.packs if self._is_wanted(session, usage, pack) and pack not in checked]
         total = sum(usage.of(pack)[0] for pack in todo)
         sizes = {pack.id: pack.size for pack in session.index.packs()}
         before = len(self._damage)
@@ -228,6 +283,12 @@ class _Check:
         finally:
             wait(running)  # after an error no thread goes on reading
         return len(self._damage) > before
+
+    def _is_wanted(self, session: Session, usage: Usage, pack: bytes) -> bool:
+        """Needed; or perhaps needed, by a manifest that does not read: then a deep check leaves out no pack."""
+        if usage.of(pack)[1]:
+            return True
+        return self._deep and bool(self._unread) and self._sample is None and pack not in session.index.bad
 
     def _check_pack(self, session: Session, pack: bytes, size: int, keys: set[bytes]) -> None:
         """One pack, on a thread of the pool; failures go to `damage`."""
@@ -297,7 +358,9 @@ class _Check:
         for pack, damage in sorted(self._damage.items()):
             name = pack_name(self._repository.prefix, pack)
             hits.append(_Hits(finding=Finding(kind="pack", name=name, reason=damage.reason)))
-            hits[-1].roots.update((root, None) for root, packs in self._unread.items() if pack in packs)
+            # Nobody knows what a manifest that does not read needs of a pack that no other root needs.
+            unclear = not usage.of(pack)[1]
+            hits[-1].roots.update((root, None) for root, packs in self._unread.items() if unclear or pack in packs)
             keys = usage.needed_keys(pack)  # those for which no sound pack was found
             by_key.update(dict.fromkeys(keys if damage.keys is None else keys & damage.keys, hits[-1]))
         unknown = usage.unknown.as_bytes()

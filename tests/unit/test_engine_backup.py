@@ -48,6 +48,7 @@ from strongroom.engine.model import BLOCK_BYTES, CHUNK_BYTES_MAX
 from strongroom.engine.pack import DATA, load_pack
 from strongroom.engine.store.base import Buffer
 from strongroom.engine.store.memory import MemoryStore, MemoryWriter
+from strongroom.engine.verify import verify
 
 KIB, MIB = 1 << 10, 1 << 20
 MASTER = MasterKey(bytes(range(32)))
@@ -174,9 +175,10 @@ def test_nothing_changed_costs_nothing(repository: Repository) -> None:
 
 
 def test_a_full_backup_trusts_no_parent(repository: Repository) -> None:
-    """`full` reads everything, stores nothing twice and says why."""
+    """`full` reads everything, stores nothing twice that was verified, and says why."""
     tree = assorted()
     run(repository, MemoryTree(tree), 1)
+    verify(repository, None, deep=True, monitor=SilentMonitor())
     report = run(repository, MemoryTree(tree), 2, 1, full=True)
     assert report.bytes_read > report.bytes_total // 3
     assert report.bytes_new == 0

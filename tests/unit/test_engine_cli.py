@@ -4,6 +4,7 @@ import filecmp
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -167,7 +168,43 @@ def test_deleted_backups_are_pruned_and_the_rest_verifies(
     whole[len(whole) // 2] ^= 1
     pack.unlink()
     pack.write_bytes(whole)
-    assert summary(capsys, "verify", repo, code=EXIT_FAILED)["findings"]
+    (finding,) = summary(capsys, "verify", repo, code=EXIT_FAILED)["findings"]  # type: ignore[misc]
+    assert finding["name"].endswith(pack.name)
+    assert finding["paths"] == [{"root": finding["roots"][0], "path": "d/large"}]
+    assert finding["paths_count"] == 1
+    assert run(["verify", repo]) == EXIT_FAILED
+    said = capsys.readouterr().out
+    assert "g1: d/large" in said
+    assert "Back up the same source again" in said
+
+
+def test_a_repository_is_proven_without_its_key_and_repaired_from_its_copy(
+    tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """scrub needs no key; it and a sampled verify find what changed; repair brings it back from a copied folder."""
+    summary(capsys, "backup", repo, str(source), "g0")
+    other = tmp_path / "other"
+    shutil.copytree(repo, other)
+    (Path(repo) / ".master.key").rename(tmp_path / "key")
+    assert summary(capsys, "scrub", repo)["unproven_count"] == 0
+    pack = max(Path(repo).glob("domains/*/packs/*"), key=lambda path: path.stat().st_size)
+    whole = bytearray(pack.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    pack.unlink()
+    pack.write_bytes(whole)
+    (found,) = summary(capsys, "scrub", repo, code=EXIT_FAILED)["findings"]  # type: ignore[misc]
+    assert found["kind"] == "changed"
+    assert found["name"].endswith(pack.name)
+    assert summary(capsys, "scrub", repo, "--sample", "0", code=EXIT_FAILED)["message_type"] == "error"
+    assert run(["scrub", repo]) == EXIT_FAILED
+    assert "Verify with the key" in capsys.readouterr().out
+    (tmp_path / "key").rename(Path(repo) / ".master.key")
+    assert summary(capsys, "verify", repo, "--sample", "90", code=EXIT_FAILED)["findings"]
+    repaired = summary(capsys, "repair", repo, "--from", str(other))
+    assert repaired["before"]
+    assert repaired["chunks_repaired"]
+    summary(capsys, "restore", repo, "g0", str(tmp_path / "dest"))
+    assert same(source, tmp_path / "dest")
 
 
 def test_a_file_of_holes_larger_than_the_disk_is_restored_by_force(tmp_path: Path, repo: str) -> None:
