@@ -101,7 +101,7 @@ class IndexCache:
         """The runs to use, none overlapping, and what they stand for. Others are of no use to anybody any more."""
         opened: list[tuple[str, Table]] = []
         for name in found:
-            table = self._open(name) if name.endswith(_RUN) else None
+            table = self._open(name, valid) if name.endswith(_RUN) else None
             if table is None:
                 self._remove(name)
             else:
@@ -109,24 +109,25 @@ class IndexCache:
         runs: list[Table] = []
         covered: set[str] = set()
         for name, table in sorted(opened, key=lambda item: (-len(item[1].names), item[0])):
-            if table.names <= valid and covered.isdisjoint(table.names):
+            if covered.isdisjoint(table.names):
                 runs.append(table)
                 covered |= table.names
             else:
                 self._remove(name)
         return runs, covered
 
-    def _open(self, name: str) -> Table | None:
-        """None for what is not, wholly and provably, a run of this domain."""
+    def _open(self, name: str, valid: frozenset[str]) -> Table | None:
+        """None for what is stale, and for what is not, wholly and provably, a run of this domain."""
         try:
             file = os.open(f"{self._folder}/{name}", _READ_FLAGS)
         except OSError:
             return None
         try:
             size = os.fstat(file).st_size
-            if size <= _HEAD.size + _MAC_BYTES or not self._is_ours(file, size):
+            if size <= _HEAD.size + _MAC_BYTES or not _read_names(file) <= valid or not self._is_ours(file, size):
                 return None
-            return _mapped(file, size)
+            table = _mapped(file, size)
+            return table if table.names and table.names <= valid else None
         except (OSError, ValueError, struct.error, IndexIncomplete):
             return None
         finally:
@@ -266,6 +267,14 @@ def _layout(table_at: int, table_bytes: int, chunks: int) -> tuple[int, int, int
     bloom_at = directory_at + 4 * ((1 << directory_bits(chunks)) + 1)
     bloom_at += -bloom_at % _ALIGNED
     return directory_at, bloom_at, bloom_at + 8 * bloom_words(chunks) + _MAC_BYTES
+
+
+def _read_names(file: int) -> frozenset[str]:
+    """What a run says it stands for, before it is believed: a stale one need not be hashed. Raises as `_mapped`."""
+    _, names_bytes, _, _ = _HEAD.unpack(os.pread(file, _HEAD.size, 0))
+    if names_bytes > NAMES_BYTES_MAX:
+        raise ValueError("no run")
+    return frozenset(os.pread(file, names_bytes, _HEAD.size).decode().split("\n"))
 
 
 def _mapped(file: int, size: int, *, is_run: bool = True) -> Table:
