@@ -198,6 +198,7 @@ def write_report(chunks: int, object_chunks: int, figures: dict[str, dict[str, A
         f"{size['objects_bytes'] / 1e6:,.0f} MB. The copy of the index has {size['cache_bytes'] / 1e6:,.0f} MB. "
         "Each row is a process of its own.",
         "Opening includes the look whether every pack is there with its size (one LIST).",
+        f"Load at the end: {size['load']:.1f} on {os.cpu_count()} cores; walls are as good as that is low.",
         "",
         "| opening | s | CPU s | of it LIST s | tables | RssAnon MB before | at most | after | bytes a chunk after |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -281,6 +282,7 @@ def main() -> int:
         "objects": len(index_objects),
         "objects_bytes": sum(path.stat().st_size for path in index_objects),
         "cache_bytes": _size(folder / "cache"),
+        "load": os.getloadavg()[0],
     }
     if not options.keep:
         shutil.rmtree(folder)
