@@ -22,7 +22,7 @@ from strongroom.base.ids import new_id
 from strongroom.control.db import Database
 from strongroom.control.deletions import Expiry, begin_delete
 from strongroom.control.policies import lock_policy_of
-from strongroom.control.policy_rules import retention_rules
+from strongroom.control.policy_rules import rules_of
 from strongroom.control.retention import Point, RetentionRules, verdicts
 from strongroom.control.subjects import VaultRef, lock_vault_if_free
 
@@ -132,7 +132,7 @@ async def _rules_of(conn: AsyncConnection[Any], vault: VaultRef, resource_id: st
         "AND status = ANY(%s) AND protected_at >= %s LIMIT 1",
         [vault.project_id, vault.id, resource_id, _RESTORABLE, since],
     )
-    rules = retention_rules(policy.definition, policy.trigger)
+    rules = rules_of(policy)
     return _Applied(
         policy_id=policy.id, rules=rules if await met.fetchone() is not None else RetentionRules(tz=rules.tz)
     )

@@ -15,7 +15,7 @@ from psycopg.types.json import Jsonb
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Conflict, InvalidRequest, PolicyNotApplied, PolicyNotFound
 from strongroom.base.ids import new_id
-from strongroom.control import policy_rules
+from strongroom.control import policy_rules, retention
 from strongroom.control.db import Database
 from strongroom.control.names import require_id
 from strongroom.control.policy_rules import (
@@ -30,6 +30,7 @@ from strongroom.control.policy_rules import (
     check_operation_type,
     next_run_at,
 )
+from strongroom.control.retention import RetentionRules
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.vault_resources import require_available
 
@@ -101,7 +102,8 @@ async def update_policy(
 ) -> Policy:
     """Change a policy and when it fires next, and return it. What is under way goes on as it began.
 
-    Raises PolicyNotFound, InvalidRequest, Conflict 6003 (another region while it is applied to a vault).
+    Raises PolicyNotFound, InvalidRequest, Conflict: 6003 (another region while it is applied to a vault), 6110 (keeps
+    less than a locked vault has promised).
     """
     now = clock.now()
     async with database.transaction() as conn:
@@ -112,7 +114,7 @@ async def update_policy(
                 conflict_code="6003",
                 reason="The policy is applied to a vault, so its destination region is fixed. Remove it there first.",
             )
-        rules = [policy_rules.retention_rules(policy.definition, policy.trigger) for policy in (before, after)]
+        rules = [policy_rules.rules_of(policy) for policy in (before, after)]
         await conn.execute(
             "UPDATE policies SET name = %s, enabled = %s, patterns = %s, time_zone = %s, start_window_minutes = %s, "
             "definition = %s, retention_changed_at = %s, updated_at = %s WHERE project_id = %s AND id = %s",
@@ -122,6 +124,8 @@ async def update_policy(
                 *(before.retention_changed_at if rules[0] == rules[1] else now, now, project_id, policy_id),
             ],
         )
+        if retention.shortens(*rules):
+            await _refuse_locked(conn, project_id, [association.vault_id for association in before.vaults])
         # Otherwise a run that is due stays due: a new name is no reason to miss one.
         if (after.trigger, after.enabled) != (before.trigger, before.enabled):
             for association in after.vaults:
@@ -155,7 +159,7 @@ async def associate_policies(
     """Apply policies to a vault, each in turn, all or none: one of a kind, so a second one takes the first one's place.
 
     Raises VaultNotFound, PolicyNotFound, InvalidRequest, Conflict: 6112 (vault status), 6127, 6136 (of another kind
-    than the vault), 6120 (destination).
+    than the vault), 6120 (destination), 6110 (keeps less than a locked vault has promised).
     """
     if not 1 <= len(policy_ids) <= APPLIED_AT_ONCE_MAX:
         raise InvalidRequest(reason=f"Invalid add_policy_ids: give 1 to {APPLIED_AT_ONCE_MAX} ids.")
@@ -181,6 +185,12 @@ async def apply_policy(
     """Apply one policy to a vault whose lock is held. Applied again it changes nothing, a due run included."""
     policy = await _require_policy(conn, vault.project_id, policy_id, lock="FOR SHARE")
     await _require_fit(conn, vault, policy, destination_vault_id)
+    if vault.locked and policy.operation_type == "backup":
+        present = await lock_policy_of(conn, vault)
+        if present is None or present[0].id != policy.id:
+            before = RetentionRules() if present is None else policy_rules.rules_of(present[0])
+            if retention.shortens(before, policy_rules.rules_of(policy)):
+                await _refuse_locked(conn, vault.project_id, [vault.id])
     await conn.execute(
         "INSERT INTO policy_vaults AS a (project_id, vault_id, operation_type, policy_id, destination_vault_id, "
         "next_fire_at, created_at) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (vault_id, operation_type) "
@@ -230,6 +240,23 @@ async def unbind_vault(conn: AsyncConnection[Any], vault: VaultRef) -> None:
     await conn.execute(
         "DELETE FROM policy_vaults WHERE project_id = %s AND vault_id = %s", [vault.project_id, vault.id]
     )
+
+
+async def _refuse_locked(conn: AsyncConnection[Any], project_id: str, vault_ids: Sequence[str]) -> None:
+    """Raises Conflict 6110 when one of the vaults is locked and holds restore points that a rule by count could end."""
+    found = await conn.execute(
+        "SELECT v.name FROM vaults v WHERE v.project_id = %s AND v.id = ANY(%s) AND v.locked AND EXISTS (SELECT 1 "
+        "FROM backups b WHERE b.project_id = v.project_id AND b.vault_id = v.id AND b.auto_trigger "
+        "AND b.root IS NOT NULL) LIMIT 1",
+        [project_id, list(vault_ids)],
+    )
+    row = await found.fetchone()
+    if row is not None:
+        raise Conflict(
+            conflict_code="6110",
+            reason=f"Vault {row[0]} is locked: its restore points may not go sooner than they were promised to. Keep "
+            "at least what the policy keeps now.",
+        )
 
 
 async def _require_fit(

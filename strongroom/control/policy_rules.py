@@ -205,6 +205,11 @@ def retention_rules(definition: Definition, trigger: Trigger) -> RetentionRules:
     )
 
 
+def rules_of(policy: Policy) -> RetentionRules:
+    """What the policy keeps."""
+    return retention_rules(policy.definition, policy.trigger)
+
+
 def schedule_for(policy: Policy) -> Schedule:
     """When the policy fires, enabled or not."""
     return _schedule(policy.trigger, policy.start_at)

@@ -47,6 +47,21 @@ class RetentionRules:
         return None if self.duration_days is None else created_at + timedelta(days=self.duration_days)
 
 
+def shortens(before: RetentionRules, after: RetentionRules) -> bool:
+    """Whether a restore point that stands under `before` may go sooner under `after`: what a locked vault refuses.
+
+    A time rule touches only what is made from then on, so it shortens nothing that stands.
+    """
+    if not after.counting:
+        return False
+    if not before.counting:
+        return True
+    return any(
+        (getattr(after, name) or 0) < (getattr(before, name) or 0)
+        for name in ("max_backups", "day_backups", "week_backups", "month_backups", "year_backups")
+    ) or (after.tz != before.tz)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One backup of the resource. restorable: False for a failed run, which is no restore point."""
@@ -117,10 +132,11 @@ def _named(points: Sequence[Point], rules: RetentionRules) -> dict[str, list[str
         ("month", rules.month_backups, lambda at: f"{at:%Y-%m}"),
         ("year", rules.year_backups, lambda at: f"{at:%Y}"),
     )
+    local = [(point, point.created_at.astimezone(rules.tz)) for point in points]
     for word, count, period_of in periods:
         seen: set[str] = set()
-        for point in points if count else ():
-            period = period_of(point.created_at.astimezone(rules.tz))
+        for point, at in local if count else ():
+            period = period_of(at)
             if period in seen:
                 continue
             if len(seen) == count:

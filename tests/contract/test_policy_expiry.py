@@ -1,6 +1,6 @@
 """Backups whose time is over go by themselves, and nothing else goes: time, count, changed rules, locks, failures."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 
 import pytest
@@ -190,6 +190,39 @@ async def test_a_locked_vault_lets_time_pass_and_nobody_else(world: World) -> No
     assert refused.value.conflict_code == "6220"
     assert await expire(world) == 1
     assert await standing(world, vault) == [last]
+
+
+async def test_a_locked_vault_lets_nobody_shorten_what_it_keeps(world: World) -> None:
+    """Fewer by a PUT, by another policy, or by taking the policy away first: 6110. More, or time for new ones: taken.
+    Before the first automatic backup, and in a vault that is not locked, everything is."""
+    vault = await world.add_vault([await world.add_resource()], locked=True)
+    await policies.associate_policies(
+        world.database, world.project, vault, [await add_policy(world, max_backups=1)], None, world.clock
+    )
+    policy, fewer = await add_policy(world, vault, max_backups=3), await add_policy(world, max_backups=2)
+    timed = await add_policy(world, retention_duration_days=9)
+    for _ in range(3):
+        await run_once(world, vault)
+
+    async def refused(work: Awaitable[object]) -> None:
+        with pytest.raises(Conflict) as error:
+            await work
+        assert error.value.conflict_code == "6110"
+
+    def apply(chosen: str) -> Awaitable[object]:
+        return policies.associate_policies(world.database, world.project, vault, [chosen], None, world.clock)
+
+    await refused(change_policy(world, policy, definition=Definition(max_backups=2)))
+    await refused(apply(fewer))
+    await change_policy(world, policy, definition=Definition(max_backups=4))
+    await apply(timed)
+    await refused(apply(fewer))
+    await policies.dissociate_policy(world.database, world.project, vault, timed)
+    await refused(apply(fewer))
+    await expire(world)
+    assert len(await standing(world, vault)) == 3
+    await world.execute("UPDATE vaults SET locked = false")
+    await apply(fewer)
 
 
 async def test_failed_runs_stay_ten_and_a_month(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.control.retention import FAILED_MAX, Point, RetentionRules, full_due, verdicts
+from strongroom.control.retention import FAILED_MAX, Point, RetentionRules, full_due, shortens, verdicts
 from strongroom.control.schedule import firings, fixed_zone, named_zone, schedule_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "retention"
@@ -155,6 +155,18 @@ def test_rules_by_count_keep_the_union_of_what_each_keeps(points: list[Point], r
     ]
     together = set().union(*(kept(points, one) for one in alone)) if alone else kept(points, rules)
     assert kept(points, rules) == together
+
+
+@settings(max_examples=300, deadline=None)
+@given(points=points_of, before=rules_of, after=rules_of)
+def test_rules_that_do_not_shorten_keep_all_that_stands(
+    points: list[Point], before: RetentionRules, after: RetentionRules
+) -> None:
+    """Where `shortens` says no, nothing that the old rules keep goes under the new ones."""
+    if not shortens(before, after):
+        assert kept(points, before) <= kept(points, after)
+    assert not shortens(before, before) or not before.counting
+    assert not shortens(before, RetentionRules(duration_days=1))
 
 
 def test_nothing_goes_when_no_rule_is_set() -> None:
