@@ -8,7 +8,7 @@
     engine verify REPO [--shallow] [--sample PERCENT]
     engine scrub REPO [--sample PERCENT]
     engine repair REPO --from OTHER
-    engine prune REPO
+    engine prune REPO [--dry-run]
 
 The repository's key lies in it (`.master.key`), unless --key names another file. So do copies of a large index
 (`.cache`), which may be deleted at any time. Modules are imported by the command that needs them: what finds nothing
@@ -32,6 +32,7 @@ from strongroom.base.units import human_bytes
 
 if TYPE_CHECKING:
     from strongroom.engine import ChangedBlocks, Repository, Root
+    from strongroom.engine.prune_plan import PrunePlan
     from strongroom.sources.base import Driver, SourceRef
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTLY_DONE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
@@ -116,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     repair = add("repair", _repair, "Bring back what is damaged or lost from another copy of the repository.")
     repair.add_argument("--from", dest="other", metavar="OTHER", required=True, help="folder of the other copy")
     repair.add_argument("--from-key", metavar="FILE", help="its master key file (default: OTHER/.master.key)")
-    add("prune", _prune, "Free what no backup needs.")
+    prune = add("prune", _prune, "Free what no backup needs.")
+    prune.add_argument("--dry-run", action="store_true", help="only tell what becomes of which pack, and why")
     return parser
 
 
@@ -326,18 +328,44 @@ def _scrub(options: argparse.Namespace) -> tuple[int, Summary]:
 def _prune(options: argparse.Namespace) -> tuple[int, Summary]:
     from dataclasses import asdict
 
-    from strongroom.base.streams import SilentMonitor
-    from strongroom.base.units import human_bytes
-    from strongroom.engine.prune import prune
+    from strongroom.engine.prune import plan, prune
 
     repository = _open(options)
-    report = prune(repository, dead=(), monitor=SilentMonitor())
+    if options.dry_run:
+        found = plan(repository, dead=(), monitor=_monitor(options))
+        return EXIT_OK, _show_plan(options, found)
+    report = prune(repository, dead=(), monitor=_monitor(options))
     repository.close()
-    if not options.json:
-        print(
-            f"Freed {human_bytes(report.bytes_freed)}, {human_bytes(report.live_bytes)} are needed. {report.postponed}"
-        )
+    _say(
+        options,
+        f"Freed {human_bytes(report.bytes_freed)}, moved {human_bytes(report.bytes_moved)}, "
+        f"{human_bytes(report.live_bytes)} are needed. {report.postponed}".rstrip(),
+    )
     return (EXIT_PARTLY_DONE if report.postponed else EXIT_OK), asdict(report)
+
+
+def _show_plan(options: argparse.Namespace, found: "PrunePlan") -> Summary:
+    """One line a pack that does not stay: what becomes of it, its size, its name and why."""
+    rows = [
+        {"pack": d.pack.id.hex(), "action": d.action, "reason": d.reason, "size": d.pack.size, "live": d.pack.live}
+        for d in found.decisions
+    ]
+    lines = [f"{row['action']:8} {human_bytes(d.pack.size or 0):>10}  {row['pack']}  {row['reason']}"
+             for row, d in zip(rows, found.decisions, strict=True)]  # fmt: skip
+    lines.append(
+        f"{found.packs} packs hold {human_bytes(found.stored_bytes)}, of which {human_bytes(found.live_bytes)} are "
+        f"needed. A prune would free {human_bytes(found.bytes_freed)} and move {human_bytes(found.bytes_moved)}."
+    )
+    _say(options, "\n".join(lines))
+    return {
+        "dry_run": True,
+        "packs": found.packs,
+        "stored_bytes": found.stored_bytes,
+        "live_bytes": found.live_bytes,
+        "bytes_freed": found.bytes_freed,
+        "bytes_moved": found.bytes_moved,
+        "decisions": rows,
+    }
 
 
 # --- what they share ---

@@ -113,11 +113,14 @@ def _distrust(session: Session) -> str:
 
 def _require_whole(session: Session, root: Root, monitor: Monitor) -> None:
     """Damage was met on the way: what was taken for known before that must not lie in a pack that failed."""
-    from strongroom.engine.mark import Usage, mark  # numpy, which only who meets damage waits for
+    from strongroom.engine.mark import Marks  # numpy, which only who meets damage waits for
+    from strongroom.engine.usage import Usage
 
     session.refresh()
-    usage = Usage(session.index, mark(session, [root], monitor))
-    hit = [pack for pack in usage.packs if pack in session.index.bad and usage.needed_keys(pack)]
+    marks = Marks()
+    marks.add(session, root, monitor)
+    usage = Usage(session.index, marks)
+    hit = [pack for pack in usage.packs if pack in session.index.bad and usage.chunks_of(pack)[1]]
     if hit or usage.unknown.as_bytes():
         names = ", ".join(pack.hex() for pack in sorted(hit)[:10])
         raise PackCorrupt(reason="earlier packs were found damaged while the backup ran; run it again", detail=names)

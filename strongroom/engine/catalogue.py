@@ -17,11 +17,12 @@ from typing import Literal
 from strongroom.base.errors import Corrupt, ObjectMissing
 from strongroom.base.streams import Monitor, SilentMonitor
 from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
-from strongroom.engine.mark import Marks, Usage, root_ids
+from strongroom.engine.mark import Marks, root_ids
 from strongroom.engine.model import Labels, Root, StreamKind
 from strongroom.engine.repository import Repository, Session
 from strongroom.engine.roots import parse_root_name
 from strongroom.engine.store.base import Store
+from strongroom.engine.usage import Usage
 
 _DOMAIN = re.compile(r"((?:[^/]+/)*?)domains/([0-9a-f]{32})/(keys|packs|roots|index|labels|digests|checks)/[^/]+")
 
@@ -163,7 +164,7 @@ def _lost(session: Session, absent: frozenset[bytes], roots: Iterable[Root], mon
             marks.add(session, root, monitor)
         except (Corrupt, ObjectMissing):
             unread = True  # of which roots is found out one by one: they share pages
-    usage = Usage(session.index, marks.keys())
+    usage = Usage(session.index, marks)
     lost = usage.unknown.as_bytes()
     for pack in usage.packs:
         if pack in absent:

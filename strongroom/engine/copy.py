@@ -46,12 +46,13 @@ from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
 from strongroom.engine.index import IndexList
 from strongroom.engine.intake import Intake
 from strongroom.engine.keys import Domain, MasterKey
-from strongroom.engine.mark import Keys, Marks, Usage
+from strongroom.engine.mark import Keys, Marks
 from strongroom.engine.model import Root, Sessions
 from strongroom.engine.open import load_wraps, put_wrap
 from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack
 from strongroom.engine.repository import Repository, Session
 from strongroom.engine.store.base import Store
+from strongroom.engine.usage import Usage
 
 FOOTERS_AHEAD = 4  # footers read at once: a store far away answers slowly, and a footer is a few small reads
 SEGMENTS_EXPECTED = 16  # that a slow store is told of in advance: 64 MiB at most
@@ -223,7 +224,7 @@ class _Copy:
         # What is there has all its chunks, unless the receiver knows of damage: then this is the way to mend it.
         for root in roots if self._is_damaged() else absent:
             marks.add(self._reading, root, self._monitor)
-        wanted = _Wanted(_missing(self._writing, marks.keys()))
+        wanted = _Wanted(_missing(self._writing, marks.keys(self._reading.index)))
         intake = Intake(self._writing, self._monitor.check)
         try:
             self._move(wanted, intake)
@@ -247,8 +248,8 @@ class _Copy:
         for name in sorted(names):
             with suppress(Corrupt, ObjectMissing):  # the source's own damage: what can be read of it is marked
                 marks.add(self._reading, self._source.load_root(name), self._monitor)
-        missing = _missing(self._writing, marks.keys())
-        lost = Usage(self._reading.index, missing).unknown.as_bytes()
+        missing = _missing(self._writing, marks.keys(self._reading.index))
+        lost = _usage(self._reading, missing).unknown.as_bytes()
         wanted = _Wanted(_without(missing, lost))
         intake = Intake(self._writing, self._monitor.check)
         try:
@@ -316,7 +317,7 @@ class _Copy:
             if not len(left.first):
                 return
             self._reading.index.bad |= self._failed.keys()
-            usage = Usage(self._reading.index, left)
+            usage = _usage(self._reading, left)
             if len(usage.unknown.first):
                 reason = "the source lacks chunks that restore points need; run verify there"
                 raise IndexIncomplete(reason=reason, detail=f"{len(usage.unknown.first)} chunks")
@@ -431,9 +432,16 @@ class _Copy:
                 running.popleft()[1].exception()
 
 
+def _usage(session: Session, keys: Keys) -> Usage:
+    """Where in the session's index these keys lie."""
+    marks = Marks(slots=1)
+    marks.add_keys(session.index, keys)
+    return Usage(session.index, marks)
+
+
 def _missing(session: Session, keys: Keys) -> Keys:
     """Those of the keys that no sound pack of the session's index holds."""
-    usage = Usage(session.index, keys)
+    usage = _usage(session, keys)
     doubtful = [pack for pack in usage.packs if pack in session.index.bad and usage.of(pack)[1]]
     if not doubtful:
         return usage.unknown

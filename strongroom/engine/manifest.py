@@ -335,9 +335,13 @@ class Stream:
                     continue
                 chunk, skipping = chunk[row.start :], False
             buffer += chunk
-            yield from _take_frames(buffer)
+            yield from take_frames(buffer)
         if buffer:
             raise ManifestCorrupt(reason="the stream ends inside a record")
+
+    def chunks(self) -> Iterator[StreamRow]:
+        """The rows of its chunks, in order."""
+        return self._leaves(self._level, self._rows, None)
 
     def find(self, path: Path) -> Item | None:
         """The entry at a path other than the root, or None. Reads a page a level and the chunks of one record."""
@@ -390,7 +394,7 @@ def open_stream(root: Root, get: GetMetadata) -> Stream:
     return Stream(level, parse_stream_rows(rows), get)
 
 
-def _take_frames(buffer: bytearray) -> list[bytes]:
+def take_frames(buffer: bytearray) -> list[bytes]:
     """Take every whole record off the front of `buffer`."""
     frames = []
     at = 0

@@ -4,114 +4,55 @@
     round:
       newest list m -> oldest pin -> names of roots        in this order: a root that is committed after the look at the
                                                            pins belongs to a session that was seen pinning
-      session at m, roots marked, what each pack is worth
+      session at m, roots marked, what each pack is worth  usage.py; what becomes of each pack: prune_plan.py
+      adopt    packs that a killed prune had moved to become known            (then look again)
       sweep    fossils nobody needs or pins, index objects retired before the oldest pin, old lists
-      move     from packs under half live to new packs, then their index object     (only when nothing was condemned)
+      move     from packs under half live, and from many small packs, to new packs, then their index object
+                                                           (only when nothing was condemned)
       clean    index objects that name swept packs are replaced
       list m+1 new fossils, revived ones, retired index objects; put if absent, the loser plans again
     until a round has nothing to say
 
 A fossil is a pack that writers do not know any more and readers take last. It stays readable, so a session that pinned
 an older number may still commit a root that needs it; the next round sees that root and revives the pack. A crash
-between any two steps leaves garbage, never a root without its chunks, and the next prune goes on from the store alone.
-Sweeping comes before anything is written, so that a full disk is helped: then one small list is all that is put.
+between any two steps leaves garbage, never a root without its chunks, and the next prune goes on from the store alone:
+what was moved is not moved again. Sweeping comes before anything is written, so that a full disk is helped: then one
+small list is all that is put, and when there is no room to move much, little is moved until there is more.
 """
 
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from strongroom.base.errors import (
-    ChunkCorrupt,
     Corrupt,
     IndexIncomplete,
     ObjectExists,
     ObjectMissing,
-    PackCorrupt,
+    ShortRead,
     StoreFull,
 )
 from strongroom.base.streams import Monitor, SilentMonitor
 from strongroom.base.units import GIB, MIB
 from strongroom.engine.index import NUMBER_DIGITS, IndexList
 from strongroom.engine.index_merge import merge_tables
-from strongroom.engine.index_table import Table
-from strongroom.engine.mark import Marks, Usage
-from strongroom.engine.move import Mover
-from strongroom.engine.pack import Pack, pack_name
+from strongroom.engine.mark import Marks
+from strongroom.engine.move import Moved, move_live
+from strongroom.engine.pack import Pack, load_pack, pack_name
+from strongroom.engine.prune_plan import Decision, PackState, PrunePlan, plan_prune, summary
 from strongroom.engine.repository import Repository, Session
+from strongroom.engine.usage import Usage
 
-ROUNDS_MAX = 64  # condemn, sweep, move, sweep, clean are five; more only when other prunes or writers get in between
+ROUNDS_MAX = 64  # condemn, sweep, move, sweep, clean are five; the rest moves 60 GiB, then another prune goes on
 MOVE_BYTES_MAX = GIB  # live bytes moved a round: the space a prune may need before it gives space back
-MERGE_BYTES_MAX = 128 * MIB  # plain bytes of an index object that a merge makes: 4 million chunks
-INDEX_OBJECTS_MAX = 32  # every backup adds one; each costs a reader an open
+MERGE_BYTES_MAX = 24 * MIB  # sealed bytes of index objects merged into one: some 1.5 million chunks, 200 MB of memory
+INDEX_OBJECTS_MAX = 32  # small ones; every backup adds one, each costs a reader an open
+CONDEMNED_FEW = 16  # the largest dead packs, condemned alone when there is no room for a list of all
 LEFTOVER_AGE_S = 3600.0  # for writers on other machines; those on this one are never touched
 
 _PACK_NAME = re.compile(r"[0-9a-f]{32}")
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
 _INDEX_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}(\.[0-9a-f]{{32}})?")
-
-Action = Literal["keep", "sweep", "wait", "condemn", "revive", "move", "forget"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackState:
-    """One pack, before it is decided what becomes of it.
-
-    size          bytes of the object; None: the store does not hold it
-    stored        sealed bytes of its segments; 0: no index object names it
-    live          share of `stored` that roots need: of each segment, by raw bytes
-    fossil_since  number of the list that made it a fossil; None: it is none
-    suspect       it failed a check
-    """
-
-    id: bytes
-    size: int | None
-    stored: int
-    live: int
-    fossil_since: int | None = None
-    suspect: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What becomes of a pack, and why.
-
-    keep     it stays as it is                      condemn  it becomes a fossil with the next list
-    sweep    its object is deleted now              revive   a fossil that a root needs after all
-    wait     a fossil that a session may need       move     what is live goes to a new pack, then it is condemned
-    forget   the index names it, the store does not hold it, nobody needs it
-    """
-
-    pack: PackState
-    action: Action
-    reason: str
-
-
-def plan_prune(packs: Iterable[PackState], *, oldest_pinned: int | None) -> list[Decision]:
-    """Decide for each pack, in the order given. `oldest_pinned` was read before the roots were listed."""
-    decisions = []
-    for pack in packs:
-        action, reason = _judge(pack, oldest_pinned)
-        decisions.append(Decision(pack=pack, action=action, reason=reason))
-    return decisions
-
-
-def _judge(pack: PackState, oldest_pinned: int | None) -> tuple[Action, str]:
-    share = f"{100 * pack.live // max(pack.stored, 1)} % live"
-    if pack.size is None:
-        return ("keep", "needed, but missing: damage") if pack.live else ("forget", "not needed and gone")
-    if pack.live:
-        if pack.fossil_since is not None:
-            return "revive", f"a root needs it: {share}"
-        if pack.live * 2 < pack.stored and not pack.suspect:
-            return "move", share
-        return "keep", share
-    if pack.fossil_since is None:
-        return "condemn", "no root needs it" if pack.stored else "no index object names it"
-    if oldest_pinned is None or oldest_pinned >= pack.fossil_since:
-        return "sweep", f"a fossil since list {pack.fossil_since}, and nobody pins an older one"
-    return "wait", f"a fossil since list {pack.fossil_since}, list {oldest_pinned} is pinned"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +60,19 @@ class PruneReport:
     """What a prune did. Bytes are sealed bytes in the store.
 
     bytes_freed    of deleted packs, index objects and leftovers     bytes_moved  written to move what is live
+    stored_bytes, live_bytes   of the packs that are left, and what roots need of them
+    packs_rewritten   packs that were moved or merged                packs_adopted  moved to by a prune that was killed
     packs_waiting  fossils that an open session may need             packs_missing  needed packs that are not there
     postponed      why something was left to the next prune, "" if nothing was
     """
 
     bytes_freed: int = 0
     bytes_moved: int = 0
+    stored_bytes: int = 0
     live_bytes: int = 0
     packs_deleted: int = 0
     packs_rewritten: int = 0
+    packs_adopted: int = 0
     packs_waiting: int = 0
     packs_missing: int = 0
     roots_removed: int = 0
@@ -145,6 +90,11 @@ def prune(repository: Repository, *, dead: Collection[str], monitor: Monitor) ->
     return _Prune(repository, monitor).run(dead)
 
 
+def plan(repository: Repository, *, dead: Collection[str], monitor: Monitor) -> PrunePlan:
+    """What `prune` would do, without doing it: nothing is written and nothing deleted. Raises as `prune`."""
+    return _Prune(repository, monitor).plan(dead)
+
+
 def live_bytes(repository: Repository, keep: Collection[str]) -> int:
     """Sealed bytes that these roots need: of each segment the share of its live raw bytes (RULINGS 19).
 
@@ -157,7 +107,7 @@ def live_bytes(repository: Repository, keep: Collection[str]) -> int:
                 marks.add(session, repository.load_root(name), SilentMonitor())
             except (ObjectMissing, Corrupt):
                 continue
-        return Usage(session.index, marks.keys()).live_bytes
+        return Usage(session.index, marks).live_bytes
 
 
 @dataclass(kw_only=True)
@@ -174,6 +124,25 @@ class _Next:
         return bool(self.condemned or self.revived or self.suspect or self.retired or self.added)
 
 
+class _Progress:
+    """Tells the monitor of bytes deleted and moved, of all that the plans so far speak of."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._done = self._total = self._objects = 0
+
+    def planned(self, decisions: list[Decision]) -> None:
+        goes = sum(d.pack.size or 0 for d in decisions if d.action in ("sweep", "condemn", "move", "merge"))
+        goes += sum(d.pack.live for d in decisions if d.action in ("move", "merge"))
+        self._total = max(self._total, self._done + goes)
+        self.did(0)
+
+    def did(self, count: int, objects: int = 0) -> None:
+        self._done += count
+        self._objects += objects
+        self._monitor.advance(self._done, max(self._total, self._done), self._objects)
+
+
 class _Prune:
     """One run. What was marked stays marked from round to round; everything else is read anew.
 
@@ -185,8 +154,10 @@ class _Prune:
         self._store = repository.store
         self._prefix = repository.prefix
         self._monitor = monitor
+        self._progress = _Progress(monitor)
         self._marks = Marks()
         self._report = PruneReport()
+        self._may_adopt = True
 
     def run(self, dead: Collection[str]) -> PruneReport:
         idle = self._repository.sessions.oldest_pinned() is None
@@ -198,8 +169,19 @@ class _Prune:
         for _ in range(ROUNDS_MAX):
             self._monitor.check()
             if not self._round():
-                break
+                return self._report
+        self._postpone("there is more to move than one prune moves")
         return self._report
+
+    def plan(self, dead: Collection[str]) -> PrunePlan:
+        repository = self._repository
+        index_list = repository.load_index_list()
+        oldest = repository.sessions.oldest_pinned()
+        names = repository.root_names()
+        with repository.session("prune") as session:
+            usage = self._look(session, [name for name in names if name not in dead])
+            decisions = plan_prune(_states(usage, self._sizes("packs/", _PACK_NAME), index_list), oldest_pinned=oldest)
+            return summary(decisions, roots=set(dead).intersection(names), packs=len(usage.packs))
 
     def _round(self) -> bool:
         """True when a list was written, or another prune wrote one: look again."""
@@ -210,12 +192,10 @@ class _Prune:
         with repository.session("prune") as session:
             if session.index.number != index_list.number:
                 return True
-            self._mark(session, names)
-            usage = Usage(session.index, self._marks.keys())
-            if len(usage.unknown.first):
-                reason = "it lacks chunks that restore points need; run verify, then delete the restore points it names"
-                raise IndexIncomplete(reason=reason, detail=f"{len(usage.unknown.first)} chunks")
+            usage = self._look(session, names)
             found = self._sizes("packs/", _PACK_NAME)
+            if self._adopt(session, usage, index_list, found):
+                return True
             decisions = plan_prune(_states(usage, found, index_list), oldest_pinned=oldest)
             self._note(usage, decisions)
             self._sweep(decisions)
@@ -225,25 +205,32 @@ class _Prune:
                 condemned={d.pack.id for d in decisions if d.action == "condemn"},
                 revived={d.pack.id for d in decisions if d.action == "revive"},
             )
-            if not coming:
-                self._move(session, usage, [d.pack for d in decisions if d.action == "move"], coming)
+            if not coming and self._move(session, usage, decisions, coming):
+                return True
             cleaned = self._clean(index_list, gone, coming)
             if not coming:
                 return False
             fossils = {pack: since for pack, since in index_list.fossils if not (cleaned and pack in gone)}
-            return self._publish(index_list, coming, fossils, kept)
+            return self._publish(index_list, coming, fossils, kept, found)
 
     # --- reading ---
 
-    def _mark(self, session: Session, names: list[str]) -> None:
+    def _look(self, session: Session, names: list[str]) -> Usage:
+        """Mark what these roots need, but for those that were deleted since they were listed, and count it."""
         for name in names:
             if name in self._marks.roots:
                 continue
             try:
                 root = self._repository.load_root(name)
             except ObjectMissing:
-                continue  # deleted since the listing
+                continue
             self._marks.add(session, root, self._monitor)
+            self._progress.did(0, objects=1)
+        usage = Usage(session.index, self._marks)
+        if len(usage.unknown.first):
+            reason = "it lacks chunks that restore points need; run verify, then delete the restore points it names"
+            raise IndexIncomplete(reason=reason, detail=f"{len(usage.unknown.first)} chunks")
+        return usage
 
     def _sizes(self, folder: str, pattern: re.Pattern[str]) -> dict[str, int]:
         start = len(self._prefix) + len(folder)
@@ -254,12 +241,22 @@ class _Prune:
         """What the last round saw stands in the report."""
         waiting = sum(d.action == "wait" for d in decisions)
         missing = sum(d.action == "keep" and d.pack.size is None for d in decisions)
+        stored = sum(d.pack.stored for d in decisions if d.action not in ("sweep", "forget"))
         self._report = replace(
-            self._report, live_bytes=usage.live_bytes, packs_waiting=waiting, packs_missing=missing, postponed=""
+            self._report,
+            stored_bytes=stored,
+            live_bytes=usage.live_bytes,
+            packs_waiting=waiting,
+            packs_missing=missing,
+            postponed="",
         )
+        self._progress.planned(decisions)
 
     def _count(self, **more: int) -> None:
         self._report = replace(self._report, **{name: getattr(self._report, name) + by for name, by in more.items()})
+
+    def _postpone(self, reason: str) -> None:
+        self._report = replace(self._report, postponed=reason)
 
     # --- deleting ---
 
@@ -269,16 +266,18 @@ class _Prune:
                 self._monitor.check()
                 self._store.delete(pack_name(self._prefix, decision.pack.id))
                 self._count(packs_deleted=1, bytes_freed=decision.pack.size or 0)
+                self._progress.did(decision.pack.size or 0, objects=1)
 
     def _sweep_index(self, index_list: IndexList, oldest: int | None) -> dict[str, int]:
         """Delete retired index objects and old lists that nobody can still be reading; what stays retired."""
         sizes = self._sizes("index/", _INDEX_NAME)
+        retired = dict(index_list.retired)
         border = index_list.number if oldest is None else min(oldest, index_list.number)
         kept = {name: since for name, since in index_list.retired if since > border and name in sizes}
         for name in sizes:
             is_list = _LIST_NAME.fullmatch(name) is not None
             # The list before the newest stays: a reader may have seen its name a moment ago, and not pinned it yet.
-            is_old = int(name) < border - 1 if is_list else name in dict(index_list.retired) and name not in kept
+            is_old = int(name) < border - 1 if is_list else name in retired and name not in kept
             if is_old:
                 self._repository.delete_index(name)
                 self._count(bytes_freed=sizes[name])
@@ -286,121 +285,186 @@ class _Prune:
 
     # --- writing ---
 
-    def _move(self, session: Session, usage: Usage, packs: list[PackState], coming: _Next) -> None:
-        """Copy what is live in `packs` to new packs, make these known, condemn the old ones."""
+    def _adopt(self, session: Session, usage: Usage, index_list: IndexList, found: dict[str, int]) -> bool:
+        """Make packs known that hold nothing but needed chunks and that no index object names: a prune was killed after
+        it had moved chunks to them, and they need not be moved again. Once a run; True when there were any."""
+        if not self._may_adopt:
+            return False
+        self._may_adopt = False
+        repository, named = self._repository, {*usage.packs, *(pack for pack, _ in index_list.fossils)}
+        packs: list[Pack] = []
+        for name in found:
+            if bytes.fromhex(name) in named:
+                continue
+            self._monitor.check()
+            try:
+                pack = load_pack(repository.store, repository.prefix, repository.domain, bytes.fromhex(name))
+            except (Corrupt, ObjectMissing, ShortRead):
+                continue  # it is condemned as garbage
+            if usage.needs_all(chunk_id for segment in pack.segments for chunk_id in segment.ids):
+                packs.append(pack)
         if not packs:
-            return
-        made: list[Pack] = []
-        mover = Mover(session, made, self._monitor)
-        done: set[bytes] = set()
-        moved = 0
+            return False
         try:
-            for pack in packs:
-                if moved >= MOVE_BYTES_MAX:
-                    break
-                self._monitor.check()
-                moved += pack.live
-                try:
-                    mover.move(pack.id, usage.needed_keys(pack.id))
-                    done.add(pack.id)
-                except (PackCorrupt, ChunkCorrupt):
-                    coming.suspect.add(pack.id)
-            mover.finish()
-            name, _, size = self._repository.put_index_object(made, session.index.number)
+            repository.put_index_object(packs, session.index.number)
+        except StoreFull:
+            return False  # without room for that, they are garbage too
+        self._count(packs_adopted=len(packs))
+        return True
+
+    def _move(self, session: Session, usage: Usage, decisions: list[Decision], coming: _Next) -> bool:
+        """Copy what is live to new packs, make these known, condemn the old ones. True: look again, part of it is done.
+
+        Emptiest first. When there is no room for all, what became durable counts; when that is nothing, one pack is
+        tried alone: its space comes back before the next round.
+        """
+        todo = [d.pack for d in decisions if d.action in ("move", "merge")]
+        todo.sort(key=lambda pack: pack.live / pack.stored)
+        portion: list[bytes] = []
+        room = MOVE_BYTES_MAX
+        for pack in todo:
+            if room > 0:
+                portion.append(pack.id)
+                room -= pack.live
+        if not portion:
+            return False
+        moved = move_live(session, usage, portion, self._monitor)
+        if moved.full is not None and not moved.made and len(portion) > 1:
+            moved = move_live(session, usage, [min(todo, key=lambda pack: pack.live).id], self._monitor)
+        coming.suspect |= moved.suspect
+        if moved.full is not None and not moved.made:
+            self._postpone(f"no room to move what is live in {len(todo)} packs: {moved.full}")
+            return False
+        return self._make_known(session, moved, coming)
+
+    def _make_known(self, session: Session, moved: Moved, coming: _Next) -> bool:
+        if not moved.made:
+            return False
+        try:
+            name, _, size = self._repository.put_index_object(moved.made, session.index.number)
         except StoreFull as err:
-            self._report = replace(self._report, postponed=f"no room to move what is live in {len(packs)} packs: {err}")
-            return
-        finally:
-            mover.release()
+            for pack in moved.made:
+                self._store.delete(pack_name(self._prefix, pack.id))  # nobody knows of it
+            self._postpone(f"no room to move what is live: {err}")
+            return False
         coming.added.add(name)
-        coming.condemned |= done
-        self._count(packs_rewritten=len(done), bytes_moved=size + sum(pack.size for pack in made))
+        coming.condemned |= moved.done
+        written = size + sum(pack.size for pack in moved.made)
+        self._count(packs_rewritten=len(moved.done), bytes_moved=written)
+        self._progress.did(written, objects=len(moved.done))
+        return moved.full is not None  # what was copied wholly is found by the next round: its copies count
 
     def _clean(self, index_list: IndexList, gone: set[bytes], coming: _Next) -> bool:
-        """Replace index objects that name packs that are gone, or are too many. False when there was no room."""
+        """Replace index objects that name packs that are gone, or are too many. False when there was no room.
+
+        One table at a time is in memory, then those of one group.
+        """
         repository = self._repository
-        names = repository.index_object_names(index_list)
-        many = len(names) > INDEX_OBJECTS_MAX
+        sizes = self._sizes("index/", _INDEX_NAME)
+        names = [name for name in repository.index_object_names(index_list) if name not in coming.added]
+        small = {name for name in names if sizes.get(name, 0) * 2 < MERGE_BYTES_MAX}
+        many = len(small) > INDEX_OBJECTS_MAX
         if not gone and not many:
             return True
-        tables = {name: repository.load_table(name) for name in names if name not in coming.added}
-        stale = {name for name, table in tables.items() if any(pack.id in gone for pack in table.packs)}
-        for group in _groups({name: table for name, table in tables.items() if many or name in stale}):
+        stale = {name for name in names if gone and self._names_any(name, gone)}
+        for group in _groups({name: sizes.get(name, 0) for name in names if name in stale or (many and name in small)}):
             if len(group) == 1 and not stale.intersection(group):
                 continue
-            merged = merge_tables([tables[name] for name in group], frozenset(gone))
+            self._monitor.check()
+            merged = merge_tables([repository.load_table(name) for name in group], frozenset(gone))
             try:
                 if merged.chunk_count:
                     known = repository.digests_of(group, frozenset(gone))
                     added, _ = repository.put_table(merged, index_list.number, known)
                     coming.added.add(added)
             except StoreFull as err:
-                self._report = replace(self._report, postponed=f"no room to shorten the index: {err}")
+                self._postpone(f"no room to shorten the index: {err}")
                 return False
             coming.retired.update(group)
         return True
 
+    def _names_any(self, name: str, gone: set[bytes]) -> bool:
+        return any(pack.id in gone for pack in self._repository.load_table(name).packs)
+
     def _publish(
-        self, index_list: IndexList, coming: _Next, fossils: dict[bytes, int], retired: dict[str, int]
+        self,
+        index_list: IndexList,
+        coming: _Next,
+        fossils: dict[bytes, int],
+        retired: dict[str, int],
+        found: dict[str, int],
     ) -> bool:
-        """Put list m+1. True also when another prune was faster: what was written meanwhile is found by the next."""
+        """Put list m+1. True also when another prune was faster: what was written meanwhile is found by the next.
+
+        When there is no room for it, the largest dead packs are condemned alone, so that the next sweep makes room.
+        """
         self._monitor.check()
         repository = self._repository
-        number = index_list.number + 1
-        for pack in coming.revived:
-            fossils.pop(pack, None)
-        fossils.update(dict.fromkeys(coming.condemned, number))
-        retired.update(dict.fromkeys(coming.retired, number))
-        valid = [name for name in repository.index_object_names(index_list) if name not in coming.retired]
-        suspect = set(index_list.suspect) | coming.suspect
-        after = IndexList(
-            number=number,
-            objects=tuple(sorted(valid)),
-            retired=tuple(sorted(retired.items())),
-            suspect=tuple(sorted(suspect - coming.condemned)),
-            fossils=tuple(sorted(fossils.items())),
-        )
+        retired.update(dict.fromkeys(coming.retired, index_list.number + 1))
+        names = [name for name in repository.index_object_names(index_list) if name not in coming.retired]
         try:
-            repository.put_index_list(after)
+            try:
+                repository.put_index_list(_list_after(index_list, coming, fossils, retired, names))
+            except StoreFull:
+                if len(coming.condemned) <= CONDEMNED_FEW:
+                    raise
+                largest = sorted(coming.condemned, key=lambda pack: -found.get(pack.hex(), 0))[:CONDEMNED_FEW]
+                coming.condemned = set(largest)
+                repository.put_index_list(_list_after(index_list, coming, fossils, retired, names))
         except ObjectExists:
             return True
         except StoreFull as err:
             if coming.condemned or coming.revived or coming.suspect:
                 raise
-            self._report = replace(self._report, postponed=f"no room to shorten the index: {err}")
+            self._postpone(f"no room to shorten the index: {err}")
             return False
         self._count(lists_written=1)
         return True
 
 
-def _states(usage: Usage, found: dict[str, int], index_list: IndexList) -> list[PackState]:
+def _list_after(
+    before: IndexList, coming: _Next, fossils: dict[bytes, int], retired: dict[str, int], names: list[str]
+) -> IndexList:
+    """The list after `before`. fossils, retired: those that are left of the ones before, with the new retired ones."""
+    number = before.number + 1
+    left = {pack: since for pack, since in fossils.items() if pack not in coming.revived}
+    suspect = set(before.suspect) | coming.suspect
+    return IndexList(
+        number=number,
+        objects=tuple(sorted(names)),
+        retired=tuple(sorted(retired.items())),
+        suspect=tuple(sorted(suspect - coming.condemned)),
+        fossils=tuple(sorted((left | dict.fromkeys(coming.condemned, number)).items())),
+    )
+
+
+def _states(usage: Usage, found: dict[str, int], index_list: IndexList) -> Iterable[PackState]:
     """Every pack that the index, the lists or the store know of."""
-    fossils = dict(index_list.fossils)
-    ids = dict.fromkeys([*usage.packs, *fossils, *map(bytes.fromhex, found)])
-    states = []
-    for pack in ids:
+    fossils, suspect = dict(index_list.fossils), frozenset(index_list.suspect)
+    named = frozenset(usage.packs)
+    beside = dict.fromkeys([*fossils, *map(bytes.fromhex, found)])
+    for pack in (*usage.packs, *(pack for pack in beside if pack not in named)):
         stored, live = usage.of(pack)
-        states.append(
-            PackState(
-                id=pack,
-                size=found.get(pack.hex()),
-                stored=stored,
-                live=live,
-                fossil_since=fossils.get(pack),
-                suspect=pack in index_list.suspect,
-            )
+        yield PackState(
+            id=pack,
+            size=found.get(pack.hex()),
+            stored=stored,
+            live=live,
+            kind=usage.kind_of(pack),
+            chunks=usage.chunks_of(pack)[0],
+            fossil_since=fossils.get(pack),
+            suspect=pack in suspect,
         )
-    return states
 
 
-def _groups(tables: dict[str, Table]) -> list[list[str]]:
+def _groups(sizes: dict[str, int]) -> list[list[str]]:
     """Names in groups whose tables are small enough to be one; small ones together."""
     groups: list[list[str]] = []
     room = 0
-    for name, table in sorted(tables.items(), key=lambda item: len(item[1].data)):
-        if not groups or len(table.data) > room:
+    for name, size in sorted(sizes.items(), key=lambda item: item[1]):
+        if not groups or size > room:
             groups.append([])
             room = MERGE_BYTES_MAX
         groups[-1].append(name)
-        room -= len(table.data)
+        room -= size
     return groups

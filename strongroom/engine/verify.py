@@ -38,10 +38,11 @@ from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
 from strongroom.engine.content import iter_ids, parse_content
 from strongroom.engine.digests import PackDigests, pack_digests, part_digest
 from strongroom.engine.manifest import open_stream
-from strongroom.engine.mark import Marks, Usage
+from strongroom.engine.mark import Marks
 from strongroom.engine.model import REPORT_PATHS_MAX, Root
 from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack, pack_name, read_footer, scratch
 from strongroom.engine.repository import Repository, Session
+from strongroom.engine.usage import Usage
 
 PACKS_AHEAD = 2  # packs in work beyond one a thread; each holds one segment of plain bytes
 
@@ -230,14 +231,14 @@ class _Check:
                 self._findings.append(Finding(kind="manifest", name=root.name, reason=str(err), roots=(root.name,)))
             finally:
                 session.failures.give(before)
-        usage = Usage(session.index, marks.keys())
+        usage = Usage(session.index, marks)
         self._needed = {pack for pack in usage.packs if usage.of(pack)[1]}
         passed_over = set() if self._sample is None else self._needed - self._due(session, usage, self._sample)
         while self._check_packs(session, usage, passed_over):
             # Chunks of packs that failed may lie elsewhere: those places count now, and are checked in their turn.
             live_before = {pack: usage.of(pack)[1] for pack in passed_over}
             session.index.bad |= self._damage.keys()
-            usage = Usage(session.index, marks.keys())
+            usage = Usage(session.index, marks)
             passed_over = {pack for pack, live in live_before.items() if usage.of(pack)[1] == live}
         self._explain(session, usage, readable)
 
@@ -274,9 +275,8 @@ class _Check:
                 self._monitor.advance(done, total, len(self._checked))
                 done += usage.of(pack)[0]
                 self._checked.add(pack)
-                keys = usage.needed_keys(pack)
                 running.append(
-                    self._repository.pool.compute(partial(self._check_pack, session, pack, sizes[pack], keys))
+                    self._repository.pool.compute(partial(self._check_pack, session, pack, sizes[pack], usage))
                 )
             while running:
                 running.popleft().result()
@@ -290,10 +290,10 @@ class _Check:
             return True
         return self._deep and bool(self._unread) and self._sample is None and pack not in session.index.bad
 
-    def _check_pack(self, session: Session, pack: bytes, size: int, keys: set[bytes]) -> None:
+    def _check_pack(self, session: Session, pack: bytes, size: int, usage: Usage) -> None:
         """One pack, on a thread of the pool; failures go to `damage`."""
         try:
-            found = _twice(lambda: self._open(pack, size, keys))
+            found = _twice(lambda: self._open(pack, size, usage))
         except (Corrupt, StoreError) as err:
             _require_damage(err)
             with self._lock:
@@ -302,14 +302,15 @@ class _Check:
         if self._deep or (self._doubt_metadata and found.kind == METADATA):
             self._check_segments(session, found)
 
-    def _open(self, pack: bytes, size: int, keys: set[bytes]) -> Pack:
+    def _open(self, pack: bytes, size: int, usage: Usage) -> Pack:
         repository = self._repository
         found = load_pack(repository.store, repository.prefix, repository.domain, pack)
         if found.size != size:
             raise PackCorrupt(reason=f"pack {pack.hex()} has {found.size} bytes instead of {size}")
-        held = {chunk_id[:KEY_BYTES] for segment in found.segments for chunk_id in segment.ids}
-        if not keys <= held:
-            raise PackCorrupt(reason=f"pack {pack.hex()} lacks {len(keys - held)} chunks that the index puts there")
+        held = usage.needed_among(pack, (chunk_id for segment in found.segments for chunk_id in segment.ids))
+        lacking = usage.chunks_of(pack)[1] - len(held)
+        if lacking:
+            raise PackCorrupt(reason=f"pack {pack.hex()} lacks {lacking} chunks that the index puts there")
         return found
 
     def _check_segments(self, session: Session, pack: Pack) -> None:

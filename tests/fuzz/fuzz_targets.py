@@ -42,10 +42,11 @@ from strongroom.engine.index_table import Table
 from strongroom.engine.key_files import load_key, vault_key_text
 from strongroom.engine.keys import LEVELS, Domain
 from strongroom.engine.manifest import Stream, StreamRow, open_stream, parse_stream_rows
-from strongroom.engine.mark import Keys, Usage
+from strongroom.engine.mark import Marks
 from strongroom.engine.pack import DATA, FOOTER_BYTES_MAX, decompress_bounded
 from strongroom.engine.roots import parse_labels, parse_root
 from strongroom.engine.seal import INDEX, INDEX_LIST, KEYS, LABELS, ROOT, Box, open_object
+from strongroom.engine.usage import Usage
 from strongroom.sources.journal import load_journal
 from strongroom.sources.tokens import dump_token, load_token
 
@@ -88,16 +89,16 @@ def bombs() -> list[bytes]:
 
 def index_object(data: bytes) -> None:
     table = Table(data)
-    index = Index(0, [table])
+    index, marks = Index(0, [table]), Marks(slots=1)
     usable = 0
     for row in range(min(table.chunk_count, 40)):
         key = table.first[row].to_bytes(8, "little") + table.second[row].to_bytes(8, "little")
         index.knows(key)
+        marks.add_ids(index, key + bytes(16))
         usable += sum(1 for _ in islice(index.places(key), 100))
     merged = merge_tables([table, table])
     assert merged.chunk_count == 2 * table.chunk_count
-    np = __import__("numpy")
-    Usage(index, Keys(np.empty(0, np.uint64), np.empty(0, np.uint64)))
+    Usage(index, marks)
 
 
 def index_list(data: bytes) -> None:
