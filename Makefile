@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format clean bench bench-memory bench-memory-full bench-index
+.PHONY: help setup demo test test-long lint format clean bench bench-memory bench-memory-full bench-index bench-prune
 
 # The lock file was made for 3.11; a newer one serves where 3.11 is not found under its own name.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -80,6 +80,9 @@ bench-memory-full:
 
 bench-index: .venv/.setup-done
 	$(bench-command) $(BIN)/python -m bench.index_scale --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_INDEX_OPTIONS)
+
+bench-prune: .venv/.setup-done
+	$(bench-command) $(BIN)/python -m bench.prune_scale --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_PRUNE_OPTIONS)
 
 format: .venv/.test-done
 	$(BIN)/ruff format .

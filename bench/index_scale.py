@@ -60,7 +60,7 @@ def make(folder: Path, chunks: int, object_chunks: int, seed: int) -> None:
     with (folder / "samples").open("wb") as samples:
         for at in range(0, chunks, object_chunks):
             count = min(object_chunks, chunks - at)
-            data, keys, ids = _table(rng, count)
+            data, keys, ids = random_table(rng, count)
             for pack in ids:
                 with (packs / pack.hex()).open("wb") as file:
                     file.truncate(PACK_SEGMENTS * STORED_BYTES)
@@ -69,7 +69,7 @@ def make(folder: Path, chunks: int, object_chunks: int, seed: int) -> None:
             samples.write(keys[rng.integers(0, count, wanted)].tobytes())
 
 
-def _table(rng: np.random.Generator, count: int) -> tuple[bytes, Keys, list[bytes]]:
+def random_table(rng: np.random.Generator, count: int) -> tuple[bytes, Keys, list[bytes]]:
     """(bytes of an index object, its keys, ids of its packs)."""
     segment_count = -(-count // SEGMENT_CHUNKS)
     pack_count = -(-segment_count // PACK_SEGMENTS)
