@@ -186,6 +186,17 @@ class Unsupported(StrongroomError):
 
 
 @dataclass(kw_only=True, eq=False)
+class DatabaseBehind(StrongroomError):
+    """The database is an older copy: the store holds restore points of a vault that it has never heard of."""
+
+    template: ClassVar[str] = (
+        "The store holds {count} restore points of this vault that the database does not know, as after an older copy "
+        "of the database was put back. Stop the server and run `strongroom rebuild`; until then nothing is pruned."
+    )
+    count: int
+
+
+@dataclass(kw_only=True, eq=False)
 class Unavailable(StrongroomError):
     """A part that is needed does not answer; nothing was changed."""
 

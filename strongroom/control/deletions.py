@@ -4,7 +4,7 @@ Delete runs the other way round than backup (RULINGS 7): row `deleting`, then th
 freed later by one prune a vault, queued in the transaction that ends a deletion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -381,6 +381,22 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
         open_backups=open_backups,
         copying=open_copies,
     )
+
+
+async def unknown_backups(database: Database, task: Task, backup_ids: Collection[str]) -> frozenset[str]:
+    """Those of these ids that no row tells of, neither a backup nor an operation log of the task's vault.
+
+    A backup's log is written before its root can be and stays for ever, so this database never knew of that backup.
+    """
+    async with database.read() as conn:
+        found = await conn.execute(
+            "SELECT u.id FROM unnest(%(ids)s::text[]) AS u(id) "
+            "WHERE NOT EXISTS (SELECT 1 FROM backups b WHERE b.project_id = %(project)s AND b.id = u.id) "
+            "AND NOT EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = %(project)s "
+            "AND o.vault_id = %(vault)s AND o.backup_id = u.id)",
+            {"ids": sorted(backup_ids), "project": task.project_id, "vault": task.vault_id},
+        )
+        return frozenset(row[0] for row in await found.fetchall())
 
 
 async def finish_prune(

@@ -4,23 +4,35 @@
     for each domain of the vault, its own and those that came from other vaults:
     1 roots  the names in the store, then the rows: a root counts when a backup's row names it, or when its backup's
              task is open (RULINGS 7), or while a task copies into the domain; the others are dead
-    2 prune  the engine deletes dead roots, writes the next index, deletes what no session can need
-    3 end    rows: task success
+    2 guard  a dead root of the own domain is what an attempt left that the database knows of. One it has never heard of
+             means that the database is older than the store: nothing is removed, `rebuild` brings the rows back
+    3 prune  the engine deletes dead roots, writes the next index, deletes what no session can need
+    4 end    rows: task success, with the bytes freed and moved
 
 A death anywhere leaves everything restorable, and the next prune finishes. Tenants do not see it in their log.
 """
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from strongroom.base.errors import StrongroomError
+import structlog
+
+from strongroom.base.errors import DatabaseBehind, StrongroomError
 from strongroom.control import deletions
+from strongroom.control.subjects import VaultRef
+from strongroom.engine.catalogue import list_points
 from strongroom.engine.prune import prune
+from strongroom.engine.repository import Repository
+from strongroom.engine.roots import parse_root_name
 from strongroom.operations.job import Job
+from strongroom.operations.rebuild import lost_backup
+
+log = structlog.get_logger("prune")
 
 
 def run(job: Job) -> None:
-    """One attempt."""
+    """One attempt. Raises DatabaseBehind, with nothing changed."""
     tools, task = job.tools, job.task
     plan = tools.portal.call(deletions.start_prune(tools.database, task))
     total: dict[str, Any] = {}
@@ -30,8 +42,33 @@ def run(job: Job) -> None:
         # Rows are read after the names: a root that is committed or copied meanwhile is in neither, and so it stays.
         plan = tools.portal.call(deletions.start_prune(tools.database, task))
         dead = {name for name in names if plan.is_dead(domain_id, name)}
+        if domain_id is None:  # rows of what is copied are written last, so in other domains no row may be right
+            _require_known(job, repository, plan.vault, dead)
         total = _sum(total, asdict(prune(repository, dead=dead, monitor=job.monitor)))
+    log.info("pruned", task=task.id, vault=plan.vault.id, **total)
     tools.portal.call(deletions.finish_prune(tools.database, task, total, tools.clock))
+
+
+def _backup_of(root: str) -> str:
+    parsed = parse_root_name(root)
+    assert parsed is not None  # root_names gives no others
+    return parsed[0]
+
+
+def _require_known(job: Job, repository: Repository, vault: VaultRef, dead: Collection[str]) -> None:
+    """Raise DatabaseBehind when `rebuild` would make a row of a root that is taken for dead."""
+    if not dead:
+        return
+    tools = job.tools
+    backups = {_backup_of(name) for name in dead}
+    unknown = tools.portal.call(deletions.unknown_backups(tools.database, job.task, backups))
+    if not unknown:
+        return
+    points = list_points(repository, check=False, only={name for name in dead if _backup_of(name) in unknown})
+    found = [point for point in points if lost_backup(repository, point, vault.project_id, vault.id, None) is not None]
+    if found:
+        names = ", ".join(point.name for point in found[:10])
+        raise DatabaseBehind(count=len({point.backup_id for point in found}), detail=names)
 
 
 def fail(job: Job, error: StrongroomError) -> None:

@@ -102,7 +102,7 @@ def _read(
     points = list_points(repository, check=True)
     backups = []
     for point in _one_a_backup(points):
-        backup = _backup(repository, point, parts[1], parts[2], domain_id)
+        backup = lost_backup(repository, point, parts[1], parts[2], domain_id)
         if point.state != "complete" or backup is None:
             reason = point.reason or "Its labels are not those of a backup of this vault."
             problems.append((f"{place.prefix}{point.name}", reason))
@@ -140,10 +140,10 @@ def _vault(
     )
 
 
-def _backup(
+def lost_backup(
     repository: Repository, point: Point, project_id: str, vault_id: str, domain_id: str | None
 ) -> LostBackup | None:
-    """None when the root does not open, or its labels are not those of a backup in this place.
+    """The row that a root gives. None when it does not open, or its labels are not those of a backup in this place.
 
     What came from another vault got labels of this one, with its id here as `backup`: the root has that of its origin.
     """
