@@ -70,6 +70,7 @@ async def show_report(call: Call) -> dict[str, Any]:
         "resource_size_bytes": backup.resource_size_bytes,
         "bytes_stored": backup.stored_bytes,
         "created_at": api_timestamp(backup.created_at),
+        "damage": backup.damage,
     }
     return {"backup": backup.report | state}
 

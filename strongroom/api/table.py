@@ -12,6 +12,7 @@ from strongroom.api import (
     tasks,
     vault_resources,
     vaults,
+    verifying,
 )
 from strongroom.api.operation import Operation
 
@@ -19,6 +20,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *health.OPERATIONS,
     *vaults.OPERATIONS,
     *vault_resources.OPERATIONS,
+    *verifying.OPERATIONS,
     *policies.OPERATIONS,
     *protectables.OPERATIONS,
     *registrations.OPERATIONS,

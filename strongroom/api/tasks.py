@@ -12,15 +12,19 @@ from strongroom.base.clock import api_timestamp
 from strongroom.control import operation_logs
 from strongroom.control.operation_logs import LogFilters, OperationLog
 
+TaskType = Literal["backup", "restore", "delete", "vault_delete", "remove_resource", "prune", "verify"]
+
 
 class ListQuery(msgspec.Struct):
-    """open: only what waits or runs, or only what is final. operation_type `prune` shows the housekeeping."""
+    """open: only what waits or runs, or only what is final. operation_type `prune` or `verify`: housekeeping."""
 
     limit: int | None = None
     offset: int | None = None
     marker: str | None = None
     open: bool | None = None
-    operation_type: Literal["backup", "restore", "delete", "vault_delete", "remove_resource", "prune"] | None = None
+    operation_type: (
+        Literal["backup", "restore", "delete", "vault_delete", "remove_resource", "prune", "verify"] | None
+    ) = None
     status: LogStatus | None = None
     vault_id: str | None = None
     checkpoint_id: str | None = None

@@ -198,6 +198,7 @@ _REPORT = {
     "Changed while read": "changed",
     "Left out": "left_out",
     "Why full": "full_reason",
+    "Damage": "damage",
 }
 
 
@@ -210,7 +211,15 @@ def report_lines(report: Json) -> dict[str, Any]:
         "changed": len(report.get("changed_while_read") or []),
         "left_out": len(report.get("skipped") or []),
         "full_reason": report.get("full_reason"),
+        "damage": _damage(report.get("damage")),
     }
+
+
+def _damage(damage: Json | None) -> str | None:
+    """What a check found, in one line."""
+    if not damage:
+        return None
+    return shown(f"{damage['reason']} It hits {damage['files']} files: {', '.join(damage['paths'][:5])}")
 
 
 def _named(row: Json) -> str:

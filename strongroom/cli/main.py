@@ -20,6 +20,7 @@ from strongroom.cli import (
     simulation,
     tasks,
     vaults,
+    verifying,
 )
 from strongroom.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from strongroom.cli.output import print_error
@@ -45,6 +46,7 @@ app.add_typer(policies.app, name="policy")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(backups.app, name="backup")
 restores.register(app)
+verifying.register(app)
 app.add_typer(tasks.app, name="task")
 
 

@@ -71,6 +71,7 @@ WRITE_ACTIONS = frozenset(
         "cbr:agents:removePath",
         "strongroom:entries:download",
         "strongroom:tasks:cancel",
+        "strongroom:vaults:verify",
     }
 )
 POLICY_ACTIONS = frozenset({"cbr:policies:create", "cbr:policies:update", "cbr:policies:delete"})

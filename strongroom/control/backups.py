@@ -75,6 +75,7 @@ class Backup:
     expired_at: datetime | None
     is_multi_az: bool
     progress: int | None
+    damage: dict[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ _COLUMNS: LiteralString = """id, project_id, vault_id, checkpoint_id, resource_i
     CASE WHEN status NOT IN ('available', 'error') THEN (
         SELECT max(o.progress) FROM operation_logs o WHERE o.project_id = backups.project_id
         AND o.vault_id = backups.vault_id AND o.backup_id = backups.id AND o.status IN ('waiting', 'running'))
-    END AS progress"""
+    END AS progress, damage"""
 
 SORT_LENGTH_MAX = 255  # contract
 SORT_KEYS: dict[str, LiteralString] = {

@@ -354,7 +354,8 @@ async def _lock(conn: AsyncConnection[Any], task: Task) -> None:
 
 async def _release(conn: AsyncConnection[Any], task: Task, clock: Clock) -> None:
     await conn.execute(
-        "UPDATE backups SET status = 'available', updated_at = %s WHERE project_id = %s AND id = %s "
+        "UPDATE backups SET status = CASE WHEN damage IS NULL THEN 'available' ELSE 'error' END, updated_at = %s "
+        "WHERE project_id = %s AND id = %s "
         "AND status IN ('waiting_restore', 'restoring')",
         [clock.now(), task.project_id, task.backup_id],
     )

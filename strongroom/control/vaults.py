@@ -201,8 +201,8 @@ async def delete_vault(database: Database, project_id: str, vault_id: str, reque
         # A task that is writing its end holds its row and waits for this vault: it is left alone, or both would wait.
         await conn.execute(
             "UPDATE operation_logs SET cancel_requested = true WHERE project_id = %s AND id IN ("
-            "SELECT id FROM operation_logs WHERE project_id = %s AND vault_id = %s AND operation_type = 'backup' "
-            "AND status IN ('waiting', 'running') FOR UPDATE SKIP LOCKED)",
+            "SELECT id FROM operation_logs WHERE project_id = %s AND vault_id = %s "
+            "AND operation_type IN ('backup', 'verify') AND status IN ('waiting', 'running') FOR UPDATE SKIP LOCKED)",
             [project_id, project_id, vault_id],
         )
 

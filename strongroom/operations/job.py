@@ -59,22 +59,29 @@ class Tools:
         return [*(None for _ in own), *(place.id.hex() for place in places if place not in own)]
 
     def repository(
-        self, vault: VaultRef, task_id: str | None, spend: Spend = free, *, domain_id: str | None = None
+        self,
+        vault: VaultRef,
+        task_id: str | None,
+        spend: Spend = free,
+        *,
+        domain_id: str | None = None,
+        cached: bool = True,
     ) -> Repository:
         """The vault's own domain, made at its first use, or one that came from another vault (id in hex; it is there).
 
-        Sessions of a task stay open until it is final (RULINGS 9).
+        Sessions of a task stay open until it is final (RULINGS 9). cached: its index may come from this machine's copy.
 
         Raises StoreError when the vault had keys and the store does not hold them: a new domain must never hide that.
         """
         prefix = vault_prefix(vault.project_id, vault.id)
         store = WatchedStore(self.store, spend)
         sessions = RowSessions(self, vault, task_id, domain_id)
+        cache = self._index_folder(vault) if cached else None
         if domain_id is not None:
-            return self._open(store, prefix, sessions, vault, bytes.fromhex(domain_id))
+            return self._open(store, prefix, sessions, cache, bytes.fromhex(domain_id))
         known = self.portal.call(find_vault_keys(self.database, vault.project_id, vault.id))
         try:
-            repository = self._open(store, prefix, sessions, vault)
+            repository = self._open(store, prefix, sessions, cache)
         except ObjectMissing as err:
             if known is not None:
                 raise StoreError(
@@ -83,14 +90,14 @@ class Tools:
             # Two first backups race for the name of the domain; who comes second opens what the first one made.
             with suppress(ObjectExists):
                 create_repository(store, prefix, self.master, self.settings)
-            repository = self._open(store, prefix, sessions, vault)
+            repository = self._open(store, prefix, sessions, cache)
         if known is None:
             _, wrapped = load_wraps(store, repository.prefix)[0]
             self.portal.call(save_vault_keys(self.database, vault.project_id, vault.id, wrapped))
         return repository
 
     def _open(
-        self, store: Store, prefix: str, sessions: Sessions, vault: VaultRef, domain_id: bytes | None = None
+        self, store: Store, prefix: str, sessions: Sessions, cache: str | None, domain_id: bytes | None = None
     ) -> Repository:
         return open_repository(
             store,
@@ -100,7 +107,7 @@ class Tools:
             pool=self.pool,
             sessions=sessions,
             clock=self.clock,
-            cache=self._index_folder(vault),
+            cache=cache,
         )
 
     def forget_index(self, vault: VaultRef) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from strongroom.base.errors import StrongroomError
-from strongroom.operations import backup, deletion, prune, restore
+from strongroom.operations import backup, deletion, prune, restore, verify
 from strongroom.operations.job import Job
 
 
@@ -22,4 +22,5 @@ WORK: dict[str, Work] = {
     "remove_resource": Work(deletion.run, deletion.fail),
     "vault_delete": Work(deletion.run, deletion.fail),
     "prune": Work(prune.run, prune.fail),
+    "verify": Work(verify.run, verify.fail),
 }

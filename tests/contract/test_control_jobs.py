@@ -22,7 +22,7 @@ from strongroom.base.errors import (
 )
 from strongroom.base.ids import new_id
 from strongroom.base.units import GIB
-from strongroom.control import backups, checkpoints, deletions, restores, sessions, tasks, vault_keys
+from strongroom.control import backups, checkpoints, deletions, restores, sessions, tasks, vault_keys, verifying
 from strongroom.control.backups import CommittedBackup
 from strongroom.control.db import Database
 from strongroom.control.subjects import lock_vault
@@ -93,8 +93,8 @@ async def prepared(world: World, operation_type: str) -> Task:
         case "vault_delete":
             await world.execute("UPDATE vaults SET status = 'deleting' WHERE id = %s", vault)
             await queue(world, "vault_delete", vault)
-        case "prune":
-            await queue(world, "prune", vault, listed=False)
+        case "prune" | "verify":
+            await queue(world, operation_type, vault, listed=False)
     return await world.claim(operation_type)
 
 
@@ -106,6 +106,7 @@ STARTS: dict[str, Step] = {
     "remove_resource": lambda w, t: deletions.start_delete(w.database, t),
     "vault_delete": lambda w, t: deletions.start_delete(w.database, t),
     "prune": lambda w, t: deletions.start_prune(w.database, t),
+    "verify": lambda w, t: verifying.start_verify(w.database, t),
 }
 
 
@@ -120,6 +121,7 @@ FINISHES: dict[str, Step] = {
     "remove_resource": _finish_delete,
     "vault_delete": _finish_delete,
     "prune": lambda w, t: deletions.finish_prune(w.database, t, {}, w.clock),
+    "verify": lambda w, t: verifying.finish_verify(w.database, t, verifying.Verified(), w.clock),
 }
 FAILS: dict[str, Step] = {
     "backup": lambda w, t: backups.fail_backup(w.database, t, GONE, w.clock),
@@ -128,6 +130,7 @@ FAILS: dict[str, Step] = {
     "remove_resource": lambda w, t: deletions.fail_delete(w.database, t, GONE, w.clock),
     "vault_delete": lambda w, t: deletions.fail_delete(w.database, t, GONE, w.clock),
     "prune": lambda w, t: deletions.fail_prune(w.database, t, GONE, w.clock),
+    "verify": lambda w, t: verifying.fail_verify(w.database, t, GONE, w.clock),
 }
 TYPES = tuple(STARTS)
 
