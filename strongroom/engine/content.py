@@ -128,6 +128,15 @@ def _rows(data: bytes) -> Iterator[tuple[bytes, int]]:
     return ROW.iter_unpack(data)
 
 
+def is_one_chunk(content: Content, size: int) -> bool:
+    """Whether it is a single chunk of `size` bytes, as most files are; a hole is none."""
+    layout, level, rows = content
+    if layout != CHUNKS or level or len(rows) != ROW.size or not 0 < size <= CHUNK_BYTES_MAX:
+        return False
+    chunk_id, length = ROW.unpack(rows)
+    return bool(length == size and chunk_id != HOLE)
+
+
 def iter_rows(content: Content, get: GetMetadata, offset: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """(id, length, offset) of every chunk, block or hole that ends after `offset`, in order. Raises ManifestCorrupt.
 

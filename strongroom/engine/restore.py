@@ -21,8 +21,8 @@ from strongroom.base.streams import (
     SilentMonitor,
     TreeTarget,
 )
-from strongroom.engine.chunker import HOLE
-from strongroom.engine.content import Content, iter_rows, parse_content
+from strongroom.engine.chunker import HOLE, ID_BYTES
+from strongroom.engine.content import Content, is_one_chunk, iter_rows, parse_content
 from strongroom.engine.gather import Gatherer
 from strongroom.engine.manifest import Item, Stream, open_stream, parse_attributes, parse_entry
 from strongroom.engine.model import RestoreReport, Root
@@ -72,6 +72,23 @@ class _File:
             if self._open is None:
                 self._open = self.target.file(self.path, self.entry, self.attributes)
             return self._open
+
+
+class _Small(NamedTuple):
+    """A regular file of one chunk: made, written and closed at once, by the thread that has the chunk."""
+
+    target: TreeTarget
+    path: Path
+    entry: Entry
+    attributes: Attributes
+
+    def write(self, offset: int, data: memoryview) -> None:
+        file = self.target.file(self.path, self.entry, self.attributes)
+        file.write(offset, data)
+        file.close()
+
+    def wrote(self, pieces: int) -> None:
+        return None
 
 
 class _First(NamedTuple):
@@ -140,6 +157,13 @@ class _TreeRestore:
             self.firsts_forgotten += 1
 
     def _file(self, path: Path, item: Item, content: Content) -> None:
+        if is_one_chunk(content, item.entry.size):
+            if self._gatherer.is_full:
+                self._gatherer.deliver()
+                self._large = 0
+            small = _Small(self._target, path, item.entry, item.attributes)
+            self._gatherer.add(content.rows[:ID_BYTES], item.entry.size, small, 0)
+            return
         file = _File(self._target, path, item.entry, item.attributes)
         end = pieces = 0
         for chunk_id, length, offset in iter_rows(content, self._session.metadata):

@@ -24,6 +24,7 @@ from strongroom.sources.inodes import (
 )
 
 LEFT_OUT_MAX = 10_000  # entries of the report; beyond it a number says how many more
+KINDS_MAX = 4096  # of modes and owners remembered; a tree has a dozen
 TRUSTED_NAMESPACES = (b"security.", b"trusted.")
 _SETID = stat.S_ISUID | stat.S_ISGID
 _BROKEN = (errno.EIO, errno.EROFS, errno.ESTALE, errno.EBADF)  # not a matter of rights: the restore must stop
@@ -65,9 +66,37 @@ class MetadataWriter:
     def __init__(self, left_out: LeftOut, *, trusted: bool) -> None:
         self.trusted = trusted
         self.left_out = left_out
+        self._born_right: dict[tuple[int, int, int], bool] = {}  # (type and mode, uid, gid) -> is as it was made
 
-    def set_on_fd(self, fd: int, path: Path, entry: Entry, attributes: Attributes, *, times: bool = True) -> None:
-        """An open file or folder, everything but flags."""
+    def is_born_right(self, fd: int, entry: Entry) -> bool:
+        """Whether a file or folder that was just made with `birth_mode` has owner and mode of `entry` already.
+
+        The first of its kind is looked at, the others are as that one: what is made below one folder that is ours
+        inherits the same. `fd` is that of the first, or of any other.
+        """
+        key = (entry.mode, entry.uid, entry.gid)
+        found = self._born_right.get(key)
+        if found is None:
+            info = os.fstat(fd)
+            found = (info.st_mode, info.st_uid, info.st_gid) == key
+            if len(self._born_right) < KINDS_MAX:
+                self._born_right[key] = found
+        return found
+
+    def is_known_right(self, entry: Entry) -> bool:
+        """The same, of what need not be opened to be looked at; False when none of its kind was seen."""
+        return self._born_right.get((entry.mode, entry.uid, entry.gid), False)
+
+    def set_on_fd(
+        self, fd: int, path: Path, entry: Entry, attributes: Attributes, *, times: bool = True, born: bool = False
+    ) -> None:
+        """An open file or folder, everything but flags. born: it was just made by us with `birth_mode`."""
+        if born and self.is_born_right(fd, entry):
+            if attributes.xattrs:
+                self._set_xattrs(fd, path, attributes)
+            if times:
+                self.set_times(fd, path, entry)
+            return
         owned = True
         try:
             os.fchown(fd, entry.uid, entry.gid)
@@ -108,8 +137,11 @@ class MetadataWriter:
                 os.close(handle)
         if attributes.xattrs:
             self._set_xattrs(link_path(folder_fd, name), path, attributes)
+        self.set_times_on_name(folder_fd, path, entry)
+
+    def set_times_on_name(self, folder_fd: int, path: Path, entry: Entry) -> None:
         try:
-            os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=folder_fd, follow_symlinks=False)
+            os.utime(path[-1], ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=folder_fd, follow_symlinks=False)
         except OSError as err:
             self.left_out.failed(path, "times", err)
 
@@ -153,6 +185,11 @@ class MetadataWriter:
             except (OSError, ValueError) as err:  # ValueError: a NUL in the name, from a damaged or hostile record
                 reason = err if isinstance(err, OSError) else OSError(errno.EINVAL, str(err))
                 self.left_out.failed(path, f"attribute {os.fsdecode(name)!r}", reason)
+
+
+def birth_mode(entry: Entry) -> int:
+    """The mode to make a file or folder with; what else it needs comes last."""
+    return entry.mode & 0o777
 
 
 def make_plain(fd: int) -> None:

@@ -4,8 +4,8 @@ Nothing a restore point says can reach outside: every name is one name (`check_n
 parent with O_NOFOLLOW, files are made with O_EXCL, links and nodes by name in an open folder. The staging folder is
 0700 and ours, so nobody else meets half a tree.
 
-Cost of a small file: openat, write, fchown, fchmod, utimens, close. There is no fsync a file: `finish` syncs the file
-system once.
+Cost of a small file: openat, write, utimens, close; fchown and fchmod only where it is not born with owner and mode. There
+is no fsync a file: `finish` syncs the file system once.
 """
 
 import errno
@@ -20,7 +20,7 @@ from strongroom.base.errors import TargetDenied
 from strongroom.base.streams import Attributes, Entry, Path
 from strongroom.sources.direct import DIRECT_BYTES_MIN, DirectWriter
 from strongroom.sources.inodes import FLAGS_PINNING, OPEN_FOLDER, OPEN_READ, pwrite_full, syncfs
-from strongroom.sources.metadata import MetadataWriter
+from strongroom.sources.metadata import MetadataWriter, birth_mode
 from strongroom.sources.oserrors import below, shown, target_error
 from strongroom.sources.selection import Selection, check_name
 
@@ -78,7 +78,7 @@ class StagedFile:
                 self._large.close()
             if self._end != self._entry.size:
                 os.ftruncate(fd, self._entry.size)
-            self._tree.metadata.set_on_fd(fd, self._path, self._entry, self._attributes)
+            self._tree.metadata.set_on_fd(fd, self._path, self._entry, self._attributes, born=True)
         except OSError as err:
             raise self._tree.error(err, self._path) from err
         finally:
@@ -114,7 +114,7 @@ class StagedTree:
             self._keep_record(path, entry, attributes)
             return
         self._check(path)
-        self._make_folder(path)
+        self._make_folder(path, birth_mode(entry) | 0o700)
         with self._lock:
             self._folders[path] = (entry, attributes)
 
@@ -122,7 +122,7 @@ class StagedTree:
         self._check(path)
         parent = self._parent(path)
         try:
-            fd = os.open(path[-1], _CREATE, 0o600, dir_fd=parent.fd)
+            fd = os.open(path[-1], _CREATE, birth_mode(entry), dir_fd=parent.fd)
         except OSError as err:
             raise self.error(err, path) from err
         return StagedFile(fd, path, entry, attributes, self)
@@ -235,10 +235,10 @@ class StagedTree:
         except OSError as err:
             raise self.error(err, path) from err
 
-    def _make_folder(self, path: Path) -> None:
+    def _make_folder(self, path: Path, mode: int) -> None:
         parent = self._parent(path)
         try:
-            os.mkdir(path[-1], 0o700, dir_fd=parent.fd)
+            os.mkdir(path[-1], mode, dir_fd=parent.fd)
         except OSError as err:
             raise self.error(err, path) from err
 
@@ -319,9 +319,13 @@ class StagedTree:
 
     def _set_folder(self, path: Path) -> None:
         entry, attributes = self._folders[path] if path else self.records[()]
-        folder = self._folder(path)
         flags = attributes.flags
-        self.metadata.set_on_fd(folder.fd, path, entry, attributes)
+        plain = not flags and not attributes.xattrs and not self._selection.is_unit(path)
+        if plain and self.metadata.is_known_right(entry):
+            self.metadata.set_times_on_name(self._parent(path).fd, path, entry)
+            return
+        folder = self._folder(path)
+        self.metadata.set_on_fd(folder.fd, path, entry, attributes, born=bool(path))
         if self._selection.is_unit(path):
             mode = os.fstat(folder.fd).st_mode & 0o7777
             if flags & FLAGS_PINNING or mode & 0o700 != 0o700:
