@@ -8,6 +8,8 @@ places (silently). Device nodes are never opened.
 import errno
 import os
 import stat
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
@@ -31,6 +33,8 @@ from strongroom.sources.pace import Pace
 from strongroom.sources.patterns import Pattern, compile_patterns, is_excluded
 
 _by_name = itemgetter(0)
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # os.fsencode, without its checks
+_TYPE = 0o170000  # of a mode
 _FOLDER_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 
 
@@ -191,11 +195,14 @@ class FolderTree:
 
     def _folder(self, fd: int, path: Path, entries: list[Entry], subfolders: list[bytes]) -> OpenFolder:
         """Leave out what does not belong into a backup, and note the folders to go into."""
+        if self._are_plain(entries):
+            subfolders += [entry[0] for entry in entries if entry[1] & _TYPE == stat.S_IFDIR]
+            return OpenFolder(self._root, path, fd, self._pace, entries, ())
         kept: list[Entry] = []
         skipped: list[Skipped] = []
         patterns = self._patterns
         for entry in entries:
-            name, kind = entry[0], entry[1] & 0o170000
+            name, kind = entry[0], entry[1] & _TYPE
             if name.startswith(STAGING_PREFIX):
                 continue
             if patterns and is_excluded(patterns, path, name, is_folder=kind == stat.S_IFDIR):
@@ -211,17 +218,25 @@ class FolderTree:
             kept.append(entry)
         return OpenFolder(self._root, path, fd, self._pace, kept, skipped)
 
+    def _are_plain(self, entries: list[Entry]) -> bool:
+        """Whether nothing of them can have to be left out: so it is of nearly every folder. `entries` by name."""
+        if self._patterns or self._one_file_system:
+            return False
+        at = bisect_left(entries, STAGING_PREFIX, key=_by_name)
+        if at < len(entries) and entries[at][0].startswith(STAGING_PREFIX):
+            return False
+        return not [entry for entry in entries if entry[1] & _TYPE == stat.S_IFSOCK]
+
 
 def _entries_of(listing: list[os.DirEntry[str]]) -> list[Entry]:
     """Entries sorted by name; those that vanished since the listing are left out."""
     entries = []
-    encode = os.fsencode
     for item in listing:
         try:
             info = item.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue
-        entries.append(entry_of(encode(item.name), info))
+        entries.append(entry_of(item.name.encode(_ENCODING, _ERRORS), info))
     entries.sort(key=_by_name)
     return entries
 

@@ -134,21 +134,23 @@ def change_flags(fd: int, *, add: int = 0, drop: int = 0) -> None:
 
 def entry_of(name: bytes, info: os.stat_result) -> Entry:
     """The stream's Entry of an lstat result. On the walk's hot path: a plain tuple, filled by position."""
-    mode = info.st_mode
-    size = info.st_size if stat.S_ISREG(mode) else 0
+    mode, ino, dev, nlink, uid, gid, size = info[:7]
+    if mode & 0o170000 != stat.S_IFREG:
+        size = 0
+    blocks = info.st_blocks * 512
     fields = (
         name,
         mode,
-        info.st_uid,
-        info.st_gid,
+        uid,
+        gid,
         info.st_mtime_ns,
         size,
         info.st_ctime_ns,
-        info.st_ino,
-        info.st_dev,
-        info.st_nlink,
+        ino,
+        dev,
+        nlink,
         info.st_rdev,
-        info.st_blocks * 512 < size,
+        blocks < size,
     )
     return tuple.__new__(Entry, fields)
 

@@ -4,8 +4,8 @@ Nothing a restore point says can reach outside: every name is one name (`check_n
 parent with O_NOFOLLOW, files are made with O_EXCL, links and nodes by name in an open folder. The staging folder is
 0700 and ours, so nobody else meets half a tree.
 
-Cost of a small file: openat, write, utimens, close; fchown and fchmod only where it is not born with owner and mode. There
-is no fsync a file: `finish` syncs the file system once.
+Cost of a small file: openat, write, utimens, close; fchown and fchmod only where it is not born with owner and mode.
+There is no fsync a file: `finish` syncs the file system once.
 """
 
 import errno

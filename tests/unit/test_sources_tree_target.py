@@ -487,3 +487,55 @@ def test_no_room_is_a_sentence_that_says_so(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == ["live"]
+
+
+# --- owner and mode at birth ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0])
+@pytest.mark.parametrize("setgid", [False, True])
+def test_modes_are_exact_whatever_the_process_and_the_folder_pass_on(tmp_path: Path, umask: int, setgid: bool) -> None:
+    """Neither umask nor a setgid bit of the root changes the mode of any entry, of the first of its kind or a later one."""
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o2755 if setgid else 0o755)
+    modes = (0o644, 0o600, 0o777, 0o444, 0o640, 0o000, 0o4755, 0o1644)
+    before = os.umask(umask)
+    try:
+        with open_target(root) as target:
+            for folder in (b"a", b"b"):
+                put_folder(target, (folder,))
+                for mode in (0o755, 0o700, 0o500, 0o2775, 0o1777):
+                    for twice in (b"1", b"2"):
+                        put_folder(target, (folder, b"%o-%s" % (mode, twice)), stat.S_IFDIR | mode)
+                for mode in modes:
+                    for twice in (b"1", b"2"):
+                        put_file(target, (folder, b"f%o-%s" % (mode, twice)), mode=stat.S_IFREG | mode)
+            target.finish()
+    finally:
+        os.umask(before)
+    for folder in ("a", "b"):
+        for entry in (root / folder).iterdir():
+            wanted_mode = int(entry.name.split("-")[0].lstrip("f"), 8)
+            assert stat.S_IMODE(entry.stat().st_mode) == wanted_mode, entry
+
+
+@root_only
+def test_owners_are_exact_for_each_of_a_kind(tmp_path: Path) -> None:
+    """Files and folders of other owners get them, those of ours keep ours, in any order."""
+    owners = [(0, 0), (1000, 1000), (0, 1000), (1000, 0)]
+    with open_target(tmp_path) as target:
+        for number, (uid, gid) in enumerate(owners * 3):
+            name = b"%d" % number
+            entry = plain_entry(name, FOLDER)._replace(uid=uid, gid=gid)
+            target.stream.folder((b"d" + name,), entry, NO_ATTRIBUTES)
+            target.stream.folder((b"d" + name, b"inside"), entry, NO_ATTRIBUTES)
+            file = target.stream.file(
+                (name,), plain_entry(name, FILE, size=0)._replace(uid=uid, gid=gid), NO_ATTRIBUTES
+            )
+            file.close()
+        target.finish()
+    for number, owner in enumerate(owners * 3):
+        for path in (tmp_path / str(number), tmp_path / f"d{number}", tmp_path / f"d{number}" / "inside"):
+            found = path.stat()
+            assert (found.st_uid, found.st_gid) == owner, path
