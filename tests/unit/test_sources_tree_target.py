@@ -495,7 +495,7 @@ def test_no_room_is_a_sentence_that_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0])
 @pytest.mark.parametrize("setgid", [False, True])
 def test_modes_are_exact_whatever_the_process_and_the_folder_pass_on(tmp_path: Path, umask: int, setgid: bool) -> None:
-    """Neither umask nor a setgid bit of the root changes the mode of any entry, of the first of its kind or a later one."""
+    """Neither umask nor a setgid bit of the root changes a mode, of the first entry of its kind or a later one."""
     root = tmp_path / "root"
     root.mkdir()
     root.chmod(0o2755 if setgid else 0o755)
