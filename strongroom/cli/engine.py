@@ -9,6 +9,8 @@
     engine scrub REPO [--sample PERCENT]
     engine repair REPO --from OTHER
     engine prune REPO [--dry-run]
+    engine copy REPO DEST [--label LABEL]... [--dest-key FILE]
+    engine shred REPO --yes
 
 The repository's key lies in it (`.master.key`), unless --key names another file. So do copies of a large index
 (`.cache`), which may be deleted at any time. Modules are imported by the command that needs them: what finds nothing
@@ -29,15 +31,15 @@ from typing import TYPE_CHECKING
 from strongroom.base.errors import Canceled, ConfigError, Conflict, InvalidRequest, StrongroomError
 from strongroom.base.streams import Monitor, SilentMonitor
 from strongroom.base.units import human_bytes
+from strongroom.cli.engine_domains import KEY_FILE, add_commands
 
 if TYPE_CHECKING:
     from strongroom.engine import ChangedBlocks, Repository, Root
-    from strongroom.engine.prune_plan import PrunePlan
     from strongroom.sources.base import Driver, SourceRef
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_PARTLY_DONE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-KEY_FILE, SESSIONS_FOLDER, CACHE_FOLDER = ".master.key", ".sessions", ".cache"  # dot names are none of the store's
+CACHE_FOLDER = ".cache"  # dot names are none of the store's
 LABEL, SOURCE = "label", "source"  # keys of our labels
 CBT_BYTES_MAX = 256 << 20
 CBT_EXTENTS_MAX = 8 << 20
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("--from-key", metavar="FILE", help="its master key file (default: OTHER/.master.key)")
     prune = add("prune", _prune, "Free what no backup needs.")
     prune.add_argument("--dry-run", action="store_true", help="only tell what becomes of which pack, and why")
+    add_commands(add, _copy, _shred)
     return parser
 
 
@@ -230,8 +233,7 @@ def _restore(options: argparse.Namespace) -> tuple[int, Summary]:
     from strongroom.engine.restore import restore_block, restore_tree
     from strongroom.sources.base import RestoreWanted
 
-    repository = _open(options)
-    root = _find(repository, options.label)
+    repository, root = _find_in_any(options)
     path: Path = tuple(os.fsencode(part) for part in (options.path or "").split("/") if part)
     if root.kind == "tree":
         _require_empty(options.dest)
@@ -271,7 +273,8 @@ def _restore(options: argparse.Namespace) -> tuple[int, Summary]:
 
 
 def _list(options: argparse.Namespace) -> tuple[int, Summary]:
-    roots = sorted(_roots(_open(options)), key=lambda root: root.created_at)
+    found = [(root, own) for own, repository in enumerate(_open_all(options)) for root in _roots(repository)]
+    found.sort(key=lambda pair: pair[0].created_at)
     rows = [
         {
             "label": root.labels.get(LABEL),
@@ -281,8 +284,9 @@ def _list(options: argparse.Namespace) -> tuple[int, Summary]:
             "created_at": root.created_at.isoformat(timespec="seconds"),
             "size": root.size,
             "bytes_stored": root.report.bytes_stored,
+            "copied": own > 0,
         }
-        for root in roots
+        for root, own in found
     ]
     if not options.json:
         for row in rows:
@@ -291,20 +295,20 @@ def _list(options: argparse.Namespace) -> tuple[int, Summary]:
 
 
 def _delete(options: argparse.Namespace) -> tuple[int, Summary]:
-    repository = _open(options)
-    root = _find(repository, options.label)
+    repository, root = _find_in_any(options)
     repository.delete_root(root.name)
     return EXIT_OK, {"root": root.name}
 
 
 def _verify(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.cli.engine_domains import summed
     from strongroom.cli.engine_proofs import run_verify
 
-    repository = _open(options)
-    code, summary, lines = run_verify(options, repository, _monitor(options))
-    repository.close()
-    _say(options, "\n".join(lines))
-    return code, summary
+    opened = _open_all(options)
+    outcomes = [run_verify(options, repository, _monitor(options)) for repository in opened]
+    opened[0].close()
+    _say(options, "\n".join(line for _, _, lines in outcomes for line in lines))
+    return max(code for code, _, _ in outcomes), summed([summary for _, summary, _ in outcomes])
 
 
 def _repair(options: argparse.Namespace) -> tuple[int, Summary]:
@@ -326,46 +330,31 @@ def _scrub(options: argparse.Namespace) -> tuple[int, Summary]:
 
 
 def _prune(options: argparse.Namespace) -> tuple[int, Summary]:
-    from dataclasses import asdict
+    from strongroom.cli.engine_pruning import run_plan, run_prune
 
-    from strongroom.engine.prune import plan, prune
-
-    repository = _open(options)
-    if options.dry_run:
-        found = plan(repository, dead=(), monitor=_monitor(options))
-        return EXIT_OK, _show_plan(options, found)
-    report = prune(repository, dead=(), monitor=_monitor(options))
-    repository.close()
-    _say(
-        options,
-        f"Freed {human_bytes(report.bytes_freed)}, moved {human_bytes(report.bytes_moved)}, "
-        f"{human_bytes(report.live_bytes)} are needed. {report.postponed}".rstrip(),
-    )
-    return (EXIT_PARTLY_DONE if report.postponed else EXIT_OK), asdict(report)
-
-
-def _show_plan(options: argparse.Namespace, found: "PrunePlan") -> Summary:
-    """One line a pack that does not stay: what becomes of it, its size, its name and why."""
-    rows = [
-        {"pack": d.pack.id.hex(), "action": d.action, "reason": d.reason, "size": d.pack.size, "live": d.pack.live}
-        for d in found.decisions
-    ]
-    lines = [f"{row['action']:8} {human_bytes(d.pack.size or 0):>10}  {row['pack']}  {row['reason']}"
-             for row, d in zip(rows, found.decisions, strict=True)]  # fmt: skip
-    lines.append(
-        f"{found.packs} packs hold {human_bytes(found.stored_bytes)}, of which {human_bytes(found.live_bytes)} are "
-        f"needed. A prune would free {human_bytes(found.bytes_freed)} and move {human_bytes(found.bytes_moved)}."
-    )
+    opened = _open_all(options)
+    code, summary, lines = (run_plan if options.dry_run else run_prune)(opened, _monitor(options))
+    opened[0].close()
     _say(options, "\n".join(lines))
-    return {
-        "dry_run": True,
-        "packs": found.packs,
-        "stored_bytes": found.stored_bytes,
-        "live_bytes": found.live_bytes,
-        "bytes_freed": found.bytes_freed,
-        "bytes_moved": found.bytes_moved,
-        "decisions": rows,
-    }
+    return code, summary
+
+
+def _copy(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.cli.engine_domains import run_copy
+
+    opened = _open_all(options)
+    code, summary, text = run_copy(options, opened, LABEL, _monitor(options))
+    opened[0].close()
+    _say(options, text)
+    return code, summary
+
+
+def _shred(options: argparse.Namespace) -> tuple[int, Summary]:
+    from strongroom.cli.engine_domains import run_shred
+
+    code, summary, text = run_shred(options, _url(options.repo), _monitor(options))
+    _say(options, text)
+    return code, summary
 
 
 # --- what they share ---
@@ -382,28 +371,39 @@ def _key_file(options: argparse.Namespace) -> str:
 
 
 def _open(options: argparse.Namespace) -> "Repository":
+    from strongroom.cli.engine_domains import folder_sessions
     from strongroom.engine.keys import MasterKey
     from strongroom.engine.open import open_repository
-    from strongroom.engine.sessions import FlockSessions
     from strongroom.engine.store.open import open_store
 
     if not os.path.isdir(options.repo):
         raise ConfigError(reason=f"There is no repository in {options.repo}. Make one: strongroom engine init.")
     master = MasterKey.load(_key_file(options))
-    sessions = FlockSessions(os.path.join(os.path.abspath(options.repo), SESSIONS_FOLDER))
+    sessions = folder_sessions(options.repo, None)
     cache = os.path.join(os.path.abspath(options.repo), CACHE_FOLDER)
     return open_repository(open_store(_url(options.repo)), "", master, sessions=sessions, cache=cache)
+
+
+def _open_all(options: argparse.Namespace) -> list["Repository"]:
+    """The repository's own domain, then those that were copied into it. Closing the first closes all."""
+    from strongroom.cli.engine_domains import foreign_repositories
+    from strongroom.engine.keys import MasterKey
+
+    own = _open(options)
+    return [own, *foreign_repositories(own, options.repo, MasterKey.load(_key_file(options)))]
 
 
 def _roots(repository: "Repository") -> list["Root"]:
     return [repository.load_root(name) for name in repository.root_names()]
 
 
-def _find(repository: "Repository", label: str) -> "Root":
-    for root in _roots(repository):
-        if label in (root.labels.get(LABEL), root.name):
-            return root
-    raise InvalidRequest(reason=f"There is no backup with the label {label}.")
+def _find_in_any(options: argparse.Namespace) -> tuple["Repository", "Root"]:
+    """The backup with the label: one of the repository's own before one that was copied into it."""
+    for repository in _open_all(options):
+        for root in _roots(repository):
+            if options.label in (root.labels.get(LABEL), root.name):
+                return repository, root
+    raise InvalidRequest(reason=f"There is no backup with the label {options.label}.")
 
 
 def _driver(path: str, exclude: tuple[str, ...], kind: str | None = None) -> tuple["Driver", "SourceRef"]:

@@ -223,3 +223,45 @@ def test_a_file_of_holes_larger_than_the_disk_is_restored_by_force(tmp_path: Pat
         assert file.read(5) == b"here\0"
     assert (target / "sparse").stat().st_size == 4 << 40
     assert (target / "sparse").stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_copy_lives_without_its_source(
+    tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copied into a new folder, only the increment moves the second time; after the source is shredded the copy is
+    listed, restored, verified, pruned and deleted like a backup of its own, beside one."""
+    there = str(tmp_path / "there")
+    run(["backup", repo, str(source), "one"])
+    first = summary(capsys, "copy", repo, there)
+    (source / "d" / "more").write_bytes(noise(100_000, 2))
+    run(["backup", repo, str(source), "two"])
+    second = summary(capsys, "copy", repo, there, "--label", "two")
+    assert len(first["roots_copied"]) == len(second["roots_copied"]) == 1  # type: ignore[arg-type]
+    assert 100_000 < second["bytes_copied"] < 150_000 < first["bytes_copied"]  # type: ignore[operator]
+    assert summary(capsys, "copy", repo, there)["bytes_copied"] == 0
+    assert run(["shred", repo]) == EXIT_USAGE, "it must be confirmed"
+    assert summary(capsys, "shred", repo, "--yes") == {"message_type": "summary", "keys_dropped": 1}
+    assert run(["list", repo]) == EXIT_FAILED
+    assert run(["backup", there, str(source), "own"]) == EXIT_OK
+    listed = summary(capsys, "list", there)["backups"]
+    assert [(row["label"], row["copied"]) for row in listed] == [("one", True), ("two", True), ("own", False)]  # type: ignore[attr-defined]
+    for label in ("two", "own"):
+        assert run(["restore", there, label, str(tmp_path / label)]) == EXIT_OK
+        assert same(source, tmp_path / label)
+    assert run(["delete", there, "one"]) == EXIT_OK
+    assert run(["prune", there]) == EXIT_OK
+    checked = summary(capsys, "verify", there)
+    assert (checked["findings"], checked["roots"]) == ([], 2)
+
+
+def test_a_copy_goes_to_any_store(tmp_path: Path, source: Path, repo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A URL needs a key file; a label that is not there is a mistake, and a key that others own opens nothing."""
+    run(["backup", repo, str(source), "one"])
+    url, key = f"file://{tmp_path / 'store'}", str(tmp_path / "key")
+    assert run(["copy", repo, url]) == EXIT_FAILED
+    assert "--dest-key" in capsys.readouterr().err
+    assert run(["copy", repo, url, "--dest-key", key, "--label", "nine"]) == EXIT_FAILED
+    assert len(summary(capsys, "copy", repo, url, "--dest-key", key)["roots_copied"]) == 1  # type: ignore[arg-type]
+    assert run(["copy", repo, url, "--dest-key", f"{repo}/.master.key"]) == EXIT_FAILED
+    listed = summary(capsys, "list", str(tmp_path / "store"), "--key", key)["backups"]
+    assert [row["label"] for row in listed] == ["one"]  # type: ignore[attr-defined]
