@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from fault_store import Fault, FaultStore
-from fault_world import MASTER, MONITOR, PREFIX, Content, World, restored
+from fault_world import MASTER, MONITOR, PREFIX, Content, World, no_fence, restored
 
 from strongroom.base.errors import (
     Corrupt,
@@ -37,14 +37,17 @@ from strongroom.engine import (
 from strongroom.engine.chunker import HOLE
 from strongroom.engine.content import Content as Rows
 from strongroom.engine.content import iter_rows, parse_content
+from strongroom.engine.copy import copy
 from strongroom.engine.manifest import open_stream
 from strongroom.engine.prune import PruneReport, prune
 from strongroom.engine.rebuild import rebuild
+from strongroom.engine.store.base import Store
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import verify
 
 POOLS = Pool(threads=2), Pool(threads=2)  # one for each of two processes: neither waits for a thread of the other
 BLOCK = 65536
+REPLICA = "vaults/replica/"
 CALLS = (8, 30, 120)  # a fault or a meeting comes before this call, or not at all
 JUMP_DAYS_MAX = 60
 ERRORS = StoreError, StoreFull, StoreTimeout
@@ -127,10 +130,12 @@ class History:
         self.counts: Counter[str] = Counter()
         self.readers: list[tuple[str, Reader]] = []
         self._numbers = itertools.count(1)
-        self._deleted = self._index_lost = False
+        self.replica: dict[str, Content] = {}  # what a copy to the other vault has acknowledged
+        self.there_sessions = ProcessSessions()
+        self._deleted = self._index_lost = self._copied = False
         self._pieces = [chance.randbytes(chance.choice((0, 10, 3000, 30_000))) for _ in range(14)]
         self._blocks = [bytes(BLOCK), *(chance.randbytes(BLOCK) for _ in range(5))]
-        create_repository(self.disk, PREFIX, MASTER, DomainSettings(), pool=POOLS[0])
+        self.domain_id = create_repository(self.disk, PREFIX, MASTER, DomainSettings(), pool=POOLS[0]).domain.id
 
     # --- steps ---
 
@@ -178,6 +183,9 @@ class History:
             assert name in names, f"{name} is lost"
         for name in sorted(names):
             assert restored(repository, name) == self.ever[name], f"{name} came back different"
+        if self._copied:
+            self._copied = False
+            self._check_replica()
 
     def end(self) -> None:
         """Readers end; then nothing is damaged, nothing is left over, and the index needs no rebuild."""
@@ -192,13 +200,21 @@ class History:
         assert set(repository.root_names()) == self.world.kept.keys()
         assert verify(repository, None, deep=True, monitor=MONITOR).findings == ()
         assert rebuild(repository).was_sound
+        self._copied = True
         self.check()
+        if self.replica:
+            there = self._replica(self.disk, POOLS[0])
+            assert self.there_sessions.oldest_pinned() is None
+            prune(there, dead=[name for name in there.root_names() if name not in self.replica], monitor=MONITOR)
+            assert verify(there, None, deep=True, monitor=MONITOR).findings == ()
+            self._check_replica()
+            self.counts["replicas checked"] += 1
 
     # --- what may happen ---
 
     def _draw(self, *, company: bool = False) -> tuple[str, Verb]:
         weights = {"backup": 8, "restore": 3, "delete": 3, "prune": 5, "verify": 1, "rebuild": 0 if company else 1}
-        weights["labels"] = 1
+        weights |= {"labels": 1, "copy": 2}
         name = self.chance.choices(list(weights), list(weights.values()))[0]
         return name, getattr(self, f"_draw_{name}")()
 
@@ -291,6 +307,48 @@ class History:
                 raise
 
         return run
+
+    def _draw_copy(self) -> Verb:
+        """Everything goes to another vault, which may have let go of a restore point before, and pruned."""
+        dropped = self.chance.choice(sorted(self.replica)) if self.replica and self.chance.random() < 0.4 else None
+
+        def run(repository: Repository) -> None:
+            self._copied = True
+            if dropped is not None and self.replica.pop(dropped, None) is not None:
+                there = self._replica(repository.store, repository.pool)
+                there.delete_root(dropped)
+                prune(there, dead=[name for name in there.root_names() if name not in self.replica], monitor=MONITOR)
+            names = sorted(self.world.kept)
+            if names:
+                copy(
+                    repository,
+                    repository.store,
+                    REPLICA,
+                    MASTER,
+                    names,
+                    MONITOR,
+                    no_fence,
+                    sessions=self.there_sessions,
+                )
+                self.replica |= {name: self.ever[name] for name in names}
+
+        return run
+
+    def _replica(self, store: Store, pool: Pool) -> Repository:
+        """The other vault's copy of the domain."""
+        return open_repository(
+            store, REPLICA, MASTER, domain_id=self.domain_id, pool=pool, sessions=self.there_sessions, clock=self.clock
+        )
+
+    def _check_replica(self) -> None:
+        if not self.replica:
+            return
+        there = self._replica(self.disk, POOLS[0])
+        names = set(there.root_names())
+        for name in self.replica:
+            assert name in names, f"{name} is lost in the replica"
+        for name in sorted(names):
+            assert restored(there, name) == self.ever[name], f"{name} of the replica came back different"
 
     def _draw_labels(self) -> Verb:
         name = self._known()

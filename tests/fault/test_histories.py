@@ -1,4 +1,4 @@
-"""Histories drawn from a seed, against a dict: backups, deletes, prunes, rebuilds, crashes, clock jumps, company.
+"""Histories drawn from a seed, against a dict: backups, deletes, prunes, copies, rebuilds, crashes, jumps, company.
 
 A history is a dozen steps on one vault. In a step the store may fail at the N-th call or the machine may die there,
 another process may do its whole work ahead of the N-th call, and a reader may hold its session over many steps. The
@@ -53,7 +53,10 @@ def test_histories_agree_with_a_dict() -> None:
     """A hundred of them."""
     counts = tell_all(SHORT)
     if not ONLY:
-        assert min(counts[what] for what in ("backup", "delete", "prune", "rebuild", "crashed", "met", "reader")) > 3
+        assert (
+            min(counts[what] for what in ("backup", "delete", "prune", "copy", "rebuild", "crashed", "met", "reader"))
+            > 3
+        )
 
 
 @pytest.mark.long
