@@ -2,11 +2,12 @@
 #   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
 #   test       setup, the tests' packages, then every check but the long ones
+#   reliability  the fault suites in full, then docs/RELIABILITY.md from their counts; an hour or two
 #   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; half an hour, 35 GB
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format clean bench bench-memory bench-memory-full bench-index bench-prune
+.PHONY: help setup demo test test-long reliability lint format clean bench bench-memory bench-memory-full bench-index bench-prune
 
 # The lock file was made for 3.11; a newer one serves where 3.11 is not found under its own name.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -65,7 +66,15 @@ test: lint
 
 test-long: .venv/.test-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
-	$(BIN)/pytest -m long
+	@rm -f .reliability.jsonl
+	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest -m long
+
+# The long form of every fault suite, and docs/RELIABILITY.md from their counts.
+reliability: .venv/.test-done
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	@rm -f .reliability.jsonl
+	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest tests/fault tests/fuzz
+	$(BIN)/python -m bench.reliability .reliability.jsonl
 
 bench: .venv/.setup-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs zstd:zstd
@@ -89,4 +98,4 @@ format: .venv/.test-done
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info
+	rm -rf .venv .bench .reliability.jsonl build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info

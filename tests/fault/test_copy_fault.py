@@ -12,6 +12,7 @@ from functools import cache
 import pytest
 from fault_store import Fault, FaultStore, copy_of
 from fault_world import MONITOR, POOL, World, base, drain_pool, no_fence, reopen, restored
+from reliability import report
 from test_copy import OTHER, THERE, received
 
 from strongroom.base.errors import Corrupt, KeyWrong, ObjectMissing, StoreError, StoreFull, StoreTimeout
@@ -115,6 +116,8 @@ def sweep(side: str, *, every: int, seeds: int) -> None:
         failures += failed
     print(f"copy, {side}: {trials} faults in {operations} calls, {failures} of them failed it, seed {SEED}")
     assert failures > trials // 2
+    if every == 1:
+        report(f"faults copy, {side}", count=trials, seed=SEED, calls=operations, failed=failures)
 
 
 @pytest.mark.parametrize("side", ["source", "receiver"])

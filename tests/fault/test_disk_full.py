@@ -7,17 +7,21 @@ more room the verb runs to its end.
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_world import MONITOR, World, base, create, reopen, restored, run_backup
+from fault_store import Fault, FaultStore, copy_of
+from fault_world import BACKUPS, MONITOR, World, base, create, reopen, restored, run_backup
+from reliability import report
 
 from strongroom.base.errors import StoreFull
+from strongroom.engine import Repository
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.store.posix import TEMPORARY_PREFIX, PosixStore
 from strongroom.engine.verify import verify
 
+SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
 DISK_BYTES = 4 << 20
 PAGE_BYTES = 4096
 PIECE = bytes(PAGE_BYTES)
@@ -72,6 +76,64 @@ def leftovers(folder: Path) -> list[Path]:
     return list(folder.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
+class FullStore(FaultStore):
+    """From its N-th write on there is no room: what is written fails, what is read or deleted does not."""
+
+    def __init__(self, disk: MemoryStore, at: int) -> None:
+        super().__init__(disk, Fault(at=1 << 60))  # never: it decides itself
+        self._room = at - 1
+        self.refused = 0
+
+    def _enter(self, kind: str, name: str) -> bool:
+        super()._enter(kind, name)
+        if kind not in ("put", "writer", "write_at", "commit"):
+            return False
+        self._room -= 1
+        self.refused += self._room < 0
+        return self._room < 0
+
+    def _fail(self, name: str) -> None:
+        raise StoreFull(name=name)
+
+
+def run_prune(world: World, repository: Repository) -> None:
+    """Two restore points go, so that there is more to free than the prune needs."""
+    for name in ("tree.1", "disk.1"):
+        world.kept.pop(name, None)
+    world.prune(repository)
+
+
+VERBS: dict[str, Callable[[World, Repository], None]] = {
+    **{name: backup.run for name, backup in BACKUPS.items()},
+    "prune": run_prune,
+}
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_write_of_a_verb_is_once_the_first_without_room(verb: str) -> None:
+    """From each write on: a backup says StoreFull or is whole, a prune frees what it can; with room each completes."""
+    at = refused = 0
+    while True:
+        at += 1
+        kept, disk = base()
+        world, store = kept.copy(), FullStore(copy_of(disk), at)
+        try:
+            VERBS[verb](world, reopen(store))
+        except StoreFull:
+            refused += 1
+        assert store.open_writers == 0
+        assert problems(world, store.inner) == [], (verb, at)
+        VERBS[verb](world, reopen(store.inner))
+        world.prune(reopen(store.inner))
+        assert world.prune(reopen(store.inner)).packs_deleted == 0
+        assert problems(world, store.inner) == [], (verb, at)
+        if not store.refused:
+            break
+    print(f"{verb}: {at - 1} writes, {refused} of them failed the verb")
+    assert at > 4
+    report("disk full", count=at - 1, seed=SEED, failed=refused)
+
+
 def test_a_backup_on_a_disk_that_runs_full(small_disk: Path) -> None:
     """At every page: StoreFull, nothing acknowledged is lost, no leftovers; with room it completes."""
     refused = 0
@@ -95,6 +157,7 @@ def test_a_backup_on_a_disk_that_runs_full(small_disk: Path) -> None:
         assert problems(world, store) == [], number
     print(f"{refused} sizes of free space were too small")
     assert refused > 10
+    report("disk full, real", count=refused, seed=SEED)
 
 
 def test_a_prune_on_a_disk_that_is_full(small_disk: Path) -> None:
@@ -107,10 +170,10 @@ def test_a_prune_on_a_disk_that_is_full(small_disk: Path) -> None:
         for name in doomed:
             world.kept.pop(name)
         filler = fill(small_disk, number * PAGE_BYTES)
-        report = world.prune(reopen(store))
-        assert report.roots_removed == len(doomed)
-        assert report.packs_deleted > 0
-        assert report.bytes_freed > 250_000
+        done = world.prune(reopen(store))
+        assert done.roots_removed == len(doomed)
+        assert done.packs_deleted > 0
+        assert done.bytes_freed > 250_000
         assert problems(world, store) == [], number
         filler.unlink()
         world.prune(reopen(store))
@@ -127,15 +190,15 @@ def test_moving_waits_for_room(small_disk: Path) -> None:
     world.backup(repository, "rest.1", {(b"kept",): kept}, parent="half.1")
     world.kept.pop("half.1")
     filler = fill(small_disk, 0)
-    report = world.prune(reopen(store))
-    assert "no room" in report.postponed
-    assert (report.roots_removed, report.packs_rewritten) == (1, 0)
+    done = world.prune(reopen(store))
+    assert "no room" in done.postponed
+    assert (done.roots_removed, done.packs_rewritten) == (1, 0)
     assert problems(world, store) == []
     assert leftovers(small_disk) == []
     filler.unlink()
-    report = world.prune(reopen(store))
-    assert (report.packs_rewritten, report.postponed) == (1, "")
-    assert report.bytes_freed > 130_000
+    done = world.prune(reopen(store))
+    assert (done.packs_rewritten, done.postponed) == (1, "")
+    assert done.bytes_freed > 130_000
     assert problems(world, store) == []
 
 

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 from fault_store import Fault, FaultStore, copy_of
 from fault_world import MASTER, MONITOR, POOL, World, restored, small_files
+from reliability import report
 
 from strongroom.base.errors import Corrupt, KeyWrong, ObjectMissing, StoreError
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
@@ -92,6 +93,7 @@ def test_every_fault_and_crash_leaves_every_domain_readable(verb: str) -> None:
             trials += 1
     print(f"{verb}: {trials} faults, seed {SEED}")
     assert trials > 50
+    report("faults rotate", count=trials, seed=SEED, calls=len(counting.operations))
 
 
 def test_a_domain_of_another_key_is_told_before_and_left_alone() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fault_world import MONITOR, World, base, reopen, run_backup
+from reliability import report
 
 from strongroom.base.errors import Corrupt, StoreError, StoreFull
 from strongroom.engine import Repository
@@ -96,6 +97,8 @@ def sweep(tmp_path: Path, verb: Callable[[World, Repository], None], every: int)
         assert world.prune(repository).packs_deleted == 0
         assert list(folder.rglob(f"{TEMPORARY_PREFIX}*")) == [], (at, code)
     print(f"{verb.__name__}: {trials} calls, {failed} failed the verb")
+    if every == 1:
+        report("system calls", count=trials, seed=SEED, failed=failed)
     assert failed > trials // 4
 
 

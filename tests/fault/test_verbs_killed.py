@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 from fault_world import MASTER, MONITOR, POOL, PREFIX, base, restored
+from reliability import report
 
 from strongroom.engine import FlockSessions, Repository, open_repository
 from strongroom.engine.store.posix import TEMPORARY_PREFIX, PosixStore
 from strongroom.engine.verify import verify
 
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
+KILLS_LONG = 80
 HERE = Path(__file__).parent
 
 CHILD = """
@@ -99,6 +101,8 @@ def sweep(folder: Path, verb: str, kills: int) -> None:
         assert (again.packs_deleted, again.packs_waiting) == (0, 0), at
         assert list(place.rglob(f"{TEMPORARY_PREFIX}*")) == [], at
     print(f"{verb}: {killed} kills at {calls} calls, seed {SEED}")
+    if kills >= KILLS_LONG:
+        report("kills", count=killed, seed=SEED)
     assert killed >= kills // 2
 
 
@@ -112,4 +116,4 @@ def test_a_killed_process_leaves_nothing_in_the_way(tmp_path: Path, verb: str) -
 @pytest.mark.parametrize("verb", ["backup", "prune"])
 def test_a_process_killed_anywhere(tmp_path: Path, verb: str) -> None:
     """Many calls."""
-    sweep(tmp_path, verb, kills=80)
+    sweep(tmp_path, verb, kills=KILLS_LONG)

@@ -12,12 +12,14 @@ import pytest
 from fault_filesystem import Event, Recorder, acknowledged, disk_after_crash
 from fault_streams import random_files
 from fault_world import MONITOR, World, create, reopen, restored
+from reliability import report
 
 from strongroom.base.errors import ObjectMissing
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.store.posix import PosixStore
 from strongroom.engine.verify import verify
 
+SEEDS_LONG = 50
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
 
 
@@ -100,6 +102,8 @@ def sweep(events: list[Event], every: World, cuts: list[int], seeds: int) -> int
             assert not found, (cut, seed, found)
             trials += 1
     print(f"{trials} power cuts in {len(events)} events, seed {SEED}")
+    if seeds >= SEEDS_LONG:
+        report("power cuts", count=trials, seed=SEED, calls=len(events))
     return trials
 
 
@@ -113,7 +117,7 @@ def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, monkeypatch: pyt
 def test_a_power_cut_in_many_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cut at every call, in many ways each."""
     events, every = story(tmp_path, monkeypatch)
-    assert sweep(events, every, list(range(len(events) + 1)), seeds=50) > 10_000
+    assert sweep(events, every, list(range(len(events) + 1)), seeds=SEEDS_LONG) > 10_000
 
 
 def test_the_power_cut_bites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
