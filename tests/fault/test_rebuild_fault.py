@@ -167,7 +167,7 @@ def test_every_fault_and_crash_on_the_way(damage: str, monkeypatch: pytest.Monke
             trials += 1
     print(f"rebuild after {damage}: {trials} faults, {resumed} runs went on from an earlier one, seed {SEED}")
     assert resumed > trials // 10
-    report("faults rebuild", count=trials, seed=SEED, calls=operations, resumed=resumed)
+    reliability.report("faults rebuild", count=trials, seed=SEED, calls=operations, resumed=resumed)
 
 
 def test_an_overlay_rebuilds_without_writing() -> None:
