@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import reliability
 from fault_store import Fault, FaultStore, copy_of
 from fault_world import MONITOR, PREFIX, World, base, create, reopen, small_files
 
