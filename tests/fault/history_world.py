@@ -132,6 +132,8 @@ class History:
         self._numbers = itertools.count(1)
         self.replica: dict[str, Content] = {}  # what a copy to the other vault has acknowledged
         self.there_sessions = ProcessSessions()
+        self._arriving: set[str] = set()
+        self._leaving: set[str] = set()
         self._deleted = self._index_lost = self._copied = False
         self._pieces = [chance.randbytes(chance.choice((0, 10, 3000, 30_000))) for _ in range(14)]
         self._blocks = [bytes(BLOCK), *(chance.randbytes(BLOCK) for _ in range(5))]
@@ -162,6 +164,8 @@ class History:
         else:
             assert not (fault and fault.crash and store.crashed), f"{name} says it succeeded on a machine that died"
         self.busy.clear()
+        self._arriving.clear()
+        self._leaving.clear()
         self._index_lost = False
         self.check()
 
@@ -205,7 +209,7 @@ class History:
         if self.replica:
             there = self._replica(self.disk, POOLS[0])
             assert self.there_sessions.oldest_pinned() is None
-            prune(there, dead=[name for name in there.root_names() if name not in self.replica], monitor=MONITOR)
+            self._prune_replica(there)
             assert verify(there, None, deep=True, monitor=MONITOR).findings == ()
             self._check_replica()
             self.counts["replicas checked"] += 1
@@ -314,11 +318,15 @@ class History:
 
         def run(repository: Repository) -> None:
             self._copied = True
-            if dropped is not None and self.replica.pop(dropped, None) is not None:
+            if dropped is not None and dropped not in self._arriving and self.replica.pop(dropped, None) is not None:
+                self._leaving.add(dropped)
                 there = self._replica(repository.store, repository.pool)
                 there.delete_root(dropped)
-                prune(there, dead=[name for name in there.root_names() if name not in self.replica], monitor=MONITOR)
-            names = sorted(self.world.kept)
+                self._prune_replica(there)
+                self._leaving.discard(dropped)
+            # The service lets nobody delete what is being copied, nor copy what is being deleted.
+            names = sorted(self.world.kept.keys() - self._leaving)
+            self._arriving |= set(names)
             if names:
                 copy(
                     repository,
@@ -339,6 +347,10 @@ class History:
         return open_repository(
             store, REPLICA, MASTER, domain_id=self.domain_id, pool=pool, sessions=self.there_sessions, clock=self.clock
         )
+
+    def _prune_replica(self, there: Repository) -> None:
+        known = self.replica.keys() | self._arriving
+        prune(there, dead=[name for name in there.root_names() if name not in known], monitor=MONITOR)
 
     def _check_replica(self) -> None:
         if not self.replica:
