@@ -21,7 +21,7 @@ from strongroom.engine import ProcessSessions
 
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
 ONLY = os.environ.get("STRONGROOM_TEST_HISTORY")
-SHORT, LONG = 100, 5000
+SHORT, LONG = 100, 2000
 STEPS = 12
 
 
@@ -62,7 +62,7 @@ def test_histories_agree_with_a_dict() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(4 * 3600)
 def test_thousands_of_histories_agree_with_a_dict() -> None:
-    """Five thousand of them."""
+    """Two thousand of them."""
     counts = tell_all(LONG)
     done = {what: counts[what] for what in sorted(counts)}
     report("histories", count=LONG, seed=SEED, steps=STEPS * LONG, **done)

@@ -43,7 +43,7 @@ SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
 BLOCK = 65536
 DISK_BYTES_MAX = 1300 * MIB  # three pages of blocks; almost all of it holes
 TREES, DISKS, FOLDERS = 60, 60, 12
-TREES_LONG, DISKS_LONG, FOLDERS_LONG = 6000, 6000, 400
+TREES_LONG, DISKS_LONG, FOLDERS_LONG = 1500, 1500, 150
 
 NAMES = (
     b"a",
