@@ -50,24 +50,24 @@ class Router:
     def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | list[str]:
         """The operation and its path values; else the methods that the path answers, none when it does not exist."""
         parts = path.strip("/").split("/")
-        found = self._find(self._tree, parts, [])
-        if found is None:
-            return []
-        methods, values = found
-        if method not in methods:
-            return sorted(methods)
-        operation, names = methods[method]
-        return operation, dict(zip(names, values, strict=True))
+        found = list(self._find(self._tree, parts, []))
+        for methods, values in found:
+            # A vault may have the name of a neighbour path: one that does not answer this method stands in no way.
+            if method in methods:
+                operation, names = methods[method]
+                return operation, dict(zip(names, values, strict=True))
+        return sorted({method for methods, _ in found for method in methods})
 
-    def _find(self, node: dict[str, Any], parts: list[str], values: list[str]) -> tuple[Any, list[str]] | None:
+    def _find(self, node: dict[str, Any], parts: list[str], values: list[str]) -> Iterator[tuple[Any, list[str]]]:
         if not parts:
-            return (node["/methods"], values) if "/methods" in node else None
+            if "/methods" in node:
+                yield node["/methods"], values
+            return
         head, rest = parts[0], parts[1:]
-        if head in node and head != "{}" and (found := self._find(node[head], rest, values)):
-            return found
+        if head in node and head != "{}":
+            yield from self._find(node[head], rest, values)
         if "{}" in node and head:
-            return self._find(node["{}"], rest, [*values, head])
-        return None
+            yield from self._find(node["{}"], rest, [*values, head])
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""Resources of vaults on the wire: addresources, removeresources, and how a bound resource looks in answers."""
+"""Resources of vaults on the wire: added, removed and suspended, and how a bound resource looks in answers."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,6 +41,11 @@ class RemoveResourcesBody(msgspec.Struct):
     resource_ids: list[str]
 
 
+class SetResourcesBody(msgspec.Struct):
+    resource_ids: list[str]
+    action: Literal["suspend", "unsuspend"]
+
+
 class ResourceView(msgspec.Struct):
     """A resource inside a vault: numbers here, while a checkpoint's resources carry the same as strings."""
 
@@ -61,6 +66,10 @@ class AddedAnswer(msgspec.Struct):
 
 class RemovedAnswer(msgspec.Struct):
     remove_resource_ids: list[str]
+
+
+class SetAnswer(msgspec.Struct):
+    set_resource_ids: list[str]
 
 
 def resource_view(resource: VaultResource) -> ResourceView:
@@ -148,6 +157,17 @@ async def remove_vault_resource(call: Call) -> RemovedAnswer:
     return RemovedAnswer(remove_resource_ids=call.body.resource_ids)
 
 
+async def set_vault_resource(call: Call) -> SetAnswer:
+    await vault_resources.set_auto_protect(
+        call.services.database,
+        call.project_id,
+        call.path["vault_id"],
+        call.body.resource_ids,
+        auto_protect=call.body.action == "unsuspend",
+    )
+    return SetAnswer(set_resource_ids=call.body.resource_ids)
+
+
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         name="add_vault_resource",
@@ -164,5 +184,13 @@ OPERATIONS: tuple[Operation, ...] = (
         action="cbr:vaults:removeResources",
         handler=remove_vault_resource,
         body=RemoveResourcesBody,
+    ),
+    Operation(
+        name="set_vault_resource",
+        method="PUT",
+        path="/v3/{project_id}/vaults/{vault_id}/set-resources",
+        action="cbr:vaults:update",
+        handler=set_vault_resource,
+        body=SetResourcesBody,
     ),
 )

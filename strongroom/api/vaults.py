@@ -7,6 +7,7 @@ from strongroom.api.paging import page_of
 from strongroom.api.vault_resources import ResourceBody, looker, new_resources
 from strongroom.api.vault_views import VaultView, vault_view
 from strongroom.base.errors import InvalidRequest
+from strongroom.base.ids import is_hex_id
 from strongroom.control import vaults
 from strongroom.control.names import Tag
 from strongroom.control.vault_rules import NewVault, VaultChange
@@ -101,6 +102,20 @@ class ListVaultQuery(msgspec.Struct):
     resource_ids: str | None = None
 
 
+class ListExternalQuery(msgspec.Struct):
+    """`objcet_type` is how one client spells object_type."""
+
+    region_id: str
+    external_project_id: str
+    limit: int | None = None
+    offset: int | None = None
+    vault_id: str | None = None
+    object_type: str | None = None
+    objcet_type: str | None = None
+    protect_type: str | None = None
+    cloud_type: str | None = None
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -115,11 +130,16 @@ class VaultsAnswer(msgspec.Struct):
     offset: int
 
 
+class ExternalVaultsAnswer(msgspec.Struct):
+    vaults: list[VaultView]
+    count: int
+
+
 # --- handlers ---------------------------------------------------------------------------------------------------------
 
 
 async def create_vault(call: Call) -> VaultAnswer:
-    new = _new_vault(call.body.vault)
+    new = new_vault(call.body.vault)
     vault = await vaults.create_vault(call.services.database, call.caller, new, looker(call), call.services.clock)
     return VaultAnswer(vault=vault_view(vault))
 
@@ -146,6 +166,26 @@ async def list_vault(call: Call) -> VaultsAnswer:
     return VaultsAnswer(
         vaults=[vault_view(vault) for vault in found], count=count, limit=page.limit, offset=page.offset
     )
+
+
+async def list_external_vault(call: Call) -> ExternalVaultsAnswer:
+    """Vaults of another project in this region. Of other regions none are known here."""
+    query: ListExternalQuery = call.query
+    if not is_hex_id(query.external_project_id):
+        raise InvalidRequest(reason="Invalid external_project_id provided.")
+    wanted = VaultQuery(
+        ids=(query.vault_id,) if query.vault_id else (),
+        object_type=query.object_type or query.objcet_type or None,
+        protect_type=query.protect_type or None,
+        cloud_type=query.cloud_type or None,
+    )
+    page = page_of(query.limit, query.offset, None)
+    found, count = await vaults.list_external(
+        call.services.database, call.caller, query.external_project_id, wanted, page
+    )
+    if query.region_id != call.services.region:
+        return ExternalVaultsAnswer(vaults=[], count=0)
+    return ExternalVaultsAnswer(vaults=[vault_view(vault) for vault in found], count=count)
 
 
 async def show_vault(call: Call) -> VaultAnswer:
@@ -184,7 +224,8 @@ async def delete_vault(call: Call) -> None:
     )
 
 
-def _new_vault(body: NewVaultBody) -> NewVault:
+def new_vault(body: NewVaultBody) -> NewVault:
+    """A request's vault as a value, unchecked but for what its kind needs. Raises InvalidRequest."""
     billing = body.billing
     protect_type = billing.protect_type or billing.operation_type
     if protect_type is None:
@@ -240,6 +281,14 @@ OPERATIONS: tuple[Operation, ...] = (
         action="cbr:vaults:list",
         handler=list_vault,
         query=ListVaultQuery,
+    ),
+    Operation(
+        name="list_external_vault",
+        method="GET",
+        path="/v3/{project_id}/vaults/external",
+        action="cbr:vaults:list",
+        handler=list_external_vault,
+        query=ListExternalQuery,
     ),
     Operation(
         name="show_vault",

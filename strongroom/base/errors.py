@@ -136,6 +136,11 @@ class AccountNotFound(NotFound):
     kind = "Account"
 
 
+class TagNotFound(NotFound):
+    code = "BackupService.6601"
+    kind = "Tag"
+
+
 class EntryNotFound(NotFound):
     """A path that the restore point does not hold."""
 

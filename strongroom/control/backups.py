@@ -24,6 +24,7 @@ from strongroom.base.errors import (
 )
 from strongroom.base.units import GIB
 from strongroom.control import checkpoints, deletions, tasks
+from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, require_name
@@ -351,9 +352,7 @@ async def commit_backup(database: Database, task: Task, committed: CommittedBack
         if row is None:
             raise BackupNotFound(id=task.backup_id or "(none)")
         used = vault.used_bytes + committed.stored_bytes if committed.used_bytes is None else committed.used_bytes
-        await conn.execute(
-            "UPDATE vaults SET used_bytes = %s WHERE project_id = %s AND id = %s", [used, task.project_id, vault.id]
-        )
+        await set_used(conn, vault, used)
         await _note_size(conn, task, committed.resource_size_bytes)
         await _note_for_policy(conn, task, incremental=row[0], automatic=row[1], created_at=row[2], now=now)
         await release_resource(conn, task.project_id, task.resource_id, "protecting")

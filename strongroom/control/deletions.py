@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from strongroom.base.clock import Clock
 from strongroom.base.errors import BackupNotFound, Conflict, StrongroomError
 from strongroom.control import checkpoints, tasks
+from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import VaultRef, lock_vault
@@ -465,7 +466,4 @@ async def _set_used(conn: AsyncConnection[Any], task: Task, vault: VaultRef, mea
     )
     row = await found.fetchone()
     before = vault.used_bytes if row is None or row[0] is None else int(row[0])
-    await conn.execute(
-        "UPDATE vaults SET used_bytes = %s WHERE project_id = %s AND id = %s",
-        [max(0, vault.used_bytes + measured - before), task.project_id, vault.id],
-    )
+    await set_used(conn, vault, max(0, vault.used_bytes + measured - before))

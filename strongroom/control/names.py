@@ -83,12 +83,17 @@ def require_enterprise_project(text: str | None, member: str) -> str:
     return text
 
 
+def is_tag_key(text: str) -> bool:
+    """Whether a vault can have a tag with this key."""
+    return 0 < len(text) <= TAG_KEY_LENGTH_MAX and _NAME.fullmatch(text) is not None
+
+
 def require_tags(tags: Sequence[Tag], member: str) -> tuple[Tag, ...]:
     """Tags of one vault: no repeated key. Raises InvalidRequest, or Conflict 6600 when there are too many."""
     if len(tags) > TAGS_MAX:
         raise Conflict(reason=f"A vault can have at most {TAGS_MAX} tags. Send fewer.", conflict_code="6600")
     for tag in tags:
-        if not 0 < len(tag.key) <= TAG_KEY_LENGTH_MAX or not _NAME.fullmatch(tag.key):
+        if not is_tag_key(tag.key):
             raise InvalidRequest(reason=f"Invalid {member}: a key has 1 to {TAG_KEY_LENGTH_MAX} {_LETTERS}.")
         if len(tag.value) > TAG_VALUE_LENGTH_MAX or not _TAG_VALUE.fullmatch(tag.value):
             raise InvalidRequest(

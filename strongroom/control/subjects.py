@@ -19,7 +19,7 @@ from strongroom.base.units import GIB
 class VaultRef:
     """A vault as a job sees it.
 
-    size_bytes  capacity; 0: no limit (auto_expand or demand_billing)
+    size_bytes  capacity; 0: no limit (demand_billing, or auto_expand, unless it was full before: control/capacity.py)
     used_bytes  live sealed bytes of its restore points (RULINGS 19)
     """
 
@@ -112,7 +112,8 @@ async def _select_vaults(
         await cursor.execute(
             f"""
             SELECT id, project_id, name, provider_id, protect_type, status, used_bytes, consistent_level, locked,
-                   CASE WHEN auto_expand OR demand_billing THEN 0 ELSE size_gb::bigint * {GIB} END AS size_bytes
+                   CASE WHEN demand_billing OR (auto_expand AND used_bytes < size_gb::bigint * {GIB}) THEN 0
+                        ELSE size_gb::bigint * {GIB} END AS size_bytes
             FROM vaults {condition}
             """.encode(),  # noqa: S608 -- texts are ours, and each binds the project_id
             values,

@@ -1,4 +1,4 @@
-"""Resources of vaults: read them with what their backups hold, and start their removal.
+"""Resources of vaults: read them with what their backups hold, suspend them, and start their removal.
 
 Binding is resource_binding's. A removal deletes backups, so it is a task; the request decides under the vault's lock.
 """
@@ -73,11 +73,7 @@ async def remove_resources(
     Raises VaultNotFound, or Conflict: 6112 (vault deleting or locked), 6135 (not in it), 6134 (already on the way),
     6125 (a backup runs), 2010 (a restore runs). A refused call changes nothing.
     """
-    if not 0 < len(resource_ids) <= RESOURCES_PER_VAULT_MAX:
-        raise InvalidRequest(reason=f"Invalid resource_ids: give 1 to {RESOURCES_PER_VAULT_MAX} ids.")
-    for resource_id in resource_ids:
-        require_id(resource_id, "resource id")
-    refuse_repeated(resource_ids)
+    _check_ids(resource_ids)
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, vault_id)
         require_available(vault, "error")
@@ -108,6 +104,36 @@ async def remove_resources(
             parameters={"resources": list(resource_ids)},
         )
         await tasks.insert(conn, [task], clock.now())
+
+
+async def set_auto_protect(
+    database: Database, project_id: str, vault_id: str, resource_ids: Sequence[str], *, auto_protect: bool
+) -> None:
+    """Suspend resources (False: schedules pass over them) or take them back. All or none; idempotent.
+
+    Raises VaultNotFound, InvalidRequest, or Conflict: 6112 (vault deleting), 6135 (not in it), 6134 (being removed).
+    """
+    _check_ids(resource_ids)
+    async with database.transaction() as conn:
+        vault = await lock_vault(conn, project_id, vault_id)
+        require_available(vault, "lock", "error")
+        for row in (await _rows_of(conn, vault, resource_ids)).values():
+            if row["protect_status"] == "removing":
+                raise Conflict(reason=f"Resource {row['resource_id']} is being removed.", conflict_code="6134")
+        await conn.execute(
+            "UPDATE vault_resources SET auto_protect = %s "
+            "WHERE project_id = %s AND vault_id = %s AND resource_id = ANY(%s)",
+            [auto_protect, project_id, vault.id, list(resource_ids)],
+        )
+
+
+def _check_ids(resource_ids: Sequence[str]) -> None:
+    """Form of a request's list of ids. Raises InvalidRequest, or Conflict 6104 (one stands twice)."""
+    if not 0 < len(resource_ids) <= RESOURCES_PER_VAULT_MAX:
+        raise InvalidRequest(reason=f"Invalid resource_ids: give 1 to {RESOURCES_PER_VAULT_MAX} ids.")
+    for resource_id in resource_ids:
+        require_id(resource_id, "resource id")
+    refuse_repeated(resource_ids)
 
 
 def require_available(vault: VaultRef, *others: str) -> None:

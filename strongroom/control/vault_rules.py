@@ -71,15 +71,15 @@ class NewVault:
 class VaultChange:
     """What a PUT asks for; None leaves a member as it is. bind_rules: () clears them."""
 
-    name: str | None
-    size_gb: int | None
-    consistent_level: str | None
-    auto_bind: bool | None
-    bind_rules: tuple[Tag, ...] | None
-    auto_expand: bool | None
-    threshold: int | None
-    smn_notify: bool | None
-    locked: bool | None
+    name: str | None = None
+    size_gb: int | None = None
+    consistent_level: str | None = None
+    auto_bind: bool | None = None
+    bind_rules: tuple[Tag, ...] | None = None
+    auto_expand: bool | None = None
+    threshold: int | None = None
+    smn_notify: bool | None = None
+    locked: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ def check_new_vault(new: NewVault) -> VaultKind:
         raise _bad_charging(new.charging_mode)
     if not SIZE_GB_MIN_NEW <= new.size_gb <= SIZE_GB_MAX:
         raise _bad_size(SIZE_GB_MIN_NEW)
-    _check_threshold(new.threshold)
+    check_threshold(new.threshold)
     _check_bind_rules(new.bind_rules)
     require_tags(new.tags, "vault.tags")
     require_enterprise_project(new.enterprise_project_id, "vault.enterprise_project_id")
@@ -156,9 +156,11 @@ def changed(vault: Vault, change: VaultChange) -> Vault:
     if change.consistent_level is not None:
         _check_level_change(vault, change.consistent_level)
     if change.threshold is not None:
-        _check_threshold(change.threshold)
+        check_threshold(change.threshold)
     if change.bind_rules is not None:
         _check_bind_rules(change.bind_rules)
+    if change.auto_expand and vault.charging_mode != "post_paid":
+        raise InvalidRequest(reason="Invalid vault.auto_expand: only post_paid vaults grow by themselves.")
     if vault.locked and change.locked is False:
         # Clients look for the first sentence word by word.
         raise InvalidRequest(
@@ -231,7 +233,8 @@ def _check_resize(vault: Vault, size_gb: int) -> None:
         )
 
 
-def _check_threshold(threshold: int) -> None:
+def check_threshold(threshold: int) -> None:
+    """Raises InvalidRequest."""
     if not 1 <= threshold <= 100:
         raise InvalidRequest(reason="Invalid vault.threshold: give a percentage from 1 to 100.")
 

@@ -16,15 +16,24 @@ from strongroom.base.clock import Clock
 from strongroom.base.errors import Conflict, InvalidRequest, QuotaExceeded, VaultNotFound
 from strongroom.base.ids import new_id
 from strongroom.control import tasks
-from strongroom.control.access import Caller
+from strongroom.control.access import Caller, allowed
 from strongroom.control.db import Database
 from strongroom.control.listing import Filters, Page, fetch_page
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, Tag, require_enterprise_project, require_id
 from strongroom.control.policies import apply_policy, unbind_vault
 from strongroom.control.resource_binding import LookAt, bind
 from strongroom.control.subjects import VaultRef, lock_vault
+from strongroom.control.tag_search import TagQuery, filters_of
 from strongroom.control.vault_resources import load_resources, require_available
-from strongroom.control.vault_rules import NewVault, Vault, VaultChange, changed, check_filters, check_new_vault
+from strongroom.control.vault_rules import (
+    NewVault,
+    Vault,
+    VaultChange,
+    changed,
+    check_filters,
+    check_new_vault,
+    check_threshold,
+)
 
 VAULTS_PER_PROJECT_MAX = 10_000  # contract section 15 knows a quota but no number; a list of all stays ten pages
 IDS_MAX = 1000  # of one filter: a page of the list
@@ -122,6 +131,66 @@ async def list_vaults(database: Database, project_id: str, query: VaultQuery, pa
     async with database.transaction() as conn:
         rows, count = await fetch_page(conn, columns=_COLUMNS, table="vaults", filters=filters, page=page)
         return await _complete(conn, project_id, rows), count
+
+
+async def find_by_tags(
+    database: Database, project_id: str, query: TagQuery, page: Page | None
+) -> tuple[list[Vault], int]:
+    """One page of the vaults that the query finds, newest first, and how many it finds; None: only how many.
+
+    Raises InvalidRequest.
+    """
+    filters = filters_of(project_id, query)
+    async with database.transaction() as conn:
+        rows, count = await fetch_page(
+            conn, columns=_COLUMNS, table="vaults", filters=filters, page=page or Page(limit=1)
+        )
+        return await _complete(conn, project_id, rows) if page is not None else [], count
+
+
+async def list_external(
+    database: Database, caller: Caller, project_id: str, query: VaultQuery, page: Page
+) -> tuple[list[Vault], int]:
+    """Vaults of another project, for a caller whose roles there include to list them; else none, as if none were.
+
+    Raises InvalidRequest.
+    """
+    filters = _filters(project_id, query)
+    async with database.transaction() as conn:
+        found = await conn.execute(
+            "SELECT a.role FROM role_assignments a JOIN projects p ON p.id = a.project_id AND p.enabled "
+            "WHERE a.user_id = %s AND a.project_id = %s",
+            [caller.user_id, project_id],
+        )
+        roles = frozenset(row[0] for row in await found.fetchall())
+        if project_id != caller.project_id and not allowed(roles, "cbr:vaults:list"):
+            return [], 0
+        rows, count = await fetch_page(conn, columns=_COLUMNS, table="vaults", filters=filters, page=page)
+        return await _complete(conn, project_id, rows), count
+
+
+async def update_all(
+    database: Database, project_id: str, *, threshold: int | None, smn_notify: bool | None, clock: Clock
+) -> list[str]:
+    """Change every vault of the project that is not on its way out; their ids, newest first. None leaves a member.
+
+    Raises InvalidRequest.
+    """
+    if threshold is not None:
+        check_threshold(threshold)
+    if threshold is None and smn_notify is None:
+        return []
+    async with database.transaction() as conn:
+        found = await conn.execute(
+            "SELECT id FROM vaults WHERE project_id = %s AND status <> 'deleting' ORDER BY id FOR UPDATE", [project_id]
+        )
+        ids = [row[0] for row in await found.fetchall()]
+        done = await conn.execute(
+            "UPDATE vaults SET threshold = coalesce(%s, threshold), smn_notify = coalesce(%s, smn_notify), "
+            "updated_at = %s WHERE project_id = %s AND id = ANY(%s) RETURNING created_at, id",
+            [threshold, smn_notify, clock.now(), project_id, ids],
+        )
+        return [row[1] for row in sorted(await done.fetchall(), reverse=True)]
 
 
 async def update_vault(database: Database, project_id: str, vault_id: str, change: VaultChange, clock: Clock) -> Vault:
