@@ -21,9 +21,9 @@ from strongroom.engine.digests import (
     replace_digest,
 )
 from strongroom.engine.repository import Repository
-from strongroom.engine.seal import INDEX, LABELS, ROOT, open_object
+from strongroom.engine.seal import CHECKS, INDEX, LABELS, ROOT, open_object
 
-_SEALED = {"roots": ROOT, "labels": LABELS}
+_SEALED = {"roots": ROOT, "labels": LABELS, "checks": CHECKS}
 
 
 def attest(repository: Repository, proven: Mapping[bytes, PackDigests], monitor: Monitor) -> int:
@@ -50,7 +50,7 @@ def _attest(repository: Repository, proven: Mapping[bytes, PackDigests], monitor
 
 def _names(repository: Repository) -> Iterator[str]:
     start = len(repository.prefix)
-    for folder in ("roots/", "labels/", "index/"):
+    for folder in ("roots/", "labels/", "checks/", "index/"):
         for info in list(repository.store.list(repository.prefix + folder)):
             yield info.name[start:]
     for number, _ in repository.wraps:
@@ -58,7 +58,7 @@ def _names(repository: Repository) -> Iterator[str]:
 
 
 def _known(repository: Repository, name: str) -> Digest | None:
-    """What the store says now; None when it is not there or damaged."""
+    """What the store says now; None when it is not there or damaged. Raises StoreError: then nothing is replaced."""
     try:
         return load_digest(repository.store, repository.prefix, name)
     except (ObjectMissing, Corrupt):
@@ -68,8 +68,9 @@ def _known(repository: Repository, name: str) -> Digest | None:
 def _renew(repository: Repository, name: str, there: set[str], proven: Mapping[bytes, PackDigests]) -> bool:
     """Whether anything was written. Raises Corrupt when the object itself does not open: it gets no digest."""
     data = repository.store.read(repository.prefix + name)
-    after = _made(repository, name, data, proven)
     before = _known(repository, name) if digest_name(name) in there else None
+    known = {pack.id: pack for pack in before.packs} if before else {}
+    after = _made(repository, name, data, known | dict(proven))
     if before == after:
         return False
     if digest_name(name) in there:
@@ -79,7 +80,7 @@ def _renew(repository: Repository, name: str, there: set[str], proven: Mapping[b
     return True
 
 
-def _made(repository: Repository, name: str, data: bytes, proven: Mapping[bytes, PackDigests]) -> Digest:
+def _made(repository: Repository, name: str, data: bytes, known: Mapping[bytes, PackDigests]) -> Digest:
     kind, _, last = name.partition("/")
     domain = repository.domain
     if kind in _SEALED:
@@ -94,7 +95,5 @@ def _made(repository: Repository, name: str, data: bytes, proven: Mapping[bytes,
         fossils = (pack for pack, _ in index_list.fossils)
         return digest_of(name, data, fossils=fossils, retired=(retired for retired, _ in index_list.retired))
     open_object(domain.data_key, domain.id, INDEX, data, last.encode())
-    known = repository.digests_of([last])
-    ids = (pack.id for pack in repository.load_table(last).packs)
-    packs = [found for pack in ids if (found := proven.get(pack) or known.get(pack)) is not None]
+    packs = [known[pack.id] for pack in repository.load_table(last).packs if pack.id in known]
     return digest_of(name, data, packs=packs)
