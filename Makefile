@@ -84,6 +84,10 @@ bench: .venv/.setup-done
 bench-memory: .venv/.setup-done
 	$(bench-command) $(BIN)/python -m bench.memory --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_MEMORY_OPTIONS)
 
+.PHONY: bench-reads
+bench-reads: .venv/.setup-done
+	$(BIN)/python -m bench.random_reads --dir $(BENCH_DIR)
+
 bench-memory-full:
 	$(MAKE) bench-memory BENCH_MEMORY_OPTIONS='--files 2M --sparse 1T --entries 1M --points 100'
 

@@ -11,6 +11,7 @@ The verbs, and the order in which a caller meets them (a POSIX store comes from 
                | restore_block(repository, root_name, block_target, monitor)
     entries    = list_entries(repository, root_name, path, after=None, limit=1000)
     found      = entry(repository, root_name, path)                      # raises EntryNotFound
+    reader     = open_reader(repository, root_name, cache_bytes=...)     # any bytes at random, while it is open
     pieces     = read_file(repository, root_name, path, offset=0, length=None)
     repository.load_root(name), .root_names(), .delete_root(name), .put_labels(backup_id, labels), .load_labels(root)
     report     = prune(repository, dead=names of roots that do not count, monitor=...)            # engine.prune
@@ -46,10 +47,14 @@ from strongroom.engine.repository import Repository, Session
 
 if TYPE_CHECKING:
     from strongroom.engine.browse import entry, list_entries, read_file
+    from strongroom.engine.reader import FileReader, Reader, open_reader
     from strongroom.engine.restore import restore_block, restore_tree
     from strongroom.engine.sessions import FlockSessions, ProcessSessions
 
 _LAZY = {
+    "FileReader": "reader",
+    "Reader": "reader",
+    "open_reader": "reader",
     "FlockSessions": "sessions",
     "ProcessSessions": "sessions",
     "entry": "browse",
@@ -65,10 +70,12 @@ __all__ = [
     "BrowsedEntry",
     "ChangedBlocks",
     "DomainSettings",
+    "FileReader",
     "FlockSessions",
     "MasterKey",
     "Pool",
     "ProcessSessions",
+    "Reader",
     "Repository",
     "RestoreReport",
     "Root",
@@ -78,6 +85,7 @@ __all__ = [
     "create_repository",
     "entry",
     "list_entries",
+    "open_reader",
     "open_repository",
     "read_file",
     "restore_block",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from strongroom.base.errors import IndexIncomplete
+from strongroom.base.errors import Corrupt, IndexIncomplete, ObjectMissing, PackCorrupt
 from strongroom.base.units import MIB
 from strongroom.engine.chunker import KEY_BYTES
 from strongroom.engine.index_cache import IndexCache
@@ -203,3 +203,14 @@ class IndexList:
             suspect=tuple(suspect),
             fossils=tuple((pack, date) for pack, date in fossils),
         )
+
+
+def unread(chunk_id: bytes, failure: Corrupt | ObjectMissing | None) -> Corrupt:
+    """The error when a chunk is nowhere, or only where `failure` is what one gets: damage, whatever it looked like."""
+    if isinstance(failure, Corrupt):
+        return failure
+    if failure is None:
+        return IndexIncomplete(reason=f"chunk {chunk_id.hex()} is in no pack the index knows")
+    missing = PackCorrupt(reason=f"{failure.name} is missing", detail=failure.detail)
+    missing.__cause__ = failure
+    return missing

@@ -249,6 +249,7 @@ class SegmentReader:
         self._store = store
         self._prefix = prefix
         self._domain = domain
+        self.domain_id = domain.id
         self._boxes: OrderedDict[bytes, Box] = OrderedDict()
         self._lock = threading.Lock()
 

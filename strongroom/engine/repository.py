@@ -39,7 +39,7 @@ from strongroom.engine.digests import (
     put_checked_digest,
     put_digest,
 )
-from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBER_DIGITS, Index, IndexList
+from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBER_DIGITS, Index, IndexList, unread
 from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.keys import Domain
@@ -430,11 +430,7 @@ class Session:
                 failure = ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes", detail=str(place))
             if not self.renew():
                 break
-        if isinstance(failure, Corrupt):
-            raise failure
-        if failure is not None:
-            raise PackCorrupt(reason=f"{failure.name} is missing", detail=failure.detail) from failure
-        raise IndexIncomplete(reason=f"chunk {chunk_id.hex()} is in no pack the index knows")
+        raise unread(chunk_id, failure)
 
     def _segment(self, place: SegmentPlace) -> memoryview:
         plain = self._plain.get(place)

@@ -113,7 +113,7 @@ def test_a_pin_that_came_too_late_is_taken_anew() -> None:
 
 def test_a_pool_leases_all_or_nothing() -> None:
     """A lease waits until all its buffers are free, and asks meanwhile whether it should stop."""
-    pool = Pool(budget_bytes=9 * SEGMENT_BYTES_MAX, threads=1)  # four for the thread, five to lease, four a lease
+    pool = Pool(budget_bytes=12 * SEGMENT_BYTES_MAX, threads=1)  # seven for the threads, five to lease, four a lease
     first = pool.lease(lambda: None)
     assert len(first) == pool.lease_buffers == 4
 
