@@ -1,11 +1,12 @@
 """What 100 ms a request cost a backup to and a restore from an S3 store, beside the same store without.
 
-    python bench/s3_latency.py [--mib 1536] [--latency-ms 100] [--repeat 3] [--data random text]
+    python bench/s3_latency.py [--mib 2048] [--latency-ms 100] [--repeat 3] [--data random text] [--out docs/benchmarks]
 
 A SeaweedFS on loopback (requirements/test.txt) and a proxy in front, which holds every request back before it goes on;
 the zero-latency runs go through the proxy too. Data: a disk of random bytes, where the store is the limit, and one of
 hexadecimal text, where zstd is. Backup and restore are the engine's own verbs; what came back is compared. Prints MB/s
-of the source and the share of it that is kept at that latency; the two latencies take turns.
+of the source and the share of it that is kept at that latency; the two latencies take turns. "Large data" is 2 GiB, at
+least 1: what is asked before the first byte and after the last is a smaller part of more. With --out it writes s3.md.
 """
 
 import argparse
@@ -89,9 +90,10 @@ def run(data: bytes, prefix: str, access: S3Access, pool: Pool) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mib", type=int, default=1536)
+    parser.add_argument("--mib", type=int, default=2048)
     parser.add_argument("--latency-ms", type=float, default=100)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--data", nargs="+", choices=("random", "text"), default=("random", "text"))
     options = parser.parse_args()
     size = options.mib * MIB
@@ -113,12 +115,32 @@ def main() -> None:
                         print(f"{kind:7} {verb:8} {latency_ms:5.0f} ms {speed:7.1f} MB/s", flush=True)
         proxy.close()
     pool.close()
-    print("\n| data | verb | 0 ms MB/s | latency MB/s | kept, pairwise |\n|---|---|---|---|---|")
-    for kind, verb, latency_ms in speeds:
-        if latency_ms == 0:
-            without, late = speeds[kind, verb, 0.0], speeds[kind, verb, options.latency_ms]
+    rows = list(table(speeds, options.latency_ms))
+    print("", *rows, sep="\n")
+    if options.out is not None:
+        begun = f"python bench/s3_latency.py --mib {options.mib} --latency-ms {options.latency_ms:g} "
+        command = f"{begun}--repeat {options.repeat} --data {' '.join(options.data)}"
+        (options.out / "s3.md").write_text("\n".join([*INTRODUCTION, f"    {command}", "", *rows]) + "\n")
+
+
+INTRODUCTION = (
+    "# What the latency of an object store costs",
+    "",
+    "A disk backed up to a SeaweedFS on loopback and restored from it, through a proxy that holds every request back.",
+    "MB/s of the source, medians; kept is the median of pairs, with least and most. What was restored is compared.",
+    "How it is hidden: [decision 3](../decisions/0003-latency-of-an-object-store.md). Made by",
+    "",
+)
+
+
+def table(speeds: dict[tuple[str, str, float], list[float]], latency_ms: float) -> Iterator[str]:
+    yield f"| data | verb | 0 ms MB/s | {latency_ms:g} ms MB/s | kept |"
+    yield "|---|---|---|---|---|"
+    for kind, verb, without_ms in speeds:
+        if without_ms == 0:
+            without, late = speeds[kind, verb, 0.0], speeds[kind, verb, latency_ms]
             kept = [b / a for a, b in zip(without, late, strict=True)]
-            print(
+            yield (
                 f"| {kind} | {verb} | {statistics.median(without):.0f} | {statistics.median(late):.0f} "
                 f"| {statistics.median(kept):.2f} ({min(kept):.2f}-{max(kept):.2f}) |"
             )

@@ -3,6 +3,7 @@
     engine init REPO
     engine backup REPO SRC LABEL [--cbt FILE] [--exclude PATTERN]... [--full]
     engine restore REPO LABEL DEST [--path PATH] [--force]
+    engine cat REPO LABEL [PATH] [--offset N] [--length N]
     engine list REPO
     engine delete REPO LABEL
     engine verify REPO [--shallow] [--sample PERCENT]
@@ -32,6 +33,7 @@ from strongroom.base.errors import Canceled, ConfigError, Conflict, InvalidReque
 from strongroom.base.streams import Monitor, SilentMonitor
 from strongroom.base.units import human_bytes
 from strongroom.cli.engine_domains import KEY_FILE, add_commands
+from strongroom.cli.engine_reads import add_cat, cat
 
 if TYPE_CHECKING:
     from strongroom.engine import ChangedBlocks, Repository, Root
@@ -121,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     repair.add_argument("--from-key", metavar="FILE", help="its master key file (default: OTHER/.master.key)")
     prune = add("prune", _prune, "Free what no backup needs.")
     prune.add_argument("--dry-run", action="store_true", help="only tell what becomes of which pack, and why")
+    add_cat(add, lambda options: cat(options, *_find_in_any(options)))
     add_commands(add, _copy, _shred)
     return parser
 

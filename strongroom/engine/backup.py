@@ -19,7 +19,7 @@ from strongroom.base.errors import Corrupt, ObjectMissing, PackCorrupt
 from strongroom.base.streams import BlockStream, Monitor, TreeStream
 from strongroom.base.units import MIB
 from strongroom.engine.checks import TRUSTED_DAYS, note_checked, trusted_packs
-from strongroom.engine.content import parse_content
+from strongroom.engine.content import parse_content, top_pages
 from strongroom.engine.files import ContentReader
 from strongroom.engine.intake import Intake
 from strongroom.engine.manifest import open_stream
@@ -56,8 +56,8 @@ def backup(
     pack_labels(request.labels)  # too large: say so before the work, not after
     kind: StreamKind = "tree" if hasattr(stream, "folders") else "block"
     created_at = repository.clock.now()
-    with repository.session("backup") as session:
-        parent, reason = _load_parent(repository, request, kind)
+    with repository.session("backup", request.parent) as session:
+        parent, reason = _load_parent(session, request, kind)
         if request.full:
             reason = _distrust(session)
         intake = Intake(session, monitor.check, prove=request.full)
@@ -126,7 +126,7 @@ def _require_whole(session: Session, root: Root, monitor: Monitor) -> None:
         raise PackCorrupt(reason="earlier packs were found damaged while the backup ran; run it again", detail=names)
 
 
-def _load_parent(repository: Repository, request: BackupRequest, kind: StreamKind) -> tuple[Root | None, str | None]:
+def _load_parent(session: Session, request: BackupRequest, kind: StreamKind) -> tuple[Root | None, str | None]:
     """(the parent to compare with, why there is none although one was named).
 
     Call it inside the session: a parent that is there after the pin was set keeps its packs until the pin is given
@@ -137,7 +137,7 @@ def _load_parent(repository: Repository, request: BackupRequest, kind: StreamKin
     if request.full:
         return None, None
     try:
-        parent = repository.load_root(request.parent)
+        parent = session.load_root(request.parent)
     except ObjectMissing:
         return None, "the parent does not exist any more"
     except Corrupt as err:
@@ -166,7 +166,7 @@ def _tree(
     monitor: Monitor,
 ) -> _Made:
     blocks, reason = _usable_blocks(request, parent)
-    old = Parent(open_stream(parent, session.metadata) if parent else None)
+    old = Parent(open_stream(parent, session.metadata, session.expect) if parent else None)
     work = TreeBackup(intake, session.metadata, old, monitor)
     entry, attributes = stream.root()
     stored = work.run(stream, blocks)
@@ -196,6 +196,7 @@ def _block(session: Session, intake: Intake, stream: BlockStream, parent: Root |
         reason = "the disk has another size than in the parent"
     elif parent is not None:
         content = parse_content(parent.body.stream)
+        session.expect(top_pages(content))
     done = 0
 
     def tick(count: int) -> None:

@@ -174,6 +174,11 @@ def _walk_blocks(page: bytes, covers: int, offset: int, start: int) -> Iterator[
         yield page[at * ID_BYTES : (at + 1) * ID_BYTES], min(BLOCK_BYTES, covers - begin), start + begin
 
 
+def top_pages(content: Content) -> list[bytes]:
+    """The ids of the pages that `iter_rows` reads first, in order."""
+    return [row_id for row_id, _ in _rows(content.rows) if row_id != HOLE] if content.level else []
+
+
 def require_page(page: bytes, covers: int) -> None:
     """Raises ManifestCorrupt unless a page of block ids has exactly the ids of the bytes it covers."""
     if not 0 < covers <= PAGE_COVERS_BYTES or len(page) != -(-covers // BLOCK_BYTES) * ID_BYTES:

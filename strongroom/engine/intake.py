@@ -14,6 +14,7 @@ from strongroom.engine.model import METADATA_SEGMENT_BYTES_MAX
 from strongroom.engine.pack import DATA, METADATA, Pack, Segment
 from strongroom.engine.repository import Session
 from strongroom.engine.segments import Buffers, PackWriter, SegmentWriter
+from strongroom.engine.store.remote import together
 
 INDEX_CHUNKS = 1 << 16  # a long backup makes what it has known in portions: 2 MB each, some 8 GB of data
 BATCH_IDS_MIN = 1024  # pages of large contents hold 8192: looked up together, a fifth of the time
@@ -134,9 +135,17 @@ class Intake:
         self.data.flush()
         self._metadata.flush()
         for packs in self._packs:
+            packs.close_open()
+        for packs in self._packs:
             packs.finish()
-        self._put_index()
-        lost = self._session.repository.bad_packs(self._index.tables) - self._index.bad
+        repository, lost = self._session.repository, frozenset[bytes]()
+
+        def look() -> None:
+            """Beside the index, where requests take long: it is about packs that were there before."""
+            nonlocal lost
+            lost = repository.bad_packs(self._index.tables) - self._index.bad
+
+        together(repository.store, self._put_index, look)
         if lost:
             names = ", ".join(pack.hex() for pack in sorted(lost)[:10])
             raise PackCorrupt(reason="packs vanished meanwhile; run the task again", detail=names)

@@ -11,7 +11,7 @@ keys ascend through the stream, which lets two streams be merged, and one be sea
 
 import struct
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgpack
@@ -35,6 +35,7 @@ RECORD_SPLIT_BYTES = 8 * MIB  # a larger record is stored as two, so that a read
 RECORD_BYTES_MAX = 64 * MIB  # one entry with the largest attributes a filesystem allows stays far below
 STREAM_ROWS_INLINE_MAX = 64
 NAME_BYTES_MAX = 4096
+EXPECTED_ROWS = 64  # chunks of 64 KiB that a slow store is told of in advance, and as many after them
 CUT_FROM_BYTES = 1 * MIB  # the stream is cut when this much has gathered
 
 RACY = 1  # it may have changed in the moment after it was read without leaving a trace in its times (RULINGS 15)
@@ -45,6 +46,8 @@ _WORD_END, _SIZE_END = 1 << 32, 1 << 63  # what the system calls of a restore ta
 _FRAME = struct.Struct("<I")
 _SIZE = struct.Struct("<Q")
 _RECORD_ARRAY, _EMPTY_MAP = b"\x96", b"\x80"  # msgpack: an array of six, and no doubts
+
+ExpectMetadata = Callable[[Iterable[bytes]], None]  # told which chunks are read soon, in order
 
 Key = tuple[Path, bytes]  # path of a folder, name of the first entry of the part
 
@@ -310,12 +313,15 @@ def _parse_stream_row(item: object) -> StreamRow:
 class Stream:
     """A stored stream. Reads as little as it is asked for."""
 
-    def __init__(self, level: int, rows: Sequence[StreamRow], get: GetMetadata) -> None:
+    def __init__(
+        self, level: int, rows: Sequence[StreamRow], get: GetMetadata, expect: ExpectMetadata | None = None
+    ) -> None:
         if not 0 <= level <= LEVEL_MAX:
             raise ManifestCorrupt(reason="the stream has an impossible depth", detail=f"level {level}")
         self._level = level
         self._rows = rows
         self._get = get
+        self._expect = expect
 
     def records(self, key: Key | None = None) -> Iterator[tuple[Record, bytes]]:
         """(record, its bytes), from a record at or before `key` on; from the start for None."""
@@ -372,6 +378,8 @@ class Stream:
             below = [i for i, row in enumerate(rows) if row.start >= 0 and row.key <= key]
             first = below[-1] if below else 0
         for i in range(first, len(rows)):
+            if self._expect is not None and key is None and (i - first) % EXPECTED_ROWS == 0:
+                self._expect(row.id for row in rows[i : i + 2 * EXPECTED_ROWS])
             if level == 0:
                 yield rows[i]
             else:
@@ -384,14 +392,14 @@ class Stream:
             raise ManifestCorrupt(reason="a page of the stream cannot be read", detail=str(err)) from err
 
 
-def open_stream(root: Root, get: GetMetadata) -> Stream:
-    """The stream of a tree's root. Raises ManifestCorrupt."""
+def open_stream(root: Root, get: GetMetadata, expect: ExpectMetadata | None = None) -> Stream:
+    """The stream of a tree's root; `expect` is told what a walk over all of it reads next. Raises ManifestCorrupt."""
     if root.kind != "tree" or len(root.body.stream) != 2:
         raise ManifestCorrupt(reason=f"root {root.name} holds no tree")
     level, rows = root.body.stream
     if not isinstance(level, int):
         raise ManifestCorrupt(reason=f"root {root.name} is malformed")
-    return Stream(level, parse_stream_rows(rows), get)
+    return Stream(level, parse_stream_rows(rows), get, expect)
 
 
 def take_frames(buffer: bytearray) -> list[bytes]:

@@ -4,6 +4,7 @@
 <prefix>domains/<id>/keys/<n>     the domain's keys, wrapped by a master key; any wrap that it opens will do
 """
 
+import contextlib
 import re
 
 from strongroom.base.clock import Clock, SystemClock
@@ -15,6 +16,7 @@ from strongroom.engine.model import DomainSettings, Sessions
 from strongroom.engine.pool import Pool
 from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
+from strongroom.engine.store.remote import at_once, together
 
 _WRAP_NAME = re.compile(r"0|[1-9][0-9]{0,8}")
 _DOMAIN_TEXT = re.compile(rb"[0-9a-f]{32}")
@@ -80,10 +82,22 @@ def put_wrap(store: Store, below: str, number: int, data: bytes) -> None:
 
 def load_wraps(store: Store, below: str) -> list[tuple[int, bytes]]:
     """(n, object keys/<n>) of the domain at `below`, the newest first. Raises ObjectMissing when there is none."""
-    names = [info.name.rpartition("/")[2] for info in store.list(f"{below}keys/")]
+    names: list[str] = []
+    early: list[bytes] = []
+
+    def list_names() -> None:
+        names.extend(info.name.rpartition("/")[2] for info in store.list(f"{below}keys/"))
+
+    def read_first() -> None:  # nearly always it is the only one
+        with contextlib.suppress(ObjectMissing):
+            early.append(store.read(f"{below}keys/0"))
+
+    together(store, list_names, *([read_first] if at_once(store) > 1 else []))
     numbers = sorted((int(name) for name in names if _WRAP_NAME.fullmatch(name)), reverse=True)
     if not numbers:
         raise ObjectMissing(name=f"{below}keys/0")
+    if numbers == [0] and early:
+        return [(0, early[0])]
     return [(number, store.read(f"{below}keys/{number}")) for number in numbers]
 
 

@@ -349,8 +349,8 @@ def open_reader(repository: Repository, root_name: str, *, cache_bytes: int = CA
     """
     closing = contextlib.ExitStack()
     try:
-        session = closing.enter_context(repository.session("mount"))
-        return Reader(session, repository.load_root(root_name), cache_bytes, closing)
+        session = closing.enter_context(repository.session("mount", root_name))
+        return Reader(session, session.load_root(root_name), cache_bytes, closing)
     except BaseException:
         closing.close()
         raise

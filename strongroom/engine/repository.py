@@ -11,6 +11,7 @@ then index. This module writes single objects; the order is kept by backup.py.
 """
 
 import contextlib
+import itertools
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from strongroom.base.errors import (
     PackCorrupt,
 )
 from strongroom.base.units import KIB
+from strongroom.engine.beginning import PACKS_SEEN_MAX, Seen, look
 from strongroom.engine.chunker import KEY_BYTES, Chunker
 from strongroom.engine.digests import (
     PackDigests,
@@ -43,27 +45,22 @@ from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBE
 from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.keys import Domain
-from strongroom.engine.model import (
-    LABELS_BYTES_MAX,
-    Labels,
-    Root,
-    SessionKind,
-    Sessions,
-)
+from strongroom.engine.model import LABELS_BYTES_MAX, Labels, Root, SessionKind, Sessions
 from strongroom.engine.pack import Pack, SegmentPlace, SegmentReader, decompress_bounded
 from strongroom.engine.pool import Pool
 from strongroom.engine.roots import ROOT_BYTES_MAX, open_root, pack_labels, parse_labels, parse_root_name, seal_root
 from strongroom.engine.seal import INDEX, INDEX_LIST, LABELS, derive_key, new_object_id, open_object, seal_object
 from strongroom.engine.sessions import ProcessSessions
-from strongroom.engine.store.base import Store
+from strongroom.engine.store.base import ObjectInfo, Store
+from strongroom.engine.store.remote import at_once, read_whole
 from strongroom.engine.suspects import Failures
 
 SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
 INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
-PACKS_COMPARED_SINGLY_MAX = 1 << 14  # 300 bytes each in dicts, 24 in arrays: half a terabyte of data
 TABLES_EXPECTED = 16  # index objects a slow store is told of in advance; a backup's largest have 1.3 MB
 SEGMENTS_KEPT = 8  # metadata segments a reader keeps open: 8 MiB
 LIST_ATTEMPTS_MAX = 8  # races with a prune over the next list
+METADATA_AHEAD = 16  # segments of 1 MiB that a slow store is told of in advance
 SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
 _OBJECT_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}\.[0-9a-f]{{32}}")
@@ -115,10 +112,12 @@ class Repository:
 
     def load_root(self, name: str) -> Root:
         """Raises ManifestCorrupt; ObjectMissing when there is no such backup. Labels put later replace those in it."""
+        return open_root(self.domain, name, self.read_root(name))
+
+    def read_root(self, name: str) -> bytes:
         if parse_root_name(name) is None:
             raise InvalidRequest(reason="This is no name of a root.", detail=name[:100])
-        data = self._read(f"roots/{name}", ROOT_BYTES_MAX)
-        return open_root(self.domain, name, data)
+        return self._read(f"roots/{name}", ROOT_BYTES_MAX)
 
     def put_root(self, root: Root) -> None:
         """The commit: durable on return. Raises ObjectExists."""
@@ -191,16 +190,21 @@ class Repository:
     def load_index_list(self) -> IndexList:
         """The newest list. Raises IndexIncomplete."""
         for _ in range(SESSION_ATTEMPTS_MAX):
-            numbers = [int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)]
-            if not numbers:
-                raise IndexIncomplete(reason="it has no list of its index objects; rebuild the index")
-            number = max(numbers)
+            number = self._newest()
             try:
-                data = self._read(f"index/{number:0{NUMBER_DIGITS}d}", INDEX_LIST_BYTES_MAX)
+                return self.read_index_list(number)
             except ObjectMissing:
                 continue  # a prune has written newer ones since the listing, and deleted this
-            return self.open_index_list(data, number)
         raise IndexIncomplete(reason="its index list keeps changing; run the task again")
+
+    def _newest(self) -> int:
+        numbers = [int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)]
+        if not numbers:
+            raise IndexIncomplete(reason="it has no list of its index objects; rebuild the index")
+        return max(numbers)
+
+    def read_index_list(self, number: int) -> IndexList:
+        return self.open_index_list(self._read(f"index/{number:0{NUMBER_DIGITS}d}", INDEX_LIST_BYTES_MAX), number)
 
     def open_index_list(self, data: bytes, number: int) -> IndexList:
         """`data` is the object of list `number`. Raises Corrupt classes."""
@@ -248,13 +252,16 @@ class Repository:
 
     def index_object_names(self, index_list: IndexList) -> list[str]:
         """The valid index objects at this list, those added since included. Raises IndexIncomplete when one is lost."""
-        return list(self._index_objects(index_list))
+        return list(self._index_objects(index_list, self.list_index()))
 
-    def _index_objects(self, index_list: IndexList) -> dict[str, int]:
+    def list_index(self) -> dict[str, int]:
+        """Names and sizes in the folder `index/`."""
+        start = len(self.prefix) + len("index/")
+        return {info.name[start:]: info.size for info in self.store.list(f"{self.prefix}index/")}
+
+    def _index_objects(self, index_list: IndexList, listed: Mapping[str, int]) -> dict[str, int]:
         """The same with their sizes."""
         retired = frozenset(name for name, _ in index_list.retired)
-        start = len(self.prefix) + len("index/")
-        listed = {info.name[start:]: info.size for info in self.store.list(f"{self.prefix}index/")}
         valid = {name: size for name, size in listed.items() if _OBJECT_NAME.fullmatch(name) and name not in retired}
         lost = set(index_list.objects).difference(valid)
         if lost:
@@ -287,19 +294,27 @@ class Repository:
 
     def load_index(self, index_list: IndexList) -> Index:
         """Everything a session needs to know; packs that are missing, of another size, suspect or fossils are bad."""
-        found = self._cache.look()  # before the listing, so that a run which names what is not listed is stale
-        sizes = self._index_objects(index_list)
-        tables = self._cache.tables(found, list(sizes), lambda names: self._load_tables(names, sizes))
-        doubtful = {*index_list.suspect, *(pack for pack, _ in index_list.fossils)}
-        return Index(index_list.number, tables, self.bad_packs(tables).union(doubtful), self._cache)
+        runs = self._cache.look()  # before the listing, so that a run which names what is not listed is stale
+        return self._load_index(Seen(runs, index_list, self.list_index()))
 
-    def bad_packs(self, tables: Sequence[Table]) -> frozenset[bytes]:
+    def _load_index(self, seen: Seen) -> Index:
+        index_list = seen.index_list
+        sizes = self._index_objects(index_list, seen.sizes)
+        tables = self._cache.tables(seen.runs, list(sizes), lambda names: self._load_tables(names, sizes))
+        bad = self.bad_packs(tables, seen.packs)
+        if bad and seen.packs is not None:  # listed beside the index: what came between the two is no damage
+            bad = self.bad_packs(tables)
+        doubtful = {*index_list.suspect, *(pack for pack, _ in index_list.fossils)}
+        return Index(index_list.number, tables, bad.union(doubtful), self._cache)
+
+    def bad_packs(self, tables: Sequence[Table], listed: Iterable[ObjectInfo] | None = None) -> frozenset[bytes]:
         """The packs of these tables that the store does not hold with exactly the indexed size; one LIST."""
         count = sum(len(table.packs) for table in tables)
         if not count:
             return frozenset()
-        listed = self.store.list(f"{self.prefix}packs/")
-        if count > PACKS_COMPARED_SINGLY_MAX:
+        if listed is None:
+            listed = self.store.list(f"{self.prefix}packs/")
+        if count > PACKS_SEEN_MAX:
             from strongroom.engine.index_search import bad_packs
 
             return bad_packs(tables, ((info.name.rpartition("/")[2], info.size) for info in listed))
@@ -309,11 +324,14 @@ class Repository:
     # --- sessions ---
 
     @contextlib.contextmanager
-    def session(self, kind: SessionKind) -> Iterator["Session"]:
-        """Pin the newest index number and read the index at it; the pin is given back at the end."""
-        token, index_list = self._pin(kind)
+    def session(self, kind: SessionKind, root: str | None = None) -> Iterator["Session"]:
+        """Pin the newest index number and read the index at it; the pin is given back at the end.
+
+        `root` is the backup that will be asked for: where requests take long, it is read on the way.
+        """
+        token, seen = self._pin(kind, root)
         try:
-            session = Session(self, self.load_index(index_list), token)
+            session = Session(self, self._load_index(seen), token, seen.roots)
             try:
                 yield session
             finally:
@@ -336,17 +354,18 @@ class Repository:
                 self.put_index_list(replace(before, number=before.number + 1, suspect=tuple(sorted(suspect))))
                 return
 
-    def _pin(self, kind: SessionKind) -> tuple[str, IndexList]:
-        """A pin counts only if its number is still the newest after it was set: a sweep may have run before."""
+    def _pin(self, kind: SessionKind, root: str | None) -> tuple[str, Seen]:
+        """A pin counts only if its number is still the newest after it was set."""
         for _ in range(SESSION_ATTEMPTS_MAX):
-            index_list = self.load_index_list()
-            token = self.sessions.open(kind, index_list.number)
+            number = self._newest()
+            token = self.sessions.open(kind, number)
             try:
-                if max(int(name) for name in self._names("index/") if _LIST_NAME.fullmatch(name)) == index_list.number:
-                    return token, index_list
+                seen = look(self, self._cache.look(), number, root)
             except BaseException:
                 self.sessions.close(token)
                 raise
+            if seen is not None:
+                return token, seen
             self.sessions.close(token)
         raise IndexIncomplete(reason="its index list keeps changing; run the task again")
 
@@ -362,18 +381,18 @@ class Repository:
             yield info.name[start:]
 
     def _read(self, name: str, plain_max: int) -> bytes:
-        full = self.prefix + name
-        size = self.store.size(full)
+        size, data = read_whole(self.store, self.prefix + name, plain_max + SEALED_EXTRA_BYTES)
         if size > plain_max + SEALED_EXTRA_BYTES:
             raise Corrupt(reason=f"{name} is larger than any object of its kind", detail=f"{size} bytes")
-        return self.store.read(full, 0, size)
+        return data
 
 
 class Session:
     """One reader or writer: a repository, its index at a pinned number, and a way to read metadata. For one thread."""
 
-    def __init__(self, repository: Repository, index: Index, token: str) -> None:
+    def __init__(self, repository: Repository, index: Index, token: str, roots: dict[str, bytes] | None = None) -> None:
         self.repository = repository
+        self._roots = roots or {}
         self.index = self._pinned = index
         self.token = token
         self.chunker = Chunker(repository.domain)
@@ -387,6 +406,20 @@ class Session:
         Its pack becomes suspect at the end. May be called from any thread.
         """
         self.failures.add(place, (self.index, self._pinned), wrong=wrong)
+
+    def load_root(self, name: str) -> Root:
+        """As the repository's, without another request for the one the session began with."""
+        data = self._roots.pop(name, None)
+        return self.repository.load_root(name) if data is None else open_root(self.repository.domain, name, data)
+
+    def expect(self, ids: Iterable[bytes]) -> None:
+        """These metadata chunks are read soon, in this order. Costs nothing where requests are fast."""
+        if at_once(self.repository.store) == 1:
+            return
+        places = (self.index.place(chunk_id[:KEY_BYTES]) for chunk_id in ids)
+        segments = dict.fromkeys(place.segment for place in places if place is not None)
+        for segment in itertools.islice((found for found in segments if found not in self._plain), METADATA_AHEAD):
+            self.repository.segments.expect(segment)
 
     def metadata(self, chunk_id: bytes) -> bytes:
         """A metadata chunk, checked against its whole id. Raises Corrupt classes."""

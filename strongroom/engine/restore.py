@@ -22,7 +22,7 @@ from strongroom.base.streams import (
     TreeTarget,
 )
 from strongroom.engine.chunker import HOLE, ID_BYTES
-from strongroom.engine.content import Content, is_one_chunk, iter_rows, parse_content
+from strongroom.engine.content import Content, is_one_chunk, iter_rows, parse_content, top_pages
 from strongroom.engine.gather import Gatherer
 from strongroom.engine.manifest import Item, Stream, open_stream, parse_attributes, parse_entry
 from strongroom.engine.model import RestoreReport, Root
@@ -203,9 +203,9 @@ def restore_tree(
     then, which is the caller's to remove.
     """
     monitor = monitor or SilentMonitor()
-    with repository.session("restore") as session:
-        found = repository.load_root(root)
-        stream = open_stream(found, session.metadata)
+    with repository.session("restore", root) as session:
+        found = session.load_root(root)
+        stream = open_stream(found, session.metadata, session.expect)
         gatherer = Gatherer(session, monitor, 0 if path else found.size)
         work = _TreeRestore(session, target, gatherer)
         entry, attributes = _root_folder(found)
@@ -269,8 +269,8 @@ def restore_block(
     Durable on return. Raises TargetTooSmall before anything is written.
     """
     monitor = monitor or SilentMonitor()
-    with repository.session("restore") as session:
-        found = repository.load_root(root)
+    with repository.session("restore", root) as session:
+        found = session.load_root(root)
         if found.kind != "block":
             raise ManifestCorrupt(reason=f"root {found.name} holds no disk")
         if target.size < found.size:
@@ -278,8 +278,10 @@ def restore_block(
         gatherer = Gatherer(session, monitor, found.size)
         gatherer.entries = 1
         sink = _BlockSink(target)
+        content = parse_content(found.body.stream)
+        session.expect(top_pages(content))
         end = hole = 0
-        for chunk_id, length, offset in iter_rows(parse_content(found.body.stream), session.metadata):
+        for chunk_id, length, offset in iter_rows(content, session.metadata):
             end = offset + length
             if chunk_id == HOLE:
                 hole += length

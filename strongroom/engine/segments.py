@@ -86,7 +86,8 @@ class PackWriter:
         self._lock = threading.Lock()
         self._open: _OpenPack | None = None
         self._unfinished: set[_OpenPack] = set()
-        self._futures: deque[Future[None]] = deque()
+        self._futures: deque[Future[None]] = deque()  # segments that are stored
+        self._closing: deque[Future[None]] = deque()  # packs that become durable; a segment's task may add one
 
     def submit(
         self, buffer: bytearray, size: int, ids: list[bytes], lengths: list[int], free: Callable[[], None]
@@ -104,31 +105,33 @@ class PackWriter:
 
     def raise_failed(self) -> None:
         """Raise what went wrong in other threads, if anything did."""
-        while self._futures and self._futures[0].done():
-            self._futures.popleft().result()
+        for futures in (self._futures, self._closing):
+            while futures and futures[0].done():
+                futures.popleft().result()
 
-    def finish(self) -> None:
-        """Every segment submitted lies in a durable pack on return. Raises what went wrong."""
-        self._drain()
+    def close_open(self) -> None:
+        """Begin to make the last pack durable, once every segment submitted lies in it. Raises what went wrong."""
+        _drain(self._futures)
         with self._lock:
             pack, self._open = self._open, None
             if pack is not None:
                 pack.full = True
         if pack is not None:
-            self._futures.append(self._pool.sync(lambda: self._close(pack)))
-        self._drain()
+            self._closing.append(self._pool.sync(lambda: self._close(pack)))
+
+    def finish(self) -> None:
+        """Every segment submitted lies in a durable pack on return. Raises what went wrong."""
+        self.close_open()
+        _drain(self._closing)
 
     def discard(self) -> None:
         """Forget the packs that are not finished. Waits for the threads that still write to them."""
-        while self._futures:
-            self._futures.popleft().exception()
+        for futures in (self._futures, self._closing):
+            while futures:
+                futures.popleft().exception()
         for pack in list(self._unfinished):
             pack.writer.discard()
         self._unfinished.clear()
-
-    def _drain(self) -> None:
-        while self._futures:  # a segment's task may add the closing of its pack
-            self._futures.popleft().result()
 
     def _store_segment(self, plain: memoryview, ids: list[bytes], lengths: list[int]) -> None:
         codec, payload = compress_segment(plain, self._domain.level)
@@ -152,7 +155,7 @@ class PackWriter:
             pack.busy -= 1
             last = pack.full and not pack.busy
         if last:
-            self._futures.append(self._pool.sync(lambda: self._close(pack)))
+            self._closing.append(self._pool.sync(lambda: self._close(pack)))
 
     def _reserve(
         self, stored: int, raw: int, codec: int, ids: list[bytes], lengths: list[int]
@@ -185,6 +188,11 @@ class PackWriter:
         digests = b"".join(digest for _, digest in sorted(pack.digests.items()))
         size = pack.end + len(footer)
         self._finished(Pack(id=pack.id, size=size, kind=self._kind, segments=pack.segments, digests=digests))
+
+
+def _drain(futures: "deque[Future[None]]") -> None:
+    while futures:
+        futures.popleft().result()
 
 
 class Buffers:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from strongroom.base.errors import ObjectExists, StoreError
 from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
+from strongroom.engine.store.remote import at_once, read_whole
 
 # Four tries over 0.7 s: longer troubles belong to the task, which is run again by its worker.
 DELAYS_S = (0.1, 0.2, 0.4)
@@ -36,6 +37,7 @@ class RetryingStore:
     def __init__(self, store: Store, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._store = store
         self._sleep = sleep
+        self.at_once = at_once(store)
 
     def put(self, name: str, data: Sequence[Buffer]) -> None:
         retried = False
@@ -59,6 +61,9 @@ class RetryingStore:
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         self._attempts(lambda: self._store.read_into(name, offset, buffer))
+
+    def read_whole(self, name: str, bytes_max: int) -> tuple[int, bytes]:
+        return self._attempts(lambda: read_whole(self._store, name, bytes_max))
 
     def expect(self, name: str, offset: int, length: int) -> None:
         self._store.expect(name, offset, length)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
+AT_ONCE = 16  # small requests of one caller: what the threads of reads and parts are, too
+
+
 class S3Store:
     """A store in `bucket` below `prefix` (without slashes around it, may be empty). The bucket has to be there.
 
@@ -63,6 +66,7 @@ class S3Store:
         endpoint = (access.endpoint or f"https://s3.{access.region}.amazonaws.com").rstrip("/")
         if not endpoint.startswith("https://") and not access.allow_http:
             raise ConfigError(reason="The S3 endpoint is without TLS. Use https://, or set s3_allow_http for a lab.")
+        self.at_once = AT_ONCE
         self._prefix = f"{prefix}/" if prefix else ""
         self._clock = clock or SystemClock()
         self._bucket = _connect(bucket, endpoint, access, silence_s)
@@ -83,6 +87,18 @@ class S3Store:
         if length is None:
             return self._get_rest(name, self._key(name), offset)
         return bytes(self._read(name, offset, length))
+
+    def read_whole(self, name: str, bytes_max: int) -> tuple[int, bytes]:
+        """Implements RemoteStore: one request, whose head tells the size before the body is taken."""
+        try:
+            found = obstore.get(self._bucket, self._key(name))
+            size = found.meta["size"]
+            body = bytes(found.bytes()) if size <= bytes_max else b""
+        except VENDOR_ERRORS as err:
+            raise translated(err, name) from err
+        if size <= bytes_max and len(body) != size:
+            raise ShortRead(name=name, wanted=size, got=len(body))
+        return size, body
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         early = self._ahead.take(Range(name, offset, buffer.nbytes))
