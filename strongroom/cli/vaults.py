@@ -101,6 +101,50 @@ def update(
     session.output.details(session.client.put(path, {"vault": body})["vault"], MEMBERS)
 
 
+@remote(app, "lock")
+def lock(
+    session: Session,
+    vault: VaultArgument,
+    manual: Annotated[bool, typer.Option("--manual", help="Keep manual backups too.")] = False,
+    yes: YesOption = False,
+) -> None:
+    """Lock a vault: its automatic backups stay until they expire. It never opens again."""
+    found = load_vault(session, vault)
+    session.confirm(f"Lock the vault {found['name']} for ever?", yes=yes)
+    path = session.client.ext(f"vaults/{found['id']}/lock")
+    keep = manual or session.client.get(path)["lock"]["keep_manual"]
+    answer = session.client.put(path, {"lock": {"locked": True, "keep_manual": keep}})
+    session.output.details(answer["lock"], {"Locked": "locked", "Keeps manual backups": "keep_manual"})
+
+
+@remote(app, "suspend")
+def suspend(session: Session, vault: VaultArgument, resources: ResourcesArgument) -> None:
+    """Let schedules pass over resources of a vault; what they have stays."""
+    _set_resources(session, vault, resources, "suspend")
+
+
+@remote(app, "resume")
+def resume(session: Session, vault: VaultArgument, resources: ResourcesArgument) -> None:
+    """Let schedules back up suspended resources again."""
+    _set_resources(session, vault, resources, "unsuspend")
+
+
+@remote(app, "tag")
+def tag(
+    session: Session,
+    vault: VaultArgument,
+    tags: Annotated[list[str], typer.Argument(metavar="KEY[=VALUE]...", help="Tags; with --delete only their keys.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Take the tags away.")] = False,
+) -> None:
+    """Give a vault tags, or take them away."""
+    parts = [{"key": key, "value": value} for key, _, value in (text.partition("=") for text in tags)]
+    chosen = names.vault_id(session.client, vault)
+    body = {"action": "delete" if delete else "create", "tags": parts}
+    session.client.post(session.client.v3(f"vault/{chosen}/tags/action"), body)
+    found = session.client.get(session.client.v3(f"vault/{chosen}/tags"))["tags"]
+    session.output.table(found, {"Key": "key", "Value": "value"})
+
+
 @remote(app, "delete")
 def delete(session: Session, vault: VaultArgument, yes: YesOption = False) -> None:
     """Delete a vault and all restore points in it. It ends in the background; `task list` shows it."""
@@ -135,6 +179,17 @@ def remove(session: Session, vault: VaultArgument, resources: ResourcesArgument,
         session.output.document(answer)
     else:
         session.output.note("Accepted.")
+
+
+def _set_resources(session: Session, vault: str, resources: list[str], action: str) -> None:
+    found = load_vault(session, vault)
+    chosen = names.resource_ids_of_vault(found, resources)
+    path = session.client.v3(f"vaults/{found['id']}/set-resources")
+    answer = session.client.put(path, {"resource_ids": chosen, "action": action})
+    if session.output.as_json:
+        session.output.document(answer)
+    else:
+        session.output.note(f"Set {len(answer['set_resource_ids'])}.")
 
 
 def load_vault(session: Session, text: str) -> dict[str, Any]:

@@ -236,6 +236,7 @@ class BackupJob:
     incremental  False: trust no parent, read and hash everything
     parent       newest restorable backup of this resource in this vault; None: there is none
     expired_at   None: kept until deleted
+    promised_until   by the clock of promises; None: nothing is promised
     """
 
     vault: VaultRef
@@ -247,6 +248,7 @@ class BackupJob:
     auto_trigger: bool
     created_at: datetime
     expired_at: datetime | None
+    promised_until: datetime | None
     parent: ParentRef | None
 
 
@@ -297,7 +299,7 @@ async def start_backup(database: Database, task: Task) -> BackupJob:
             await cursor.execute(
                 "UPDATE backups SET status = 'protecting', updated_at = now() WHERE project_id = %s AND id = %s "
                 "AND status IN ('waiting_protect', 'protecting') "
-                "RETURNING name, checkpoint_id, incremental, auto_trigger, created_at, expired_at",
+                "RETURNING name, checkpoint_id, incremental, auto_trigger, created_at, expired_at, promised_until",
                 [task.project_id, task.backup_id],
             )
             row = await cursor.fetchone()

@@ -21,6 +21,7 @@ from strongroom.base.ids import new_id
 from strongroom.control import tasks
 from strongroom.control.db import Database
 from strongroom.control.names import require_description, require_id, require_name
+from strongroom.control.promises import promise
 from strongroom.control.subjects import VaultRef, lock_vault, vault_full_sentence
 from strongroom.control.tasks import NewTask
 from strongroom.control.vault_resources import COUNTED_STATUSES, RESOURCES_PER_VAULT_MAX
@@ -219,6 +220,8 @@ async def begin_checkpoint(
         raise Conflict(conflict_code="0001", reason=f"Nothing to back up in vault {vault.name}. {reasons}".strip())
     new = replace(new, name=new.name or await _made_up_name(conn, vault, new.auto_trigger))
     await _write_rows(conn, vault, new, members, checkpoint_id, now)
+    if vault.locked:
+        await promise(conn, vault, now)
     await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
     return await _load(conn, vault.project_id, checkpoint_id)
 

@@ -94,7 +94,8 @@ async def _lock_backup(conn: AsyncConnection[Any], vault: VaultRef, backup_id: s
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             """
-            SELECT b.name, b.status, b.auto_trigger, b.checkpoint_id, b.provider_id,
+            SELECT b.name, b.status, b.auto_trigger, b.root IS NOT NULL
+                   AND b.promised_until > (SELECT at FROM promise_clock) AS promised, b.checkpoint_id, b.provider_id,
                    b.resource_id, b.resource_type, b.resource_name,
                    EXISTS (SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id
                            AND r.vault_id = b.vault_id AND r.resource_id = b.resource_id
@@ -146,10 +147,11 @@ def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) 
             conflict_code="6216",
             reason="The next backup of the resource is compared with this one. Delete it when that run has ended.",
         )
-    if row["auto_trigger"] and vault.locked and expiry is None:
+    if row["promised"] or (vault.keeps(auto_trigger=row["auto_trigger"]) and expiry is None):
         raise Conflict(
             conflict_code="6220",
-            reason="Automatic backups in a locked vault cannot be deleted; they go when they expire.",
+            reason=f"{'All' if vault.keep_manual else 'Automatic'} backups in a locked vault stay until they expire; "
+            "they cannot be deleted.",
         )
 
 
@@ -159,25 +161,31 @@ def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) 
 async def start_delete(database: Database, task: Task) -> DeleteJob:
     """What a delete, remove_resource or vault_delete task has to remove; its backups show `deleting`. May run again:
     what is gone already is not listed. A vault loses the database's copies of its keys before anything else.
-    Raises Fenced, VaultNotFound; Conflict 6111 for a locked vault with restore points."""
+    Raises Fenced, VaultNotFound; Conflict 6111 for a locked vault with restore points, 6220 for a promised one."""
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         vault = await lock_vault(conn, task.project_id, task.vault_id)
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT id, root, domain_id, status, checkpoint_id, resource_id FROM backups "
+                "SELECT id, root, domain_id, status, checkpoint_id, resource_id, root IS NOT NULL "
+                "AND promised_until > (SELECT at FROM promise_clock) AS promised FROM backups "
                 "WHERE project_id = %s AND vault_id = %s ORDER BY created_at, id FOR UPDATE",
                 [task.project_id, vault.id],
             )
             rows = await cursor.fetchall()
         doomed = [row for row in rows if _doomed(task, row)]
         if task.operation_type == "vault_delete":
-            if vault.locked and any(row["root"] and row["status"] != "error" for row in rows):
+            if vault.locked and any(row["promised"] or (row["root"] and row["status"] != "error") for row in rows):
                 raise Conflict(
                     conflict_code="6111",
                     reason="The vault is locked and holds backups: it can be deleted when the last one has expired.",
                 )
             await shred_vault_keys(conn, task.project_id, vault.id)
+        if any(row["promised"] for row in doomed):
+            raise Conflict(
+                conflict_code="6220",
+                reason="The vault was locked since the request, and keeps its backups until they expire.",
+            )
         ids = [row["id"] for row in doomed]
         await conn.execute(
             "UPDATE backups SET status = 'deleting', updated_at = now() WHERE project_id = %s AND id = ANY(%s)",

@@ -48,6 +48,7 @@ class LostBackup:
     report: Mapping[str, Any]
     created_at: datetime
     expired_at: datetime | None
+    promised_until: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +124,11 @@ async def _insert_project(conn: AsyncConnection[Any], project_id: str, now: date
 async def _insert_vault(conn: AsyncConnection[Any], vault: LostVault) -> int:
     done = await conn.execute(
         "INSERT INTO vaults (id, project_id, user_id, name, description, provider_id, object_type, protect_type, "
-        "consistent_level, size_gb, used_bytes, created_at) VALUES (%s, %s, '', %s, %s, %s, %s, 'backup', "
-        "'crash_consistent', %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+        "consistent_level, size_gb, used_bytes, created_at, locked) VALUES (%s, %s, '', %s, %s, %s, %s, 'backup', "
+        "'crash_consistent', %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
         [vault.id, vault.project_id, vault.name, "rebuilt from the backup store",
          VAULT_KINDS[vault.object_type].provider_id, vault.object_type, vault.size_gb, vault.used_bytes,
-         vault.created_at],
+         vault.created_at, any(backup.promised_until for backup in vault.backups)],
     )  # fmt: skip
     for domain_id, wrapped in vault.wrapped.items():
         await conn.execute(
@@ -165,12 +166,14 @@ async def _insert_backup(conn: AsyncConnection[Any], vault: LostVault, backup: L
     done = await conn.execute(
         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
         "resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, report, root, "
-        "domain_id, point_token, created_at, protected_at, updated_at, expired_at) VALUES (%s, %s, %s, %s, %s, %s, %s, "
-        "%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
+        "domain_id, point_token, created_at, protected_at, updated_at, expired_at, promised_until) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+        "ON CONFLICT (id) DO NOTHING",
         [backup.id, vault.project_id, vault.id, backup.checkpoint_id, backup.resource_id, backup.resource_type,
          backup.resource_name, backup.size_bytes, backup.name, VAULT_KINDS[vault.object_type].provider_id,
          backup.status, backup.incremental, backup.auto_trigger, backup.stored_bytes, Jsonb(dict(backup.report)),
-         backup.root, backup.domain_id, backup.token, backup.created_at, backup.created_at, now, backup.expired_at],
+         backup.root, backup.domain_id, backup.token, backup.created_at, backup.created_at, now, backup.expired_at,
+         backup.promised_until],
     )  # fmt: skip
     return done.rowcount
 

@@ -33,6 +33,11 @@ class VaultRef:
     used_bytes: int
     consistent_level: str
     locked: bool
+    keep_manual: bool
+
+    def keeps(self, *, auto_trigger: bool) -> bool:
+        """Whether a backup of this kind leaves the vault by its own time only."""
+        return self.locked and (auto_trigger or self.keep_manual)
 
     @property
     def full(self) -> bool:
@@ -112,6 +117,7 @@ async def _select_vaults(
         await cursor.execute(
             f"""
             SELECT id, project_id, name, provider_id, protect_type, status, used_bytes, consistent_level, locked,
+                   keep_manual,
                    CASE WHEN demand_billing OR (auto_expand AND used_bytes < size_gb::bigint * {GIB}) THEN 0
                         ELSE size_gb::bigint * {GIB} END AS size_bytes
             FROM vaults {condition}

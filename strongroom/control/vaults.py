@@ -21,6 +21,7 @@ from strongroom.control.db import Database
 from strongroom.control.listing import Filters, Page, fetch_page
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, Tag, require_enterprise_project, require_id
 from strongroom.control.policies import apply_policy, unbind_vault
+from strongroom.control.promises import promise
 from strongroom.control.resource_binding import LookAt, bind
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tag_search import TagQuery, filters_of
@@ -226,6 +227,8 @@ async def update_vault(database: Database, project_id: str, vault_id: str, chang
                 vault_id,
             ],
         )
+        if after.locked and not before.locked:
+            await promise(conn, head, clock.now())
         return await require_vault(conn, project_id, vault_id)
 
 
@@ -286,10 +289,11 @@ async def _require_room(conn: AsyncConnection[Any], project_id: str) -> None:
 
 
 async def _contents(conn: AsyncConnection[Any], vault: VaultRef) -> tuple[int, bool]:
-    """Backups of the vault that are not failed ones, and whether it never had a repository, a backup or a task."""
+    """Backups that are not failed ones, or promised; and whether there never was a repository, a backup or a task."""
     found = await conn.execute(
         """
-        SELECT (SELECT count(*) FROM backups WHERE project_id = %(p)s AND vault_id = %(v)s AND status <> 'error'),
+        SELECT (SELECT count(*) FROM backups WHERE project_id = %(p)s AND vault_id = %(v)s AND (status <> 'error'
+                OR (root IS NOT NULL AND promised_until > (SELECT at FROM promise_clock)))),
                NOT EXISTS (SELECT 1 FROM backups WHERE project_id = %(p)s AND vault_id = %(v)s)
                AND NOT EXISTS (SELECT 1 FROM vault_keys WHERE project_id = %(p)s AND vault_id = %(v)s)
                AND NOT EXISTS (SELECT 1 FROM operation_logs WHERE project_id = %(p)s AND vault_id = %(v)s

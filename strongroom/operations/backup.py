@@ -97,6 +97,7 @@ def _labels(plan: BackupJob, token: bytes, consistency: str) -> dict[str, object
         "name": plan.backup_name,
         "created_at": api_timestamp(plan.created_at),
         "expires_at": api_timestamp(plan.expired_at) if plan.expired_at else None,
+        "lock_until": api_timestamp(plan.promised_until) if plan.promised_until else None,
         "trigger": "policy" if plan.auto_trigger else "manual",
         "consistency": consistency,
         "token": token,

@@ -6,8 +6,9 @@
              task is open (RULINGS 7), or while a task copies into the domain; the others are dead
     2 guard  a dead root of the own domain is what an attempt left that the database knows of. One it has never heard of
              means that the database is older than the store: nothing is removed, `rebuild` brings the rows back
-    3 prune  the engine deletes dead roots, writes the next index, deletes what no session can need
-    4 end    rows: task success, with the bytes freed and moved
+    3 lock   what was promised a time that is not over stays, whatever the rows say (control/promises.py)
+    4 prune  the engine deletes dead roots, writes the next index, deletes what no session can need
+    5 end    rows: task success, with the bytes freed and moved
 
 A death anywhere leaves everything restorable, and the next prune finishes. Tenants do not see it in their log.
 """
@@ -18,8 +19,9 @@ from typing import Any
 
 import structlog
 
+from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import DatabaseBehind, StrongroomError
-from strongroom.control import deletions
+from strongroom.control import deletions, promises
 from strongroom.control.subjects import VaultRef
 from strongroom.engine.catalogue import list_points
 from strongroom.engine.prune import prune
@@ -44,9 +46,24 @@ def run(job: Job) -> None:
         dead = {name for name in names if plan.is_dead(domain_id, name)}
         if domain_id is None:  # rows of what is copied are written last, so in other domains no row may be right
             _require_known(job, repository, plan.vault, dead)
+        dead = _without_promised(job, repository, dead)
         total = _sum(total, asdict(prune(repository, dead=dead, monitor=job.monitor)))
     log.info("pruned", task=task.id, vault=plan.vault.id, **total)
     tools.portal.call(deletions.finish_prune(tools.database, task, total, tools.clock))
+
+
+def _without_promised(job: Job, repository: Repository, dead: set[str]) -> set[str]:
+    """What was promised a time that is not over stays, though no row names it: somebody took the row away."""
+    if not dead:
+        return dead
+    at = job.tools.portal.call(promises.show_promise_time(job.tools.database))
+    kept = set()
+    for point in list_points(repository, check=False, only=dead):
+        until = point.labels.get("lock_until")
+        if isinstance(until, str) and until > api_timestamp(at):
+            log.warning("kept, though no row names it: its time is promised", root=point.name, until=until)
+            kept.add(point.name)
+    return dead - kept
 
 
 def _backup_of(root: str) -> str:

@@ -178,6 +178,7 @@ def lost_backup(
         report=_report(repository, point) | {"rebuilt": True, "kind": point.kind},
         created_at=created_at,
         expired_at=_time(labels.get("expires_at")),
+        promised_until=_time(labels.get("lock_until")),
     )
 
 

@@ -5,6 +5,7 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
     loop     claim -> start a job's thread; LISTEN wakes it
              every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
              every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
+             every PROMISE_S: count the time of locked vaults
     threads  one a running job, bounded; they enter `control` through the portal
 
 A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims, running jobs are
@@ -26,6 +27,7 @@ from strongroom.base.errors import Canceled, Fenced, StrongroomError, Unavailabl
 from strongroom.base.ids import new_id
 from strongroom.control import expiry, firing, sessions, tasks
 from strongroom.control.db import Database
+from strongroom.control.promises import PromiseTicker
 from strongroom.control.tasks import Task
 from strongroom.operations import trace
 from strongroom.operations.job import Job, Tools
@@ -40,9 +42,10 @@ POLL_S = 2.0  # NOTIFY shortens it; this is what a lost notification or a lapsed
 SWEEP_S = 5.0
 FIRE_S = 2.0  # how late a scheduled run may begin
 EXPIRE_S = 10.0  # nobody waits for an expiry
+PROMISE_S = 10.0  # how much of a promise's time an ended worker may leave uncounted
 RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
 DRAIN_S_MAX = 20.0  # then the process ends and the leases run out by themselves
-CONNECTIONS_EXTRA = 5  # loop: claim, renewal, sweep, firing, expiry; each job needs one at a time
+CONNECTIONS_EXTRA = 6  # loop: claim, renewal, sweep, firing, expiry, promises; each job needs one at a time
 
 MakeTools = Callable[[Database, Portal], Tools]
 
@@ -117,6 +120,7 @@ class Worker:
                 asyncio.create_task(self._forever(SWEEP_S, lambda: self._sweep(database, tools, jobs))),
                 asyncio.create_task(self._forever(FIRE_S, lambda: self._fire(database))),
                 asyncio.create_task(self._forever(EXPIRE_S, lambda: self._expire(database))),
+                asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
                 asyncio.create_task(self._listen(database)),
             ]
             self._ready.set()

@@ -186,6 +186,21 @@ async def test_a_prune_looks_at_every_domain(vaults: Vaults) -> None:
         assert await vaults.read(backup_id) == vaults.content[backup_id]
 
 
+async def test_a_prune_keeps_what_is_promised_without_a_row(vaults: Vaults) -> None:
+    """A root whose labels promise a time to come stays although its row is gone; when that is over it goes."""
+    repository = await vaults.foreign_domain()
+    root = str(await vaults.world.one("DELETE FROM backups WHERE id = %s RETURNING root", vaults.foreign[0]))
+    backup_id = root.rpartition(".")[0]
+    for until, removed in (("2999-01-01T00:00:00.000000", 0), ("2020-01-01T00:00:00.000000", 1)):
+        await asyncio.to_thread(repository.put_labels, backup_id, {"lock_until": until})
+        task = await vaults.job("prune", listed=False)
+        await asyncio.to_thread(prune.run, vaults.job_of(task))
+        outcome = await vaults.world.one("SELECT outcome FROM operation_logs WHERE id = %s", task.id)
+        assert isinstance(outcome, dict)
+        assert outcome["roots_removed"] == removed
+    assert root not in repository.root_names()
+
+
 async def test_a_prune_lets_an_open_copy_be(vaults: Vaults) -> None:
     """A root that a copy has put and whose row is not written yet is not dead while the copy's session is open."""
     await vaults.world.execute("DELETE FROM backups WHERE id = %s", vaults.foreign[0])
