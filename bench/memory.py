@@ -6,8 +6,9 @@
     sparse   one sparse file with 1 MiB of data in 16 places: backup, nothing changed, restore
     folder   one folder with many entries: backup, one entry more, restore
     points   a tree of which 1 % changes before each restore point: the cost of number 1, 10, 100
+    vault    the same change in a vault that holds nothing else, and in one of ten times the size
 
-Without a case all four. The sizes the project promises: --files 2M --sparse 1T --entries 1M --points 100 (`make
+Without a case all of them. The sizes the project promises: --files 2M --sparse 1T --entries 1M --points 100 (`make
 bench-memory-full`; some 20 minutes and 30 GB). What was restored is compared by digest. Writes memory.md and
 memory.jsonl to --out and ends with 1 when a bound was missed or a restore is not the source.
 """
@@ -34,6 +35,7 @@ PLACES, PLACE_BYTES = 16, 1 << 20
 POINT_FILES, POINT_FILE_BYTES = 5000, 16 << 10
 CHANGED_PART = 100  # one file in that many, before each restore point
 SHOWN_POINTS = (1, 10, 100, 1000)
+VAULT_TIMES = 10
 NEIGHBOURS = 5  # the cost of a restore point is the median of its last few
 
 Result = TypeVar("Result")
@@ -148,11 +150,36 @@ def many_points(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
     yield _restored(engine, case, str(options.points), source, folder / "target", None)
 
 
+def larger_vault(folder: Path, options: argparse.Namespace) -> Iterator[Line]:
+    """Another source in the same repository; what is backed up each time stays as it is."""
+    case = f"{POINT_FILES // CHANGED_PART} of {POINT_FILES:,} files changed"
+    engine, source, other, rng = Engine(folder), folder / "source", folder / "other", random.Random(3)
+    source.mkdir()
+    other.mkdir()
+    for number in range(POINT_FILES):
+        _write_small(source / f"file{number:05d}", rng.randbytes(POINT_FILE_BYTES))
+    engine.backup(source, "0")
+    for size in (1, VAULT_TIMES):
+        if size > 1:
+            for number in range(POINT_FILES * (VAULT_TIMES - 1)):
+                _write_small(other / f"file{number:06d}", rng.randbytes(POINT_FILE_BYTES))
+            engine.backup(other, "other")
+        costs: list[Cost] = []
+        before = engine.stored()
+        for turn in range(NEIGHBOURS):
+            for number in rng.sample(range(POINT_FILES), POINT_FILES // CHANGED_PART):
+                _write_small(source / f"file{number:05d}", rng.randbytes(POINT_FILE_BYTES))
+            costs.append(engine.backup(source, f"{size}-{turn}"))
+        stored = (engine.stored() - before) // NEIGHBOURS
+        yield Line(case=case, step=f"a vault of {before / 1e6:.0f} MB", cost=_typical(costs), stored_bytes=stored)
+
+
 CASES: dict[str, Callable[[Path, argparse.Namespace], Iterator[Line]]] = {
     "files": many_files,
     "sparse": sparse_file,
     "folder": large_folder,
     "points": many_points,
+    "vault": larger_vault,
 }
 
 
@@ -212,7 +239,8 @@ def write_report(lines: list[Line], command: str) -> str:
         "# Memory, and the cost of an increment",
         "",
         f"Made by `{command}`. Each step is one process, Python and its imports included.",
-        f"For restore points, stored is what that one added, and times are the median of the last {NEIGHBOURS}.",
+        "For restore points and vaults, stored is what one restore point added, "
+        f"and times are the median of the last {NEIGHBOURS}.",
         "",
         "| case | step | wall s | CPU s | peak RSS MB | bound MB | stored MB | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
