@@ -233,6 +233,24 @@ def test_vault_changes_and_mistakes(tenant: Any) -> None:
     tenant("checkpoint", "create", "w", code=1)
 
 
+def test_tags_suspension_and_the_lock(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """A vault gets and loses tags, its resources are passed over and taken back, and a lock keeps manual backups."""
+    (tmp_path / "kept").mkdir()
+    register(operator, tenant, "turbo", tmp_path / "kept")
+    name = "kept"
+    tenant("vault", "create", "kept", "--type", "turbo", "--resource", name)
+    assert tenant("vault", "tag", "kept", "env=prod", "plain") == [
+        {"key": "env", "value": "prod"},
+        {"key": "plain", "value": ""},
+    ]
+    assert tenant("vault", "tag", "kept", "--delete", "env") == [{"key": "plain", "value": ""}]
+    for command, protected in (("suspend", False), ("resume", True)):
+        tenant("vault", command, "kept", name)
+        assert tenant("vault", "show", "kept")["resources"][0]["auto_protect"] is protected
+    assert tenant("vault", "lock", "kept", "--manual", "--yes") == {"locked": True, "keep_manual": True}
+    assert tenant("vault", "lock", "kept", "--yes") == {"locked": True, "keep_manual": True}
+
+
 def test_export_key_and_version(server: Server, tmp_path: Path) -> None:
     """The master key is copied once, closed to others, and never over another file."""
     run(server, "export-key", str(tmp_path / "key"))
