@@ -43,6 +43,8 @@ WINDOW_BYTES_MAX = 8 * MIB  # what a frame may ask a reader to allocate
 ALIGNMENT_BYTES = mmap.PAGESIZE  # of scratch buffers
 BOXES_MAX = 256  # derived keys a reader remembers
 
+_ERRS = "its memory or processor errs. Nothing of it was kept; test the machine before the next backup"
+
 MAGIC = b"SRPACK01"
 _TRAILER = struct.Struct("<I8s")
 _HEAD = struct.Struct("<BII")  # kind, segments, chunks
@@ -296,25 +298,45 @@ class SegmentReader:
             return box
 
 
+def require_opens(box: Box, place: SegmentPlace, sealed: memoryview, payload: bytes | memoryview) -> None:
+    """Open what was just sealed and compare it with what was to be sealed. Raises PackCorrupt: then this machine errs.
+
+    It finds a cipher that erred and a box that changed; what went wrong while the payload was made, `require_sound`
+    finds.
+    """
+    opened = scratch("proof", len(payload))
+    _open_own(box, place, sealed, opened)
+    wanted = payload if isinstance(payload, bytes) else bytes(payload)
+    if not wanted.startswith(opened):  # of one length: `==` of a memoryview looks at each byte for itself
+        raise PackCorrupt(reason=f"what was just sealed opens to other bytes: {_ERRS}")
+
+
 def require_sound(
     box: Box, place: SegmentPlace, sealed: memoryview, ids: list[bytes], lengths: list[int], name: Namer
 ) -> None:
-    """Open what was just sealed and compare every chunk. Raises PackCorrupt: then this machine errs."""
+    """The same as far as can be: open, decompress, and compare every chunk with its id. Raises PackCorrupt."""
     plain = scratch("proof", place.raw)
-    try:
-        if place.codec == RAW:
-            box.open_into(place.offset, sealed, plain)
-        else:
-            frame = scratch("frame", place.stored - TAG_BYTES)
-            box.open_into(place.offset, sealed, frame)
+    if place.codec == RAW:
+        _open_own(box, place, sealed, plain)
+    else:
+        frame = scratch("frame", place.stored - TAG_BYTES)
+        _open_own(box, place, sealed, frame)
+        try:
             _decompress_into(frame, plain, place)
-    except Corrupt as err:
-        raise PackCorrupt(reason="what was just sealed does not open: this machine errs", detail=str(err)) from err
+        except PackCorrupt as err:
+            raise PackCorrupt(reason=f"what was just compressed does not decompress: {_ERRS}", detail=str(err)) from err
     start = 0
     for chunk_id, length in zip(ids, lengths, strict=True):
         if name(plain[start : start + length]) != chunk_id:
-            raise PackCorrupt(reason="a chunk changed in memory while it was stored: this machine errs")
+            raise PackCorrupt(reason=f"a chunk changed in memory while it was stored: {_ERRS}")
         start += length
+
+
+def _open_own(box: Box, place: SegmentPlace, sealed: memoryview, opened: memoryview) -> None:
+    try:
+        box.open_into(place.offset, sealed, opened)
+    except Corrupt as err:
+        raise PackCorrupt(reason=f"what was just sealed does not open: {_ERRS}", detail=str(err)) from err
 
 
 def _decompress_into(frame: memoryview, plain: memoryview, place: SegmentPlace) -> None:

@@ -61,8 +61,11 @@ class Box:
             raise Corrupt(reason=f"a {self._kind} does not authenticate", detail=f"offset {offset}") from err
 
     def seal(self, offset: int, plain: bytes) -> bytes:
+        """A box that was opened again and compared. Raises Corrupt when it is wrong: then this machine errs."""
         box = bytearray(len(plain) + TAG_BYTES)
         self.seal_into(offset, plain, memoryview(box))
+        if self.open(offset, memoryview(box)) != plain:
+            raise Corrupt(reason=f"a {self._kind} that was just sealed opens to other bytes: memory or processor err")
         return bytes(box)
 
     def open(self, offset: int, box: bytes | memoryview) -> bytes:
