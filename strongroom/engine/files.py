@@ -16,11 +16,14 @@ from strongroom.engine.content import (
     ContentWriter,
     GetMetadata,
     iter_pages,
+    iter_rows,
     require_page,
 )
+from strongroom.engine.former import Former
 from strongroom.engine.intake import Intake
 from strongroom.engine.model import BLOCK_BYTES, SMALL_FILE_BYTES
 
+CUT_BYTES = 1 * MIB  # cut at a time of a file that had chunks before; the largest chunk has half of it
 IMAGE_BYTES_MIN = 64 * MIB  # below, cutting by content is as good and needs no page of ids
 IMAGE_SUFFIXES = (b".raw", b".img", b".qcow2", b".vmdk", b".vhd", b".vhdx", b".vdi", b".iso")
 
@@ -43,8 +46,11 @@ class ContentReader:
         self._tick = tick
         self._buffer: bytearray | None = None
 
-    def read_file(self, data: FileData) -> tuple[Content, bool]:
-        """(content of exactly data.entry.size bytes, whether the file was that long). What was cut off is a hole."""
+    def read_file(self, data: FileData, old: Content | None = None) -> tuple[Content, bool]:
+        """(content of exactly data.entry.size bytes, whether the file was that long). What was cut off is a hole.
+
+        old: what it held in the parent; it only saves work.
+        """
         entry = data.entry
         size = entry.size
         if size == 0:
@@ -53,7 +59,13 @@ class ContentReader:
             return self.read_blocks(size, data.extents(), data.read_into, None)
         if size <= SMALL_FILE_BYTES and not entry.sparse:
             return self._read_small(data, size)
-        return self._read_cut(data, size, data.extents() if entry.sparse else (Extent(0, size, ExtentKind.DATA),))
+        extents = data.extents() if entry.sparse else (Extent(0, size, ExtentKind.DATA),)
+        return self._read_cut(data, size, extents, self._former(old))
+
+    def _former(self, old: Content | None) -> Former | None:
+        if old is None or old.layout != CHUNKS or (old.level == 0 and len(old.rows) <= ROW.size):
+            return None
+        return Former(iter_rows(old, self._get))
 
     def _read_small(self, data: FileData, size: int) -> tuple[Content, bool]:
         """One chunk, read straight into the segment."""
@@ -65,7 +77,9 @@ class ContentReader:
         rows = ROW.pack(self._intake.put_in_place(room[:got]), got) if got else b""
         return Content(CHUNKS, 0, rows + ROW.pack(HOLE, size - got)), False
 
-    def _read_cut(self, data: FileData, size: int, extents: Iterable[Extent]) -> tuple[Content, bool]:
+    def _read_cut(
+        self, data: FileData, size: int, extents: Iterable[Extent], former: Former | None
+    ) -> tuple[Content, bool]:
         rows = ContentWriter(CHUNKS, self._intake.put_metadata)
         whole = True
         end = 0
@@ -75,13 +89,13 @@ class ContentReader:
             end = offset + length
             if kind == ExtentKind.ZERO:
                 rows.add(HOLE, length)
-            elif not self._cut_extent(data, offset, end, rows):
+            elif not self._cut_extent(data, offset, end, rows, former):
                 whole = False
         if end < size:
             rows.add(HOLE, size - end)
         return rows.finish(), whole and end == size
 
-    def _cut_extent(self, data: FileData, offset: int, end: int, rows: ContentWriter) -> bool:
+    def _cut_extent(self, data: FileData, offset: int, end: int, rows: ContentWriter, former: Former | None) -> bool:
         """Cut [offset, end) into chunks. False when the file ended sooner; the rest is a hole then."""
         if self._buffer is None:
             self._buffer = self._intake.buffers.take()
@@ -95,13 +109,7 @@ class ContentReader:
             have += got
             offset += got
             at_end = got < wanted or offset == end
-            done = 0
-            for length in self._intake.chunker.cut_data(view[:have], at_end=at_end):
-                if is_zero(buffer, done, length):
-                    rows.add(HOLE, length)
-                else:
-                    rows.add(self._intake.put_data(view[done : done + length]), length)
-                done += length
+            done = self._cut(buffer, have, at_end, rows, former)
             if at_end:
                 break
             have -= done
@@ -109,6 +117,52 @@ class ContentReader:
         if offset < end:
             rows.add(HOLE, end - offset)
         return offset == end
+
+    def _cut(self, buffer: bytearray, have: int, at_end: bool, rows: ContentWriter, former: Former | None) -> int:
+        """Take the whole chunks at the start of buffer[:have]; the bytes they have. At the end that is all."""
+        done = 0
+        with memoryview(buffer) as view:
+            while done < have:
+                stop = have
+                if former is not None and former.is_useful:
+                    done = self._take_former(view, done, have, rows, former)
+                    if done == have or (former.in_step and not at_end):
+                        break  # it goes on in the next buffer
+                    former.lose()
+                    stop = min(have, done + CUT_BYTES)  # little, because it may be in step again soon
+                for length in self._intake.chunker.cut_data(view[done:stop], at_end=at_end and stop == have):
+                    start, done = done, done + length
+                    if is_zero(buffer, start, length):
+                        rows.add(HOLE, length)
+                        continue
+                    chunk_id = self._intake.put_data(view[start:done])
+                    rows.add(chunk_id, length)
+                    if former is not None and former.is_useful and former.meets(chunk_id):
+                        break
+                else:
+                    if stop == have:
+                        break
+        return done
+
+    def _take_former(self, view: memoryview, done: int, have: int, rows: ContentWriter, former: Former) -> int:
+        """Take chunks of view[done:have] as long as they are the old ones: where they end. Out of step: it differs."""
+        while former.in_step:
+            expected = former.expected()
+            if expected is None:
+                former.lose()
+                break
+            chunk_id, length = expected
+            if length > have - done:
+                break
+            chunk = view[done : done + length]
+            if self._intake.chunker.data_id(chunk) != chunk_id:
+                former.lose()
+                break
+            self._intake.put_named(chunk_id, chunk)
+            rows.add(chunk_id, length)
+            former.took()
+            done += length
+        return done
 
     # --- disks and images ---
 

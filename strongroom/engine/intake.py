@@ -64,12 +64,16 @@ class Intake:
     def put_data(self, chunk: memoryview) -> bytes:
         """Store a chunk unless it is known; its id."""
         chunk_id = self.chunker.data_id(chunk)
+        self.put_named(chunk_id, chunk)
+        return chunk_id
+
+    def put_named(self, chunk_id: bytes, chunk: memoryview) -> None:
+        """As `put_data`, for a chunk whose id was computed."""
         key = chunk_id[:KEY_BYTES]
         if not self._index.knows(key):
             self._index.bear(key)
             self.bytes_new += len(chunk)
             self.data.append(chunk_id, chunk)
-        return chunk_id
 
     def put_in_place(self, chunk: memoryview) -> bytes:
         """As `put_data`, for a chunk that lies at the writer's position already: nothing is copied."""

@@ -228,7 +228,7 @@ class TreeBackup:
     def _read_once(self, folder: Folder, data: FileData, old: Item | None) -> tuple[Content, bool]:
         blocks = self._blocks
         if blocks is None or not is_image(data.entry):
-            return self._reader.read_file(data)
+            return self._reader.read_file(data, old.content if old is not None else None)
         size = data.entry.size
         images = sum(1 for entry in folder.entries if is_image(entry))
         if blocks.size not in (None, size):
