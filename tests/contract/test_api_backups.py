@@ -275,7 +275,7 @@ async def test_delete(world: World) -> None:
 
 
 async def test_delete_refused(world: World) -> None:
-    """Deletes that the state forbids answer their code and change nothing."""
+    """Deletes that the state forbids answer their code and change nothing; test_vault_locks.py has locked vaults."""
     resource = await world.add_resource()
     vault = await world.add_vault([resource])
     _, (older,) = await world.backed_up(vault, auto_trigger=True)
@@ -294,9 +294,6 @@ async def test_delete_refused(world: World) -> None:
     running = str(await world.one("SELECT id FROM backups WHERE root IS NULL"))
     await refused(running, "6201")
     await refused(newest, "6216")
-    await world.execute("UPDATE vaults SET locked = true")
-    await refused(older, "6220")
-    await world.execute("UPDATE vaults SET locked = false")
     await world.execute("UPDATE vault_resources SET protect_status = 'removing'")
     await refused(older, "6134")
     await world.execute("UPDATE vaults SET status = 'deleting'")

@@ -249,11 +249,12 @@ async def test_refused_vaults(world: World) -> None:
     assert await world.one("SELECT count(*) FROM operation_logs") == 0
 
 
-async def test_elastic_vaults_are_never_full(world: World) -> None:
-    """auto_expand and demand_billing lift the limit."""
-    for column in ("auto_expand", "demand_billing"):
-        vault = await world.add_vault([await world.add_resource()], size_gb=1, used_bytes=2 << 30, **{column: True})
-        check_answer("create_checkpoint", await create(world, vault))
+async def test_vaults_billed_on_demand_are_never_full(world: World) -> None:
+    """demand_billing lifts the limit; auto_expand does only for a vault that it kept from filling up."""
+    vault = await world.add_vault([await world.add_resource()], size_gb=1, used_bytes=2 << 30, demand_billing=True)
+    check_answer("create_checkpoint", await create(world, vault))
+    vault = await world.add_vault([await world.add_resource()], size_gb=1, used_bytes=2 << 30, auto_expand=True)
+    check_error("create_checkpoint", await create(world, vault), 400, "6114")
 
 
 async def test_refused_resources(world: World) -> None:
