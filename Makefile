@@ -73,7 +73,7 @@ test-long: .venv/.test-done
 reliability: .venv/.test-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
 	@rm -f .reliability.jsonl
-	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest tests/fault tests/fuzz
+	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest tests/fault tests/fuzz tests/e2e/test_hostile.py tests/e2e/test_tenants.py
 	$(BIN)/python -m bench.reliability .reliability.jsonl
 
 bench: .venv/.setup-done
@@ -102,4 +102,4 @@ format: .venv/.test-done
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .bench .reliability.jsonl build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info
+	rm -rf .venv .bench .keystone .reliability.jsonl build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info

@@ -104,6 +104,16 @@ SUITES: dict[str, Suite] = {
     "confinement under attack": Suite(
         promise="no swapped link leads a restore out", counted="restores under attack", file="fault/test_confinement.py"
     ),
+    "hostile requests": Suite(
+        promise="no request breaks the server, and none that is refused leaves a row",
+        counted="requests over every operation",
+        file="e2e/test_hostile.py",
+    ),
+    "foreign ids": Suite(
+        promise="an id of another tenant is an id of nobody",
+        counted="pairs of requests, with a foreign id and with one that nobody has",
+        file="e2e/test_tenants.py",
+    ),
     **{
         f"fuzz {name}": Suite(
             promise=f"{name}: a documented error or a usable value",

@@ -6,15 +6,11 @@ refused, with the nearest name there is: a misspelt `insecure` must not pass for
 """
 
 import difflib
-import fcntl
 import ipaddress
-import os
 import re
 import ssl
-import stat
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from urllib.parse import urlsplit
 
 from strongroom.base.errors import ConfigError
 from strongroom.base.units import GIB, KIB, MIB
+from strongroom.control.keystone_access import KeystoneAccess, keystone_access, parse_roles
 from strongroom.engine.store.access import S3Access
 
 FILE_NAME = "strongroom.toml"
@@ -94,6 +91,7 @@ class Settings:
     worker_concurrency: int
     worker_memory_bytes: int
     token_ttl_s: int
+    keystone: KeystoneAccess | None
     body_bytes_max: int
     requests_max: int
     log_level: str
@@ -256,8 +254,36 @@ SETTINGS: dict[str, Setting] = {
         parse=_size(128 * MIB, 1024 * GIB), default="1GiB", meaning="Buffers of all tasks of a worker together."
     ),
     "token_ttl_s": Setting(parse=_number(60, 7 * 86400), default="86400", meaning="How long a token is valid."),
+    "identity": Setting(
+        parse=_one_of("own", "keystone"), default="own", meaning="Whose tokens count: our own, or another Keystone's."
+    ),
+    "keystone_url": Setting(
+        parse=_url(("https", "http"), "https://keystone.example.org:5000/v3"),
+        default=None,
+        meaning="That Keystone, with /v3. Without TLS on this machine only.",
+    ),
+    "keystone_user": Setting(parse=str, default="strongroom", meaning="Our user there, who may validate tokens."),
+    "keystone_password": Setting(parse=str, default=None, meaning="Password of that user."),
+    "keystone_user_domain": Setting(parse=str, default="Default", meaning="Domain of that user, by name."),
+    "keystone_project": Setting(parse=str, default="service", meaning="Project our user logs in to, by name."),
+    "keystone_project_domain": Setting(parse=str, default="Default", meaning="Domain of that project, by name."),
+    "keystone_ca": Setting(
+        parse=_path, default=None, meaning="Certificates it is trusted by (PEM); without it, the system's."
+    ),
+    "keystone_roles": Setting(
+        parse=parse_roles,
+        default="member=CBR FullAccess,reader=CBR ReadOnlyAccess",
+        meaning="Role there = role here, separated by commas; names of our own roles always count as themselves.",
+    ),
+    "keystone_cache_s": Setting(
+        parse=_number(0, 300),
+        default="15",
+        meaning="How long its word on a token is used: a revoked one counts no longer.",
+    ),
     "body_bytes_max": Setting(parse=_size(64 * KIB, 64 * MIB), default="1MiB", meaning="Longest request body."),
-    "requests_max": Setting(parse=_number(1, 10_000), default="200", meaning="Requests in work at once."),
+    "requests_max": Setting(
+        parse=_number(1, 10_000), default="200", meaning="Requests in work at once, and half as many of one project."
+    ),
     "log_level": Setting(parse=_one_of("debug", "info", "warning", "error"), default="info", meaning="Least to log."),
     "log_format": Setting(parse=_one_of("text", "json"), default="text", meaning="Log lines for people or programs."),
     "kill_at": Setting(parse=str, default=None, meaning="For tests: kill this process at a trace point."),
@@ -287,10 +313,21 @@ def load_settings(options: Mapping[str, str | None], environ: Mapping[str, str])
         master_key_file=values.pop("master_key_file") or state_dir / "master.key",
         worker_memory_bytes=values.pop("worker_memory"),
         runtime_dir=Path(environ.get("XDG_RUNTIME_DIR") or "/tmp"),  # noqa: S108
+        keystone=_keystone(values),
         **values,
     )
     _check_transport(settings)
     return settings
+
+
+def _keystone(values: dict[str, Any]) -> KeystoneAccess | None:
+    """Takes the settings of another Keystone out of `values`. Raises ConfigError."""
+    wanted = values.pop("identity") == "keystone"
+    theirs = {name.removeprefix("keystone_"): values.pop(name) for name in SETTINGS if name.startswith("keystone_")}
+    try:
+        return keystone_access(theirs) if wanted else None
+    except ValueError as err:
+        raise ConfigError(reason=f"identity is keystone, but {err}.") from err
 
 
 def _value(name: str, texts: Mapping[str, tuple[str, str]]) -> Any:
@@ -373,51 +410,3 @@ def check_certificate(settings: Settings) -> None:
             reason=f"The certificate {settings.tls_cert} and the key {settings.tls_key} cannot be used together: "
             f"{err}. Give a PEM chain and its own key without a password."
         ) from err
-
-
-# --- the state folder -----------------------------------------------------------------------------------------------
-
-
-def prepare_state(settings: Settings) -> None:
-    """Make the state folder, closed to others. One that others may enter is closed if it is empty or already ours,
-    else refused: it may be somebody's home. Raises ConfigError."""
-    folder = settings.state_dir
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-        if found.st_uid != os.geteuid():
-            raise ConfigError(reason=f"The state folder {folder} belongs to another user. Name one of your own.")
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            names = {entry.name for entry in folder.iterdir()}
-            if names and "lock" not in names and FILE_NAME not in names:
-                raise ConfigError(
-                    reason=f"Others may enter {folder}, and it holds files that are not Strongroom's. "
-                    "Name another state folder, or close this one with chmod 700."
-                )
-            folder.chmod(0o700)
-    except OSError as err:
-        raise ConfigError(reason=f"The state folder {folder} cannot be used: {err.strerror}.") from err
-
-
-@contextmanager
-def state_lock(settings: Settings) -> Iterator[None]:
-    """Own the state folder. Who gets it knows that every earlier server of this folder is dead (RULINGS 6).
-
-    Raises ConfigError naming the process that has it. The kernel frees it with the process.
-    """
-    path = settings.state_dir / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise ConfigError(
-                reason=f"The state folder {settings.state_dir} is in use by process {holder}. "
-                "Stop that server first, or name another folder with --state."
-            ) from err
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(fd)

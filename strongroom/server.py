@@ -17,20 +17,25 @@ import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
+from strongroom.api.accounts import AccountsApi
 from strongroom.api.app import build_app
 from strongroom.api.authentication import Authenticator
 from strongroom.api.connection import Connection
 from strongroom.api.identity import IdentityApi
+from strongroom.api.keystone import KeystoneAuthenticator
+from strongroom.api.operation import Operation
 from strongroom.api.services import Authenticate, Limits, Services
 from strongroom.api.table import OPERATIONS
 from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ConfigError, Unavailable
-from strongroom.config import Settings, check_certificate, prepare_state, state_lock
+from strongroom.config import Settings, check_certificate
 from strongroom.control import migrate as schema
 from strongroom.control.accounts import Accounts
 from strongroom.control.callers import Callers
 from strongroom.control.db import Database
+from strongroom.control.logins import Logins
 from strongroom.control.passwords import Passwords
+from strongroom.control.token_keys import TokenKeys
 from strongroom.control.tokens import Ring
 from strongroom.engine import DomainSettings
 from strongroom.engine.pool import Pool
@@ -47,8 +52,10 @@ from strongroom.state import (
     configure_logging,
     load_master_key,
     note_endpoint,
+    prepare_state,
     require_no_rotation,
     running_database,
+    state_lock,
     write_credentials,
 )
 
@@ -80,13 +87,9 @@ async def _serve(settings: Settings, url: str) -> int:
         master = await load_master_key(settings, database, store)
         ring, passwords = Ring([settings.master_key_file.read_bytes()]), Passwords()
         accounts = Accounts(database=database, ring=ring, passwords=passwords, clock=clock)
+        keys = TokenKeys(database=database, ring=ring, clock=clock)
         callers = Callers(
-            database=database,
-            accounts=accounts,
-            ring=ring,
-            passwords=passwords,
-            clock=clock,
-            token_ttl_s=settings.token_ttl_s,
+            database=database, accounts=accounts, ring=ring, keys=keys, clock=clock, token_ttl_s=settings.token_ttl_s
         )
         pool = Pool(budget_bytes=settings.worker_memory_bytes)
 
@@ -115,19 +118,50 @@ async def _serve(settings: Settings, url: str) -> int:
         await accounts.bootstrap(settings.region, lambda first: write_credentials(settings, endpoint, first))
         note_endpoint(settings, endpoint)
         tools = make_tools(database, Portal(asyncio.get_running_loop()))
-        services = _services(settings, tools, Authenticator(callers), worker)
-        identity = IdentityApi(callers=callers, accounts=accounts, region=settings.region, endpoint=settings.endpoint)
+        own, keystone = Authenticator(callers), None
+        if settings.keystone is not None:
+            keystone = KeystoneAuthenticator(settings.keystone, own=own, database=database, clock=clock)
+        services = _services(settings, tools, keystone or own, worker)
+        logins = Logins(database=database, callers=callers, passwords=passwords, clock=clock)
+        accounts_rows = _account_operations(settings, accounts, callers, logins, passwords, keys)
         try:
             await asyncio.to_thread(worker.start)
             return await _listen(
-                settings, build_app((*OPERATIONS, *identity.operations), services), listener, endpoint, worker
+                settings,
+                build_app((*OPERATIONS, *accounts_rows), services),
+                listener,
+                endpoint,
+                worker,
             )
         finally:
             await asyncio.to_thread(worker.stop)
             if trace.passed() is not None:
                 log.info("trace points passed", count=trace.passed())
+            if keystone is not None:
+                await keystone.close()
             pool.close()
             passwords.close()
+
+
+def _account_operations(
+    settings: Settings,
+    accounts: Accounts,
+    callers: Callers,
+    logins: Logins,
+    passwords: Passwords,
+    keys: TokenKeys,
+) -> tuple[Operation, ...]:
+    """What the identity adds to the table of operations."""
+    identity = IdentityApi(
+        callers=callers,
+        logins=logins,
+        accounts=accounts,
+        region=settings.region,
+        endpoint=settings.endpoint,
+        tokens_of=settings.keystone.url if settings.keystone is not None else None,
+    )
+    admin = AccountsApi(accounts=accounts, callers=callers, passwords=passwords, keys=keys, endpoint=settings.endpoint)
+    return (*identity.operations, *admin.operations)
 
 
 def _services(settings: Settings, tools: Tools, authenticate: Authenticate, worker: Worker) -> Services:
@@ -150,7 +184,11 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, work
         browser=RestorePointBrowser(tools),
         inspector=ResourceInspector(forbidden=_own_places(settings)),
         probes={"database": probe_database, "store": probe_store, "worker": probe_worker},
-        limits=Limits(body_bytes_max=settings.body_bytes_max, concurrency_max=settings.requests_max),
+        limits=Limits(
+            body_bytes_max=settings.body_bytes_max,
+            concurrency_max=settings.requests_max,
+            of_project_max=max(1, settings.requests_max // 2),
+        ),
     )
 
 

@@ -6,9 +6,11 @@ Files here are written whole and durable, readable by their owner only. Used by 
 run at the same time: both hold the folder's lock.
 """
 
+import fcntl
 import json
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from strongroom.base.errors import ConfigError
-from strongroom.config import Settings
+from strongroom.config import FILE_NAME, Settings
 from strongroom.control import installation
 from strongroom.control.accounts import FirstAccount
 from strongroom.control.db import Database
@@ -52,6 +54,51 @@ def configure_logging(settings: Settings) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def prepare_state(settings: Settings) -> None:
+    """Make the state folder, closed to others. One that others may enter is closed if it is empty or already ours,
+    else refused: it may be somebody's home. Raises ConfigError."""
+    folder = settings.state_dir
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid != os.geteuid():
+            raise ConfigError(reason=f"The state folder {folder} belongs to another user. Name one of your own.")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            names = {entry.name for entry in folder.iterdir()}
+            if names and "lock" not in names and FILE_NAME not in names:
+                raise ConfigError(
+                    reason=f"Others may enter {folder}, and it holds files that are not Strongroom's. "
+                    "Name another state folder, or close this one with chmod 700."
+                )
+            folder.chmod(0o700)
+    except OSError as err:
+        raise ConfigError(reason=f"The state folder {folder} cannot be used: {err.strerror}.") from err
+
+
+@contextmanager
+def state_lock(settings: Settings) -> Iterator[None]:
+    """Own the state folder. Who gets it knows that every earlier server of this folder is dead (RULINGS 6).
+
+    Raises ConfigError naming the process that has it. The kernel frees it with the process.
+    """
+    path = settings.state_dir / "lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise ConfigError(
+                reason=f"The state folder {settings.state_dir} is in use by process {holder}. "
+                "Stop that server first, or name another folder with --state."
+            ) from err
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextmanager

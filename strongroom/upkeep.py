@@ -5,7 +5,7 @@ from pathlib import Path
 
 from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ConfigError
-from strongroom.config import Settings, prepare_state, state_lock
+from strongroom.config import Settings
 from strongroom.control import migrate as schema
 from strongroom.control.accounts import Accounts
 from strongroom.control.db import Database
@@ -23,8 +23,10 @@ from strongroom.state import (
     EXPORT_MARK,
     configure_logging,
     load_master_key,
+    prepare_state,
     require_no_rotation,
     running_database,
+    state_lock,
     write_credentials,
     write_new,
 )

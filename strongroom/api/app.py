@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from strongroom.api.errors import error_response, gateway_response
 from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Operation
 from strongroom.api.services import Services
-from strongroom.base.errors import Forbidden, InvalidRequest, StrongroomError, TooLarge, TooSlow, Unavailable
+from strongroom.base.errors import Forbidden, InvalidRequest, StrongroomError, Throttled, TooLarge, TooSlow, Unavailable
 from strongroom.base.ids import is_hex_id, is_id, new_id
 from strongroom.control.access import ANONYMOUS, Caller, allowed
 
@@ -30,7 +30,9 @@ REQUESTS = Histogram(
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 QUERY_ITEMS_MAX = 1000  # 300 ids in one list call is the most a real client sends; beyond this it is abuse
-ID_PARAMETERS_FREE = frozenset({"project_id", "user_id", "member_id", "access_key"})  # not UUIDs, checked elsewhere
+ID_PARAMETERS_FREE = frozenset(
+    {"project_id", "user_id", "member_id", "access_key", "account_id"}
+)  # not UUIDs, checked elsewhere
 
 
 class Router:
@@ -87,13 +89,34 @@ def _counted(places: _Places, limit: int) -> Iterator[None]:
         places.taken -= 1
 
 
+class _Shares:
+    """Requests of each project in work: one tenant does not take every place from the others."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    @contextmanager
+    def one_of(self, project_id: str, limit: int) -> Iterator[None]:
+        """Raises Throttled when the project has as many in work as it may. "" (no project) is nobody's share."""
+        taken = self._taken.get(project_id, 0)
+        if project_id and taken >= limit:
+            raise Throttled(reason="Too many requests of this project at once. Try again in a few seconds.")
+        self._taken[project_id] = taken + 1
+        try:
+            yield
+        finally:
+            self._taken[project_id] -= 1
+            if not self._taken[project_id]:
+                del self._taken[project_id]
+
+
 class Application:
     """One instance a process. Every answer carries X-Request-Id; every failure ends in `error_response`."""
 
     def __init__(self, operations: Sequence[Operation], services: Services) -> None:
         self._router = Router(operations)
         self._services = services
-        self._receiving, self._working = _Places(), _Places()
+        self._receiving, self._working, self._shares = _Places(), _Places(), _Shares()
         self._encoder = msgspec.json.Encoder()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,7 +210,8 @@ class Application:
             request=request,
             request_id=request_id,
         )
-        result = await operation.handler(call)
+        with self._shares.one_of(caller.project_id, self._services.limits.of_project_max):
+            result = await operation.handler(call)
         if isinstance(result, Response):
             return result
         if result is None:

@@ -4,6 +4,8 @@ When both arrive the token counts: the SDK with a preset token header also sends
 (contract/identity.md section 2).
 """
 
+import ipaddress
+
 from starlette.requests import Request
 
 from strongroom.base.errors import Unauthenticated
@@ -13,6 +15,8 @@ from strongroom.control.callers import Callers
 from strongroom.control.signatures import SignedRequest
 
 TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 -- the name of a header
+SECURITY_TOKEN_HEADER = "X-Security-Token"  # noqa: S105
+_IPV6_PREFIX = 64  # what one customer of a network has at least
 
 
 class Authenticator:
@@ -35,7 +39,24 @@ class Authenticator:
             headers=request.scope["headers"],
             body=body,
         )
-        return await self._callers.caller_of_signature(authorization, signed, _project(request))
+        return await self._callers.caller_of_signature(
+            authorization, signed, _project(request), request.headers.get(SECURITY_TOKEN_HEADER)
+        )
+
+
+def source_of(request: Request) -> str:
+    """The address that logins are counted by: of the client, or of its network where one has many (IPv6).
+
+    Behind a proxy on this machine it is what the proxy says (X-Forwarded-For), as uvicorn reads it.
+    """
+    host = request.client.host if request.client is not None else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host[:64]
+    if address.version == 6:
+        return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))
+    return host
 
 
 def _project(request: Request) -> str:

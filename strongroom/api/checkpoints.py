@@ -7,8 +7,9 @@ import msgspec
 from strongroom.api.operation import Call, Operation
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import InvalidRequest
+from strongroom.base.ids import is_id
 from strongroom.base.units import gigabytes, megabytes
-from strongroom.control import checkpoints
+from strongroom.control import checkpoints, policies
 from strongroom.control.checkpoints import KEEP_FOR_EVER, Checkpoint, CheckpointResource, NewCheckpoint
 
 
@@ -76,6 +77,8 @@ async def create_checkpoint(call: Call) -> dict[str, Any]:
         policy_id=asked.policy_id,
         retention_days=KEEP_FOR_EVER if asked.retention_duration_days is None else asked.retention_duration_days,
     )
+    if asked.policy_id is not None and is_id(asked.policy_id):  # a malformed one is refused with the others below
+        await policies.show_policy(call.services.database, call.project_id, asked.policy_id)
     checkpoint = await checkpoints.create_checkpoint(
         call.services.database, call.project_id, new, request_id=call.request_id, clock=call.services.clock
     )

@@ -1,4 +1,4 @@
-"""The Keystone-shaped calls that clients make before their first CBR call, and the operator's accounts under /ext.
+"""The Keystone-shaped calls that clients make before their first CBR call, and those with which a session ends.
 
 Shapes are those of contract/identity.md sections 1 and 4. Errors of the /v3 paths here use the Keystone envelope.
 """
@@ -10,14 +10,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from strongroom.api.authentication import TOKEN_HEADER
-from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Operation
-from strongroom.base.errors import InvalidRequest, Unauthenticated, Unsupported
-from strongroom.control.access import ACTION_ADMIN, ROLE_TENANT_ADMIN
-from strongroom.control.accounts import Accounts, Project, User
-from strongroom.control.callers import Callers, IssuedToken, Login, Scope
+from strongroom.api.authentication import TOKEN_HEADER, source_of
+from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Handler, Operation
+from strongroom.base.errors import Forbidden, InvalidRequest, Unsupported
+from strongroom.control.accounts import Accounts, Project
+from strongroom.control.callers import Callers, IssuedToken, Scope
+from strongroom.control.logins import Login, Logins
 
 SUBJECT_HEADER = "X-Subject-Token"
+_OF_OUR_TOKENS = frozenset({"create_token", "show_token", "revoke_token", "change_password", "show_catalog"})
 
 
 # --- what clients send ----------------------------------------------------------------------------------------------
@@ -73,32 +74,13 @@ class ProjectQuery(msgspec.Struct, kw_only=True):
     name: str | None = None
 
 
-class NewProject(msgspec.Struct, kw_only=True):
-    name: str
-    description: str = ""
-
-
-class ProjectRequest(msgspec.Struct, kw_only=True):
-    project: NewProject
-
-
-class NewUser(msgspec.Struct, kw_only=True):
-    name: str
+class NewPassword(msgspec.Struct, kw_only=True):
+    original_password: str
     password: str
-    project_id: str = ""
-    role: str = ROLE_TENANT_ADMIN
 
 
-class UserRequest(msgspec.Struct, kw_only=True):
-    user: NewUser
-
-
-class NewKey(msgspec.Struct, kw_only=True):
-    user_id: str
-
-
-class KeyRequest(msgspec.Struct, kw_only=True):
-    key: NewKey
+class PasswordRequest(msgspec.Struct, kw_only=True):
+    user: NewPassword
 
 
 # --- handlers -------------------------------------------------------------------------------------------------------
@@ -107,61 +89,69 @@ class KeyRequest(msgspec.Struct, kw_only=True):
 class IdentityApi:
     """Handlers that need the identity; made once, its `operations` join the table.
 
-    endpoint  base URL as clients see it; None: taken from the Host header of each request
+    endpoint   base URL as clients see it; None: taken from the Host header of each request
+    tokens_of  URL of the Keystone whose tokens count here; None: ours do
     """
 
-    def __init__(self, *, callers: Callers, accounts: Accounts, region: str, endpoint: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        callers: Callers,
+        logins: Logins,
+        accounts: Accounts,
+        region: str,
+        endpoint: str | None,
+        tokens_of: str | None = None,
+    ) -> None:
         self._callers = callers
+        self._logins = logins
         self._accounts = accounts
         self._region = region
         self._endpoint = endpoint
+        self._tokens_of = tokens_of
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        """Rows of the table: versions, tokens, projects and domains, accounts of operators."""
+        """Rows of the table: versions, tokens, projects and domains."""
+        by_name: dict[str, Any] = {"query": ProjectQuery}
+        rows: tuple[tuple[str, str, str, str, Handler, dict[str, Any]], ...] = (
+            ("create_token", "POST", "auth/tokens", PUBLIC, self.create_token, {"body": TokenRequest}),
+            ("show_token", "GET", "auth/tokens", AUTHENTICATED, self.show_token, {}),
+            ("revoke_token", "DELETE", "auth/tokens", AUTHENTICATED, self.revoke_token, {"status": 204}),
+            (
+                "change_password",
+                "POST",
+                "users/{user_id}/password",
+                AUTHENTICATED,
+                self.change_password,
+                {"body": PasswordRequest, "status": 204},
+            ),
+            ("list_auth_projects", "GET", "auth/projects", AUTHENTICATED, self.projects, by_name),
+            ("list_own_projects", "GET", "projects", AUTHENTICATED, self.projects, by_name),
+            ("list_auth_domains", "GET", "auth/domains", AUTHENTICATED, self.domains, {}),
+            ("show_catalog", "GET", "auth/catalog", AUTHENTICATED, self.catalog, {}),
+        )
         versions = [
             Operation(name=name, method="GET", path=path, action=PUBLIC, handler=self.versions, status=300)
             for name, path in (("list_api_versions", "/"), ("show_api_version_v3", "/v3"))
         ]
         keystone = [
-            Operation(name=name, method=method, path=path, action=action, handler=handler, keystone=True, **more)
-            for name, method, path, action, handler, more in (
-                ("create_token", "POST", "/v3/auth/tokens", PUBLIC, self.create_token, {"body": TokenRequest}),
-                ("show_token", "GET", "/v3/auth/tokens", AUTHENTICATED, self.show_token, {}),
-                (
-                    "list_auth_projects",
-                    "GET",
-                    "/v3/auth/projects",
-                    AUTHENTICATED,
-                    self.projects,
-                    {"query": ProjectQuery},
-                ),
-                ("list_own_projects", "GET", "/v3/projects", AUTHENTICATED, self.projects, {"query": ProjectQuery}),
-                ("list_auth_domains", "GET", "/v3/auth/domains", AUTHENTICATED, self.domains, {}),
-                ("show_catalog", "GET", "/v3/auth/catalog", AUTHENTICATED, self.catalog, {}),
-            )
-        ]
-        admin = [
             Operation(
-                name=name, method=method, path=f"/ext/v1/admin/{path}", action=ACTION_ADMIN, handler=handler, **more
+                name=name,
+                method=method,
+                path=f"/v3/{path}",
+                action=action,
+                handler=self.elsewhere if self._tokens_of and name in _OF_OUR_TOKENS else handler,
+                keystone=True,
+                **more,
             )
-            for name, method, path, handler, more in (
-                (
-                    "admin_create_project",
-                    "POST",
-                    "projects",
-                    self.create_project,
-                    {"body": ProjectRequest, "status": 201},
-                ),
-                ("admin_list_projects", "GET", "projects", self.all_projects, {}),
-                ("admin_create_user", "POST", "users", self.create_user, {"body": UserRequest, "status": 201}),
-                ("admin_list_users", "GET", "users", self.all_users, {}),
-                ("admin_create_key", "POST", "keys", self.create_key, {"body": KeyRequest, "status": 201}),
-                ("admin_list_keys", "GET", "keys", self.all_keys, {}),
-                ("admin_delete_key", "DELETE", "keys/{access_key}", self.delete_key, {"status": 204}),
-            )
+            for name, method, path, action, handler, more in rows
         ]
-        return (*versions, *keystone, *admin)
+        return (*versions, *keystone)
+
+    async def elsewhere(self, call: Call) -> None:
+        """Where another Keystone issues the tokens, ours are of no use."""
+        raise Unsupported(reason=f"The tokens of this service are those of {self._tokens_of}. Ask there.")
 
     async def versions(self, call: Call) -> dict[str, Any]:
         """300 with the one version; keystoneauth takes it for its discovery too."""
@@ -190,7 +180,7 @@ class IdentityApi:
                 domain_id=domain.id,
                 domain_name=domain.name,
             )
-            issued = await self._callers.log_in(login, scope)
+            issued = await self._logins.log_in(login, scope, source_of(call.request))
         elif auth.identity.methods == ["token"] and auth.identity.token is not None:
             issued = await self._callers.exchange_token(auth.identity.token.id, scope)
         else:
@@ -200,18 +190,23 @@ class IdentityApi:
 
     async def show_token(self, call: Call) -> dict[str, Any]:
         """What a token says; only its owner may ask."""
-        text = call.request.headers.get(SUBJECT_HEADER) or call.request.headers.get(TOKEN_HEADER)
-        if text is None:
-            raise InvalidRequest(reason=f"The header {SUBJECT_HEADER} is missing.")
-        issued = await self._callers.inspect_token(text)
-        if issued.caller.user_id != call.caller.user_id:
-            raise Unauthenticated(reason="the token is of another user")
-        return self._token_body(call.request, issued)
+        return self._token_body(call.request, await self._callers.inspect_token(_subject(call.request), call.caller))
+
+    async def revoke_token(self, call: Call) -> None:
+        """The token of X-Subject-Token is void; its owner's doing, or an operator's."""
+        await self._callers.revoke_token(_subject(call.request), call.caller)
+
+    async def change_password(self, call: Call) -> None:
+        """One's own, with the old one in hand; every token of before is void."""
+        if call.path["user_id"] != call.caller.user_id:
+            raise Forbidden(reason="A password is changed by its user, or by an operator under /ext/v1/admin/users.")
+        new: NewPassword = call.body.user
+        await self._logins.change_password(call.caller, new.original_password, new.password, source_of(call.request))
 
     async def projects(self, call: Call) -> dict[str, Any]:
         """The caller's projects; the SDK looks one up by the name of its region."""
         found = await self._accounts.projects_of(call.caller.user_id, call.query.name)
-        return {"projects": [_project(p, self._base(call.request)) for p in found], "links": {}}
+        return {"projects": [project_view(p, self._base(call.request)) for p in found], "links": {}}
 
     async def domains(self, call: Call) -> dict[str, Any]:
         """The caller's domain, in a list."""
@@ -221,40 +216,10 @@ class IdentityApi:
     async def catalog(self, call: Call) -> dict[str, Any]:
         return {"catalog": self._catalog(call.request, call.caller.project_id), "links": {}}
 
-    async def create_project(self, call: Call) -> dict[str, Any]:
-        made = await self._accounts.create_project(call.body.project.name, call.body.project.description)
-        return {"project": _project(made, self._base(call.request))}
-
-    async def all_projects(self, call: Call) -> dict[str, Any]:
-        return {"projects": [_project(p, self._base(call.request)) for p in await self._accounts.projects()]}
-
-    async def create_user(self, call: Call) -> dict[str, Any]:
-        new: NewUser = call.body.user
-        made = await self._accounts.create_user(
-            name=new.name, password=new.password, project_id=new.project_id, role=new.role
-        )
-        return {"user": _user(made)}
-
-    async def all_users(self, call: Call) -> dict[str, Any]:
-        return {"users": [_user(u) for u in await self._accounts.users()]}
-
-    async def create_key(self, call: Call) -> dict[str, Any]:
-        """The secret is in this answer and nowhere else."""
-        made = await self._accounts.create_access_key(call.body.key.user_id)
-        key = {"access_key": made.access_key, "secret_key": made.secret_key, "user_id": call.body.key.user_id}
-        return {"key": key}
-
-    async def all_keys(self, call: Call) -> dict[str, Any]:
-        found = await self._accounts.access_keys()
-        return {"keys": [{"access_key": k.access_key, "user_id": k.user_id, "enabled": k.enabled} for k in found]}
-
-    async def delete_key(self, call: Call) -> None:
-        await self._accounts.delete_access_key(call.path["access_key"])
-
     # --- shapes -----------------------------------------------------------------------------------------------------
 
     def _base(self, request: Request) -> str:
-        return self._endpoint or f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}"
+        return base_url(self._endpoint, request)
 
     def _catalog(self, request: Request, project_id: str) -> list[dict[str, Any]]:
         """`cbr` ends with the project: gophertelekomcloud appends resource names to it as it is."""
@@ -275,6 +240,7 @@ class IdentityApi:
         domain = {"id": caller.domain_id, "name": caller.domain_name}
         token: dict[str, Any] = {
             "methods": list(issued.methods),
+            "audit_ids": [issued.audit_id],
             "issued_at": _keystone_time(issued.issued_at),
             "expires_at": _keystone_time(issued.expires_at),
             "user": {"id": caller.user_id, "name": caller.user_name, "domain": domain},
@@ -284,6 +250,19 @@ class IdentityApi:
             token["roles"] = [{"id": role, "name": role} for role in sorted(caller.roles)]
             token["catalog"] = self._catalog(request, caller.project_id)
         return {"token": token}
+
+
+def base_url(endpoint: str | None, request: Request) -> str:
+    """Where clients reach this API: as configured, else as this one did."""
+    return endpoint or f"{request.url.scheme}://{request.headers.get('host', request.url.netloc)}"
+
+
+def _subject(request: Request) -> str:
+    """The token that a call is about: X-Subject-Token, else the one it is made with."""
+    text = request.headers.get(SUBJECT_HEADER) or request.headers.get(TOKEN_HEADER)
+    if text is None:
+        raise InvalidRequest(reason=f"The header {SUBJECT_HEADER} is missing.")
+    return text
 
 
 def _scope(member: ScopeMember | str | None) -> Scope | None:
@@ -308,7 +287,7 @@ def _keystone_time(at: datetime) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _project(project: Project, base: str) -> dict[str, Any]:
+def project_view(project: Project, base: str) -> dict[str, Any]:
     return {
         "id": project.id,
         "name": project.name,
@@ -319,7 +298,3 @@ def _project(project: Project, base: str) -> dict[str, Any]:
         "enabled": project.enabled,
         "links": {"self": f"{base}/v3/projects/{project.id}"},
     }
-
-
-def _user(user: User) -> dict[str, Any]:
-    return {"id": user.id, "name": user.name, "domain_id": user.domain_id, "enabled": user.enabled}

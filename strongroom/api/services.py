@@ -43,12 +43,14 @@ class Browser(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a request may cost. Reasons: a body of the API is a few KB (256 resources with extra_info: 100 KB), and
-    20 s bring the largest one over a line of half a megabit. bodies_max: bodies on their way, whoever sends them."""
+    20 s bring the largest one over a line of half a megabit. bodies_max: bodies on their way, whoever sends them.
+    of_project_max: what one project may have in work of concurrency_max, so that two never starve a third."""
 
     body_bytes_max: int = 1 << 20
     body_s_max: int = 20
     bodies_max: int = 500
     concurrency_max: int = 200
+    of_project_max: int = 100
 
 
 @dataclass(frozen=True, kw_only=True)

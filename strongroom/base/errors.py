@@ -136,6 +136,16 @@ class AccountNotFound(NotFound):
     kind = "Account"
 
 
+@dataclass(kw_only=True, eq=False)
+class TokenNotFound(NotFound):
+    """Of another user, expired, revoked, or never a token: the answer is the same."""
+
+    code: ClassVar[str] = "BackupService.9900"
+    kind: ClassVar[str] = "Token"
+    template: ClassVar[str] = "The token of X-Subject-Token does not exist, has ended, or is not yours."
+    id: str = ""
+
+
 class TagNotFound(NotFound):
     code = "BackupService.6601"
     kind = "Tag"

@@ -41,6 +41,13 @@ def project_id(client: Client, text: str) -> str:
     return _only(rows, text, kind="project", command="strongroom project list")
 
 
+def domain_id(client: Client, text: str) -> str:
+    if is_hex_id(text):
+        return text
+    rows = client.get("/ext/v1/admin/domains")["domains"]
+    return _only(rows, text, kind="domain", command="strongroom domain list")
+
+
 def user_id(client: Client, text: str) -> str:
     if is_hex_id(text):
         return text

@@ -1,10 +1,12 @@
-"""Who is who: domains, projects, users, roles and access keys, as rows. Proofs are in control/callers."""
+"""Who is who: domains, projects, users, roles and access keys, as rows. Changes of them are in control/account_changes,
+proofs in control/callers and control/logins."""
 
+import hashlib
 import secrets
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 import psycopg
 from psycopg import AsyncConnection
@@ -24,6 +26,8 @@ _DESCRIPTION_CHARS_MAX = 255
 _BOOTSTRAP_LOCK = 0x5374726F6E68
 _FIRST_USER = "admin"
 _ACCESS_KEY_LETTERS = string.ascii_uppercase + string.digits
+
+KEY_TTL_S_MIN, KEY_TTL_S_MAX = 900, 86400  # of temporary access keys, as in IAM: 15 minutes to a day
 
 _PROJECTS = """
     SELECT p.id, p.name, p.domain_id, d.name AS domain_name, p.description, p.enabled
@@ -64,19 +68,22 @@ class User:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyOwner:
-    """An access key as operators see it: whose it is, never its secret."""
+    """An access key as operators see it: whose it is, never its secret. expires_at: of a temporary one."""
 
     access_key: str
     user_id: str
     enabled: bool
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccessKey:
-    """A new key with its secret, shown once."""
+    """A new key with its secret, shown once. The others: of a temporary key, which is sent with its token."""
 
     access_key: str
     secret_key: str = field(repr=False)
+    security_token: str | None = field(default=None, repr=False)
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,55 +132,64 @@ class Accounts:
     # --- operators --------------------------------------------------------------------------------------------------
 
     async def projects(self) -> list[Project]:
-        """Every project of the default domain, by name."""
+        """Every project, by name."""
         async with self._database.read(class_row(Project)) as conn:
-            cursor = await conn.execute(_PROJECTS + "WHERE p.domain_id = %s ORDER BY p.name", (DEFAULT_DOMAIN,))
+            cursor = await conn.execute(_PROJECTS + "ORDER BY p.name, p.id")
             return await cursor.fetchall()
 
     async def users(self) -> list[User]:
-        """Every user of the default domain, by name."""
+        """Every user, by name."""
         async with self._database.read(class_row(User)) as conn:
-            cursor = await conn.execute(
-                "SELECT id, name, domain_id, enabled FROM users WHERE domain_id = %s ORDER BY name", (DEFAULT_DOMAIN,)
-            )
+            cursor = await conn.execute("SELECT id, name, domain_id, enabled FROM users ORDER BY name, id")
             return await cursor.fetchall()
 
-    async def create_project(self, name: str, description: str = "") -> Project:
-        """Raises InvalidRequest, or Conflict when the name is taken."""
-        _require_name("project", name)
+    async def create_project(self, name: str, description: str = "", domain_id: str = DEFAULT_DOMAIN) -> Project:
+        """Raises InvalidRequest, AccountNotFound for the domain, Conflict when the name is taken in it."""
+        require_account_name("project", name)
         if len(description) > _DESCRIPTION_CHARS_MAX or not description.isprintable():
             raise InvalidRequest(reason=f"A description has at most {_DESCRIPTION_CHARS_MAX} printable characters.")
         async with self._database.transaction() as conn:
-            project_id = await _insert_project(conn, name, description, self._clock.now())
+            domain = await _require_domain(conn, domain_id)
+            project_id = await _insert_project(conn, domain.id, name, description, self._clock.now())
         return Project(
             id=project_id,
             name=name,
-            domain_id=DEFAULT_DOMAIN,
-            domain_name=DEFAULT_DOMAIN,
+            domain_id=domain.id,
+            domain_name=domain.name,
             description=description,
             enabled=True,
         )
 
     async def create_user(self, *, name: str, password: str, project_id: str, role: str) -> User:
-        """A user with one role on one project; the role `admin` makes an operator instead and needs no project.
+        """A user with one role on one project, in its domain; the role `admin` makes an operator instead, in the
+        default domain, and needs no project.
 
         Raises InvalidRequest, AccountNotFound for the project, Conflict when the name is taken.
         """
-        _require_name("user", name)
-        _require_role(role)
+        require_account_name("user", name)
+        require_role(role)
         encoded = await self._passwords.hash(password)
         async with self._database.transaction() as conn:
+            domain_id = DEFAULT_DOMAIN
             if role != ROLE_OPERATOR:
-                await _require_project(conn, project_id)
-            user_id = await _insert_user(conn, name, encoded, self._clock.now())
+                domain_id = await domain_of_project(conn, project_id)
+            user_id = await _insert_user(conn, domain_id, name, encoded, self._clock.now())
             await _assign(conn, user_id, project_id, role)
-        return User(id=user_id, name=name, domain_id=DEFAULT_DOMAIN, enabled=True)
+        return User(id=user_id, name=name, domain_id=domain_id, enabled=True)
 
-    async def create_access_key(self, user_id: str) -> AccessKey:
-        """A new key; its secret is shown this once. Raises AccountNotFound."""
+    async def create_access_key(self, user_id: str, ttl_s: int | None = None) -> AccessKey:
+        """A new key; its secret is shown this once. ttl_s: a temporary one, with a token that is sent beside it.
+
+        Raises AccountNotFound, or InvalidRequest for a ttl_s out of range.
+        """
         if not is_hex_id(user_id):
             raise AccountNotFound(id=user_id[:_NAME_CHARS_MAX])
         key = _new_access_key()
+        if ttl_s is not None:
+            if not KEY_TTL_S_MIN <= ttl_s <= KEY_TTL_S_MAX:
+                raise InvalidRequest(reason=f"Invalid duration_seconds: give {KEY_TTL_S_MIN} to {KEY_TTL_S_MAX}.")
+            expires_at = self._clock.now() + timedelta(seconds=ttl_s)
+            key = replace(key, security_token=secrets.token_urlsafe(48), expires_at=expires_at)
         async with self._database.transaction() as conn:
             cursor = await conn.execute("SELECT 1 FROM users WHERE id = %s", (user_id,))
             if await cursor.fetchone() is None:
@@ -182,12 +198,10 @@ class Accounts:
         return key
 
     async def access_keys(self) -> list[KeyOwner]:
-        """Every access key of the default domain's users, oldest first."""
+        """Every access key, oldest first."""
         async with self._database.read(class_row(KeyOwner)) as conn:
             cursor = await conn.execute(
-                "SELECT k.access_key, k.user_id, k.enabled FROM access_keys k JOIN users u ON u.id = k.user_id "
-                "WHERE u.domain_id = %s ORDER BY k.created_at, k.access_key",
-                (DEFAULT_DOMAIN,),
+                "SELECT access_key, user_id, enabled, expires_at FROM access_keys ORDER BY created_at, access_key"
             )
             return await cursor.fetchall()
 
@@ -196,11 +210,7 @@ class Accounts:
         if not access_key.isprintable():
             raise AccountNotFound(id="access key")
         async with self._database.transaction() as conn:
-            cursor = await conn.execute(
-                "DELETE FROM access_keys k USING users u "
-                "WHERE u.id = k.user_id AND u.domain_id = %s AND k.access_key = %s",
-                (DEFAULT_DOMAIN, access_key),
-            )
+            cursor = await conn.execute("DELETE FROM access_keys WHERE access_key = %s", (access_key,))
         if cursor.rowcount == 0:
             raise AccountNotFound(id=access_key[:_NAME_CHARS_MAX])
 
@@ -220,8 +230,8 @@ class Accounts:
             await conn.execute(
                 "INSERT INTO domains (id, name, created_at) VALUES (%s, %s, %s)", (DEFAULT_DOMAIN, DEFAULT_DOMAIN, now)
             )
-            project_id = await _insert_project(conn, region, "", now)
-            user_id = await _insert_user(conn, _FIRST_USER, await self._passwords.hash(password), now)
+            project_id = await _insert_project(conn, DEFAULT_DOMAIN, region, "", now)
+            user_id = await _insert_user(conn, DEFAULT_DOMAIN, _FIRST_USER, await self._passwords.hash(password), now)
             await _assign(conn, user_id, project_id, ROLE_TENANT_ADMIN)
             await _assign(conn, user_id, project_id, ROLE_OPERATOR)
             await self._insert_key(conn, user_id, key)
@@ -239,9 +249,14 @@ class Accounts:
         return True
 
     async def _insert_key(self, conn: AsyncConnection[TupleRow], user_id: str, key: AccessKey) -> None:
+        now = self._clock.now()
+        # Those that expired are of no use to anybody, and nobody deletes them.
+        await conn.execute("DELETE FROM access_keys WHERE user_id = %s AND expires_at < %s", (user_id, now))
+        digest = digest_of(key.security_token) if key.security_token is not None else None
         await conn.execute(
-            "INSERT INTO access_keys (access_key, user_id, secret_sealed, created_at) VALUES (%s, %s, %s, %s)",
-            (key.access_key, user_id, self._ring.seal_secret(key.secret_key), self._clock.now()),
+            "INSERT INTO access_keys (access_key, user_id, secret_sealed, created_at, expires_at, "
+            "security_token_digest) VALUES (%s, %s, %s, %s, %s, %s)",
+            (key.access_key, user_id, self._ring.seal_secret(key.secret_key), now, key.expires_at, digest),
         )
 
 
@@ -252,44 +267,62 @@ def _new_access_key() -> AccessKey:
     )
 
 
-def _require_name(what: str, name: str) -> None:
+def require_account_name(what: str, name: str) -> None:
     if not 1 <= len(name) <= _NAME_CHARS_MAX or not name.isprintable() or name != name.strip():
         raise InvalidRequest(reason=f"The name of a {what} has 1 to {_NAME_CHARS_MAX} printable characters.")
 
 
-def _require_role(role: str) -> None:
+def require_role(role: str) -> None:
     if role not in ACTIONS_OF:
         raise InvalidRequest(
             reason=f"There is no role {role[:_NAME_CHARS_MAX]!r}. Choose one of: {', '.join(ACTIONS_OF)}."
         )
 
 
-async def _require_project(conn: AsyncConnection[TupleRow], project_id: str) -> None:
+def digest_of(text: str) -> bytes:
+    """32 bytes that stand for a text which is not stored: a security token, an address."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+async def domain_of_project(conn: AsyncConnection[TupleRow], project_id: str) -> str:
+    """Raises AccountNotFound when there is no such project."""
     if not is_hex_id(project_id):
         raise AccountNotFound(id=project_id[:_NAME_CHARS_MAX])
-    cursor = await conn.execute("SELECT 1 FROM projects WHERE id = %s", (project_id,))
-    if await cursor.fetchone() is None:
+    row = await (await conn.execute("SELECT domain_id FROM projects WHERE id = %s", (project_id,))).fetchone()
+    if row is None:
         raise AccountNotFound(id=project_id)
+    return str(row[0])
 
 
-async def _insert_project(conn: AsyncConnection[TupleRow], name: str, description: str, now: datetime) -> str:
+async def _require_domain(conn: AsyncConnection[TupleRow], domain_id: str) -> AccountDomain:
+    row = None
+    if is_hex_id(domain_id) or domain_id == DEFAULT_DOMAIN:
+        row = await (await conn.execute("SELECT id, name FROM domains WHERE id = %s", (domain_id,))).fetchone()
+    if row is None:
+        raise AccountNotFound(id=domain_id[:_NAME_CHARS_MAX])
+    return AccountDomain(id=row[0], name=row[1])
+
+
+async def _insert_project(
+    conn: AsyncConnection[TupleRow], domain_id: str, name: str, description: str, now: datetime
+) -> str:
     project_id = new_hex_id()
     try:
         await conn.execute(
             "INSERT INTO projects (id, domain_id, name, description, created_at) VALUES (%s, %s, %s, %s, %s)",
-            (project_id, DEFAULT_DOMAIN, name, description, now),
+            (project_id, domain_id, name, description, now),
         )
     except psycopg.errors.UniqueViolation as err:
         raise Conflict(conflict_code="9900", reason=f"There is a project {name} already. Choose another name.") from err
     return project_id
 
 
-async def _insert_user(conn: AsyncConnection[TupleRow], name: str, encoded: str, now: datetime) -> str:
+async def _insert_user(conn: AsyncConnection[TupleRow], domain_id: str, name: str, encoded: str, now: datetime) -> str:
     user_id = new_hex_id()
     try:
         await conn.execute(
             "INSERT INTO users (id, domain_id, name, password_hash, created_at) VALUES (%s, %s, %s, %s, %s)",
-            (user_id, DEFAULT_DOMAIN, name, encoded, now),
+            (user_id, domain_id, name, encoded, now),
         )
     except psycopg.errors.UniqueViolation as err:
         raise Conflict(conflict_code="9900", reason=f"There is a user {name} already. Choose another name.") from err

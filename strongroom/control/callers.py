@@ -1,27 +1,26 @@
-"""Who is calling: a password, a token or a signature leads to a Caller of control/access.
+"""Who is calling: a token or a signature leads to a Caller of control/access. Passwords are in control/logins.
 
 A proof says who somebody is; what they may do is read from the database when they call, at most `FRESH_S` old: a user
-who is disabled or loses a role is stopped within seconds, in every process. Failed proofs of a kind read alike, and an
-unknown name costs as much time as a wrong password.
+who is disabled or loses a role, and a token that is revoked, are stopped within seconds, in every process. Failed
+proofs of a kind read alike.
 """
 
-import hashlib
+import hmac
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
+import msgspec
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import Unauthenticated
+from strongroom.base.errors import TokenNotFound, Unauthenticated
 from strongroom.base.ids import is_hex_id
-from strongroom.control.access import Caller
-from strongroom.control.accounts import DEFAULT_DOMAIN, Accounts
+from strongroom.control.access import ROLE_OPERATOR, Caller
+from strongroom.control.accounts import Accounts, digest_of
 from strongroom.control.db import Database
-from strongroom.control.passwords import LoginBrake, Passwords
 from strongroom.control.signatures import Signature, SignedRequest, parse_signature, verify_signature
-from strongroom.control.tokens import Ring, Token
+from strongroom.control.token_keys import TokenKeys
+from strongroom.control.tokens import Ring, Token, new_audit_id
 
 FRESH_S = 3.0  # how old a remembered role or key may be
 _REMEMBERED_MAX = 10_000  # callers and keys remembered each
@@ -29,6 +28,7 @@ _REPLAY_AFTER = timedelta(seconds=5)  # RULINGS 20: honest equal calls within wh
 _SIGNATURE_KEPT = timedelta(minutes=31)  # the clock window both ways, and a margin
 _PURGE_EVERY = 256  # signatures remembered by this process between two purges
 _PURGE_ROWS_MAX = 4096
+_CLOCKS_APART = timedelta(minutes=5)  # a revoked token is kept so much longer than it could be used
 _NOBODYS_SECRET = "of an access key that does not exist"  # noqa: S105
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -42,7 +42,8 @@ _CALLER = """
            ARRAY(SELECT r.role FROM role_assignments r
                  WHERE r.user_id = u.id
                    AND (r.project_id = p.id AND r.role <> 'admin'
-                        OR r.project_id IS NULL AND r.role = 'admin' AND u.domain_id = 'default'))
+                        OR r.project_id IS NULL AND r.role = 'admin' AND u.domain_id = 'default')),
+           u.tokens_not_before, EXISTS (SELECT 1 FROM revoked_tokens t WHERE t.audit_id = %(audit)s)
     FROM users u
     JOIN domains d ON d.id = u.domain_id
     LEFT JOIN projects p ON p.id = %(project)s AND p.enabled
@@ -58,17 +59,10 @@ _PURGE_SIGNATURES = """
     DELETE FROM seen_signatures WHERE signature IN
         (SELECT signature FROM seen_signatures WHERE seen_at < %s ORDER BY seen_at LIMIT %s)
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Login:
-    """A password login: the user by id, or by name in a domain named by id or name (None: the default domain)."""
-
-    password: str = field(repr=False)
-    user_id: str | None = None
-    user_name: str | None = None
-    domain_id: str | None = None
-    domain_name: str | None = None
+_PURGE_REVOKED = """
+    DELETE FROM revoked_tokens WHERE audit_id IN
+        (SELECT audit_id FROM revoked_tokens WHERE expires_at < %s ORDER BY expires_at LIMIT %s)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +84,17 @@ class IssuedToken:
     methods: tuple[str, ...]
     issued_at: datetime
     expires_at: datetime
+    audit_id: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Key:
+    """expires_at and security_token_digest: of a temporary key, else None."""
+
     user_id: str
     secret_key: str = field(repr=False)
+    expires_at: datetime | None
+    security_token_digest: bytes | None
 
 
 class Callers:
@@ -107,86 +106,124 @@ class Callers:
         database: Database,
         accounts: Accounts,
         ring: Ring,
-        passwords: Passwords,
+        keys: TokenKeys,
         clock: Clock,
         token_ttl_s: int,
     ) -> None:
         self._database = database
         self._accounts = accounts
         self._ring = ring
-        self._passwords = passwords
+        self._token_keys = keys
         self._clock = clock
         self._token_ttl = timedelta(seconds=token_ttl_s)
-        self._brake = LoginBrake(clock)
-        self._callers: dict[tuple[str, str], tuple[float, Caller]] = {}
+        self._callers: dict[tuple[str, str, str], tuple[float, Caller]] = {}
         self._keys: dict[str, tuple[float, _Key]] = {}
         self._signatures_since_purge = 0
 
-    async def log_in(self, login: Login, scope: Scope | None) -> IssuedToken:
-        """A token for a right password. `scope` None: the user's only project, or none if there are several.
+    async def issue(self, user_id: str, scope: Scope | None, methods: tuple[str, ...]) -> IssuedToken:
+        """A token for a user who has proved who it is. `scope` None: the only project, or none if there are several.
 
-        Raises Unauthenticated, or Throttled after too many failures of the same user.
+        Raises Unauthenticated for a project that is not the user's.
         """
-        async with self._database.read() as conn:
-            row = await _find_user(conn, login)
-        user_id, encoded = row if row is not None else (None, None)
-        braked = user_id if user_id is not None else _digest(login)
-        self._brake.require_free(braked)
-        if not await self._passwords.verify(encoded, login.password) or user_id is None:
-            self._brake.failed(braked)
-            raise Unauthenticated(reason="the user name or the password is wrong, or the user is disabled")
-        self._brake.succeeded(braked)
         now = self._clock.now()
-        return await self._issue(user_id, scope, ("password",), now, now + self._token_ttl)
+        return await self._issue(user_id, scope, methods, now, now + self._token_ttl)
 
     async def exchange_token(self, text: str, scope: Scope | None) -> IssuedToken:
         """A token of another scope for the same user; it ends when the first one does. Raises Unauthenticated."""
-        now = self._clock.now()
-        token = self._ring.open_token(text, now)
+        token = await self._open(text)
+        await self._caller(token.user_id, token.project_id, token)  # it counts until now
         methods = tuple(dict.fromkeys([*token.methods, "token"]))
-        return await self._issue(token.user_id, scope, methods, now, token.expires_at)
+        return await self._issue(token.user_id, scope, methods, self._clock.now(), token.expires_at)
 
-    async def inspect_token(self, text: str) -> IssuedToken:
-        """What a valid token says, with the roles of now. Raises Unauthenticated."""
-        token = self._ring.open_token(text, self._clock.now())
+    async def inspect_token(self, text: str, caller: Caller) -> IssuedToken:
+        """What a valid token of this caller says, with the roles of now. Raises TokenNotFound for any other."""
+        try:
+            token = await self._open(text)
+            found = await self._caller(token.user_id, token.project_id, token)
+        except Unauthenticated as err:
+            raise TokenNotFound(detail=str(err)) from err
+        if token.user_id != caller.user_id:
+            raise TokenNotFound(detail="it is of another user")
         return IssuedToken(
-            text=text,
-            caller=await self._caller(token.user_id, token.project_id),
-            methods=token.methods,
-            issued_at=token.issued_at,
-            expires_at=token.expires_at,
-        )
+            text=text, caller=found, methods=token.methods, issued_at=token.issued_at, expires_at=token.expires_at,
+            audit_id=token.audit_id,
+        )  # fmt: skip
+
+    async def revoke_token(self, text: str, caller: Caller) -> None:
+        """The token counts no more: here at once, in other processes within FRESH_S. Those made from it go on.
+
+        Its owner may do it, and an operator. Raises TokenNotFound for what is no valid token, or somebody else's.
+        """
+        try:
+            token = await self._open(text)
+            await self._caller(token.user_id, token.project_id, token)
+        except Unauthenticated as err:
+            raise TokenNotFound(detail=str(err)) from err
+        if token.user_id != caller.user_id and ROLE_OPERATOR not in caller.roles:
+            raise TokenNotFound(detail="it is of another user")
+        now = self._clock.now()
+        async with self._database.transaction() as conn:
+            await conn.execute(
+                "INSERT INTO revoked_tokens (audit_id, expires_at) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                (token.audit_id, token.expires_at),
+            )
+            await conn.execute(_PURGE_REVOKED, (now - _CLOCKS_APART, _PURGE_ROWS_MAX))
+        self._callers.pop((token.user_id, token.project_id, token.audit_id), None)
 
     async def caller_of_token(self, text: str) -> Caller:
         """Who sent this X-Auth-Token. Raises Unauthenticated."""
-        token = self._ring.open_token(text, self._clock.now())
-        return await self._caller(token.user_id, token.project_id)
+        token = await self._open(text)
+        return await self._caller(token.user_id, token.project_id, token)
 
-    async def caller_of_signature(self, authorization: str, request: SignedRequest, project_id: str) -> Caller:
+    async def caller_of_signature(
+        self, authorization: str, request: SignedRequest, project_id: str, security_token: str | None = None
+    ) -> Caller:
         """Who signed this request, scoped to `project_id` if that user has roles there ("" : no project).
 
-        Raises Unauthenticated; a changing request that is a replay as well (RULINGS 20).
+        security_token: goes with a temporary key, and with no other. Raises Unauthenticated; for a changing request
+        that is a replay as well (RULINGS 20).
         """
         signature = parse_signature(authorization)
         key = await self._key(signature.access_key)
         now = self._clock.now()
         signed_at = verify_signature(request, signature, key.secret_key if key else _NOBODYS_SECRET, now)
-        if key is None:
+        if key is None or not _security_token_fits(key, security_token):
             raise Unauthenticated(reason="verify aksk signature fail")
+        if key.expires_at is not None and now >= key.expires_at:
+            raise Unauthenticated(reason="verify aksk signature fail, the temporary access key has expired")
         if request.method.upper() not in _READING_METHODS:
             await self._refuse_replay(signature, signed_at, now)
-        return await self._caller(key.user_id, project_id if is_hex_id(project_id) else "")
+        return await self._caller(key.user_id, project_id if is_hex_id(project_id) else "", None)
+
+    def forget(self, user_id: str) -> None:
+        """Nothing remembered of this user is used again by this process."""
+        for key in [key for key in self._callers if key[0] == user_id]:
+            del self._callers[key]
+        for access_key in [name for name, (_, key) in self._keys.items() if key.user_id == user_id]:
+            del self._keys[access_key]
+
+    async def _open(self, text: str) -> Token:
+        token = (await self._token_keys.current()).open(text, self._clock.now())
+        if token.audit_id:
+            return token
+        # Of an earlier version: what it says names it well enough.
+        said = repr((token.user_id, token.project_id, token.issued_at.timestamp()))
+        return msgspec.structs.replace(token, audit_id=digest_of(said).hex())
 
     async def _issue(
         self, user_id: str, scope: Scope | None, methods: tuple[str, ...], now: datetime, expires_at: datetime
     ) -> IssuedToken:
         project_id = await self._scoped_project(user_id, scope)
-        caller = await self._caller(user_id, project_id)
+        caller = await self._caller(user_id, project_id, None)
         if caller.project_id != project_id:
             raise Unauthenticated(reason="the user has no role on the project of the scope")
-        token = Token(user_id=user_id, project_id=project_id, methods=methods, issued_at=now, expires_at=expires_at)
+        token = Token(
+            user_id=user_id, project_id=project_id, methods=methods, issued_at=now, expires_at=expires_at,
+            audit_id=new_audit_id(),
+        )  # fmt: skip
+        text = (await self._token_keys.current()).seal(token)
         return IssuedToken(
-            text=self._ring.seal_token(token), caller=caller, methods=methods, issued_at=now, expires_at=expires_at
+            text=text, caller=caller, methods=methods, issued_at=now, expires_at=expires_at, audit_id=token.audit_id
         )
 
     async def _scoped_project(self, user_id: str, scope: Scope | None) -> str:
@@ -209,18 +246,26 @@ class Callers:
                 return project.id
         raise Unauthenticated(reason="the user has no role on the project of the scope")
 
-    async def _caller(self, user_id: str, project_id: str) -> Caller:
-        """The enabled user with the roles of now. project_id is "" in it where the user has no role."""
+    async def _caller(self, user_id: str, project_id: str, token: Token | None) -> Caller:
+        """The enabled user with the roles of now, and the token (if that is the proof) not revoked.
+
+        project_id is "" in it where the user has no role. Raises Unauthenticated.
+        """
         now_s = self._clock.monotonic_s()
-        remembered = self._callers.get((user_id, project_id))
+        key = (user_id, project_id, token.audit_id if token is not None else "")
+        remembered = self._callers.get(key)
         if remembered is not None and now_s - remembered[0] < FRESH_S:
             return remembered[1]
         async with self._database.read() as conn:
-            row = await (await conn.execute(_CALLER, {"user": user_id, "project": project_id})).fetchone()
+            cursor = await conn.execute(_CALLER, {"user": user_id, "project": project_id, "audit": key[2]})
+            row = await cursor.fetchone()
         if row is None:
-            self._callers.pop((user_id, project_id), None)
+            self._callers.pop(key, None)
             raise Unauthenticated(reason="the user is disabled or was deleted")
-        name, domain_id, domain_name, project, project_name, roles = row
+        name, domain_id, domain_name, project, project_name, roles, not_before, revoked = row
+        if token is not None and (revoked or (not_before is not None and token.issued_at < not_before)):
+            self._callers.pop(key, None)
+            raise Unauthenticated(reason="the token was revoked. Log in again")
         caller = Caller(
             user_id=user_id,
             user_name=name,
@@ -230,7 +275,7 @@ class Callers:
             project_name=project_name,
             roles=frozenset(roles),
         )
-        _remember(self._callers, (user_id, project_id), now_s, caller)
+        _remember(self._callers, key, now_s, caller)
         return caller
 
     async def _key(self, access_key: str) -> _Key | None:
@@ -240,13 +285,20 @@ class Callers:
             return remembered[1]
         async with self._database.read() as conn:
             cursor = await conn.execute(
-                "SELECT user_id, secret_sealed FROM access_keys WHERE access_key = %s AND enabled", (access_key,)
+                "SELECT user_id, secret_sealed, expires_at, security_token_digest FROM access_keys "
+                "WHERE access_key = %s AND enabled",
+                (access_key,),
             )
             row = await cursor.fetchone()
         if row is None:
             self._keys.pop(access_key, None)
             return None
-        key = _Key(user_id=row[0], secret_key=self._ring.open_secret(row[1]))
+        key = _Key(
+            user_id=row[0],
+            secret_key=self._ring.open_secret(row[1]),
+            expires_at=row[2],
+            security_token_digest=row[3],
+        )
         _remember(self._keys, access_key, now_s, key)
         return key
 
@@ -279,23 +331,7 @@ def _remember(memory: dict[Key, tuple[float, Value]], key: Key, now_s: float, va
         del memory[next(iter(memory))]  # the oldest
 
 
-def _digest(login: Login) -> str:
-    """A name of bounded length for a user that does not exist: it is braked like one that does."""
-    text = repr((login.user_id, login.user_name, login.domain_id, login.domain_name))
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-
-
-async def _find_user(conn: AsyncConnection[TupleRow], login: Login) -> tuple[str, str] | None:
-    """(id, password hash) of an enabled user."""
-    texts = (login.user_id, login.user_name, login.domain_id, login.domain_name)
-    if not all(text is None or text.isprintable() for text in texts):  # NUL cannot even be asked for
-        return None
-    columns = "SELECT u.id, u.password_hash FROM users u JOIN domains d ON d.id = u.domain_id WHERE u.enabled AND "
-    if login.user_id is not None:
-        cursor = await conn.execute(columns + "u.id = %s", (login.user_id,))
-    elif login.domain_id is not None:
-        cursor = await conn.execute(columns + "u.name = %s AND d.id = %s", (login.user_name, login.domain_id))
-    else:
-        domain_name = login.domain_name if login.domain_name is not None else DEFAULT_DOMAIN
-        cursor = await conn.execute(columns + "u.name = %s AND d.name = %s", (login.user_name, domain_name))
-    return await cursor.fetchone()
+def _security_token_fits(key: _Key, security_token: str | None) -> bool:
+    if key.security_token_digest is None:
+        return not security_token
+    return hmac.compare_digest(digest_of(security_token or ""), key.security_token_digest)

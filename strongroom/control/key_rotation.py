@@ -26,6 +26,8 @@ async def adopt_master_key(
         for access_key, sealed in rows:
             again = ring.seal_secret(ring.open_secret(bytes(sealed)))
             await conn.execute("UPDATE access_keys SET secret_sealed = %s WHERE access_key = %s", [again, access_key])
+        # Who had the old master key could make tokens: the next start makes a key for them from the new one.
+        await conn.execute("DELETE FROM token_keys")
         for (project_id, vault_id, domain_id), data in wrapped.items():
             await conn.execute(
                 "UPDATE vault_keys SET wrapped = %s WHERE project_id = %s AND vault_id = %s "

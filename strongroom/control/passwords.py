@@ -8,6 +8,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -24,9 +25,8 @@ PASSWORD_CHARS_MAX = 512  # argon2 takes any length; a request body is no place 
 _THREADS = 2
 _WAITING_MAX = 32  # logins in work or waiting: under a second of waiting on one core
 
-FAILURES_FREE = 10  # in a row, before the brake grips
-_FAILURE_FORGIVEN_S = 3.0  # one failure is forgotten every so many seconds: 20 guesses a minute, for ever
-_NAMES_MAX = 10_000  # names remembered; the least recently used is forgotten first
+FAILURES_FREE = 10  # of a user from one address, in a row, before the brake grips
+_NAMES_MAX = 10_000  # remembered of each kind; the least recently used is forgotten first
 
 
 class Passwords:
@@ -80,31 +80,57 @@ def _bytes(password: str) -> bytes:
     return password.encode("utf-8", "surrogatepass")  # JSON can carry half a surrogate pair; it is a wrong password
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Level:
+    """A leaky bucket: `free` failures at once, and one more every `forgiven_s` seconds, for ever."""
+
+    free: int
+    forgiven_s: float
+
+
+_PAIR = _Level(free=FAILURES_FREE, forgiven_s=3.0)  # of a user, from one address: 20 guesses a minute
+_USER = _Level(free=50, forgiven_s=3.0)  # of a user, from all addresses the user never logged in from
+_SOURCE = _Level(free=200, forgiven_s=1.0)  # from one address, whatever names it tries
+
+
 class LoginBrake:
-    """Counts failed logins by name, in this process: a leaky bucket each. For one task at a time (an event loop)."""
+    """Counts failed logins in this process: right passwords wait as well. For one task at a time (an event loop).
+
+    Guesses from elsewhere lock nobody out: who comes from an address that the user logged in from before (`known`) is
+    braked by the failures from that address alone. Tokens and access keys are never braked.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # name -> (failures, when counted)
+        self._levels: dict[_Level, OrderedDict[tuple[str, str], tuple[float, float]]] = {
+            level: OrderedDict() for level in (_PAIR, _USER, _SOURCE)
+        }  # name -> (failures, when counted)
 
-    def require_free(self, name: str) -> None:
-        """Raises Throttled while the name has too many failures behind it: right passwords wait as well."""
-        level = self._level(name)
-        if level >= FAILURES_FREE:
-            wait_s = max(1, round((level - FAILURES_FREE + 1) * _FAILURE_FORGIVEN_S))
-            raise Throttled(reason=f"Too many failed logins of this user. Try again in {wait_s} s.")
+    def require_free(self, user: str, source: str, *, known: bool) -> None:
+        """Raises Throttled while there are too many failures behind this login."""
+        for level, name in _names(user, source):
+            failures = self._failures(level, name)
+            if failures >= level.free and (level is _PAIR or not known):
+                wait_s = max(1, round((failures - level.free + 1) * level.forgiven_s))
+                raise Throttled(reason=f"Too many failed logins of this user. Try again in {wait_s} s.")
 
-    def failed(self, name: str) -> None:
+    def failed(self, user: str, source: str) -> None:
         """Count one failure."""
-        self._levels[name] = (self._level(name) + 1, self._clock.monotonic_s())
-        self._levels.move_to_end(name)
-        if len(self._levels) > _NAMES_MAX:
-            self._levels.popitem(last=False)
+        for level, name in _names(user, source):
+            memory = self._levels[level]
+            memory[name] = (self._failures(level, name) + 1, self._clock.monotonic_s())
+            memory.move_to_end(name)
+            if len(memory) > _NAMES_MAX:
+                memory.popitem(last=False)
 
-    def succeeded(self, name: str) -> None:
-        """Forget the failures: it was its owner."""
-        self._levels.pop(name, None)
+    def succeeded(self, user: str, source: str) -> None:
+        """Forget the failures of this user from there: it was the owner."""
+        self._levels[_PAIR].pop((user, source), None)
 
-    def _level(self, name: str) -> float:
-        failures, counted_at_s = self._levels.get(name, (0.0, 0.0))
-        return max(0.0, failures - (self._clock.monotonic_s() - counted_at_s) / _FAILURE_FORGIVEN_S)
+    def _failures(self, level: _Level, name: tuple[str, str]) -> float:
+        failures, counted_at_s = self._levels[level].get(name, (0.0, 0.0))
+        return max(0.0, failures - (self._clock.monotonic_s() - counted_at_s) / level.forgiven_s)
+
+
+def _names(user: str, source: str) -> tuple[tuple[_Level, tuple[str, str]], ...]:
+    return (_PAIR, (user, source)), (_USER, (user, "")), (_SOURCE, ("", source))

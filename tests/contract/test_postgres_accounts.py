@@ -1,72 +1,27 @@
 """Accounts and callers on a real PostgreSQL: first start, logins, scopes, keys, replays, and what stops them."""
 
 import asyncio
-import dataclasses
-import types
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
-from huaweicloudsdkcore.sdk_request import SdkRequest
-from huaweicloudsdkcore.signer.signer import Signer
+from accounts_world import PASSWORD, StoppedClock, World, opened_world, signed
 
 from strongroom.base.errors import AccountNotFound, Conflict, InvalidRequest, Throttled, Unauthenticated
 from strongroom.control.access import ROLE_FULL, ROLE_OPERATOR, ROLE_READER, ROLE_TENANT_ADMIN
 from strongroom.control.accounts import Accounts, FirstAccount
-from strongroom.control.callers import FRESH_S, Callers, Login, Scope
+from strongroom.control.callers import FRESH_S, Callers, Scope
 from strongroom.control.db import Database
+from strongroom.control.logins import Login
 from strongroom.control.passwords import FAILURES_FREE, Passwords
-from strongroom.control.signatures import SignedRequest
+from strongroom.control.token_keys import TokenKeys
 from strongroom.control.tokens import Ring
-
-PASSWORD = "correct horse battery"
-
-
-@dataclasses.dataclass
-class StoppedClock:
-    at: datetime = datetime(2026, 1, 31, 12, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        return self.at
-
-    def monotonic_s(self) -> float:
-        return self.at.timestamp()
-
-    def forward(self, seconds: float) -> None:
-        self.at += timedelta(seconds=seconds)
-
-
-@dataclasses.dataclass(kw_only=True)
-class World:
-    database: Database
-    clock: StoppedClock
-    accounts: Accounts
-    callers: Callers
-    first: FirstAccount
 
 
 @pytest.fixture
-async def world(database: Database):
-    clock, ring, passwords = StoppedClock(), Ring([b"m" * 32]), Passwords()
-    accounts = Accounts(database=database, ring=ring, passwords=passwords, clock=clock)
-    callers = Callers(
-        database=database, accounts=accounts, ring=ring, passwords=passwords, clock=clock, token_ttl_s=3600
-    )
-    saved: list[FirstAccount] = []
-    assert await accounts.bootstrap("local", saved.append)
-    yield World(database=database, clock=clock, accounts=accounts, callers=callers, first=saved[0])
-    passwords.close()
-
-
-def signed(world: World, access_key: str, secret_key: str, *, method="GET", path="/v3/p/vaults", body=""):
-    """Authorization and wire request, by the SDK's own signer at the world's time."""
-    request = SdkRequest(
-        method=method, schema="http", host="h", resource_path=path, query_params=[], body=body,
-        header_params={"X-Sdk-Date": f"{world.clock.at:%Y%m%dT%H%M%SZ}"},
-    )  # fmt: skip
-    Signer(types.SimpleNamespace(ak=access_key, sk=secret_key)).sign(request)
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.header_params.items()]
-    wire = SignedRequest(method=method, target=path.encode(), query=b"", headers=headers, body=body.encode())
-    return request.header_params["Authorization"], wire
+async def world(database: Database) -> AsyncIterator[World]:
+    async with opened_world(database) as opened:
+        yield opened
 
 
 async def test_the_first_start_happens_once(world: World):
@@ -128,12 +83,12 @@ LOGINS = [
 @pytest.mark.parametrize("who", LOGINS, ids=str)
 async def test_a_login_by_name(world: World, who: dict[str, str]):
     """The admin logs in by name, with the domain by id, by name or not at all, and gets the only project."""
-    token = await world.callers.log_in(Login(password=world.first.password, **who), None)
+    token = await world.logins.log_in(Login(password=world.first.password, **who), None)
     assert token.caller.project_id == world.first.project_id
     assert token.caller.roles == {ROLE_TENANT_ADMIN, ROLE_OPERATOR}
     assert token.expires_at - token.issued_at == timedelta(hours=1)
     assert await world.callers.caller_of_token(token.text) == token.caller
-    again = await world.callers.log_in(Login(password=world.first.password, user_id=token.caller.user_id), None)
+    again = await world.logins.log_in(Login(password=world.first.password, user_id=token.caller.user_id), None)
     assert again.caller == token.caller
 
 
@@ -153,7 +108,7 @@ async def test_a_login_by_name(world: World, who: dict[str, str]):
 async def test_a_wrong_login_reads_alike(world: World, who: dict[str, str]):
     """A wrong password, an unknown user or domain, and odd texts get one and the same sentence."""
     with pytest.raises(Unauthenticated, match="the user name or the password is wrong"):
-        await world.callers.log_in(Login(password="wrong", **who), None)
+        await world.logins.log_in(Login(password="wrong", **who), None)
 
 
 async def test_scopes(world: World):
@@ -167,9 +122,9 @@ async def test_scopes(world: World):
         Scope(project_name="local", domain_name="default"),
         Scope(project_name="local", domain_id="default"),
     ):
-        assert (await world.callers.log_in(login, scope)).caller.project_id == project_id
+        assert (await world.logins.log_in(login, scope)).caller.project_id == project_id
     for scope in (Scope(), Scope(domain_id="default")):
-        unscoped = (await world.callers.log_in(login, scope)).caller
+        unscoped = (await world.logins.log_in(login, scope)).caller
         assert (unscoped.project_id, unscoped.roles) == ("", {ROLE_OPERATOR})
     for scope in (
         Scope(project_id=other.id),
@@ -178,17 +133,17 @@ async def test_scopes(world: World):
         Scope(project_id="\x00"),
     ):
         with pytest.raises(Unauthenticated, match="no role on the project"):
-            await world.callers.log_in(login, scope)
+            await world.logins.log_in(login, scope)
 
 
 async def test_a_token_for_a_token(world: World):
     """A token buys one of another scope that lives no longer, and never one of a foreign project."""
-    token = await world.callers.log_in(Login(password=world.first.password, user_name="admin"), None)
+    token = await world.logins.log_in(Login(password=world.first.password, user_name="admin"), None)
     world.clock.forward(60)
     unscoped = await world.callers.exchange_token(token.text, Scope())
     assert unscoped.expires_at == token.expires_at
     assert unscoped.methods == ("password", "token")
-    assert (await world.callers.inspect_token(unscoped.text)).caller.project_id == ""
+    assert (await world.callers.inspect_token(unscoped.text, unscoped.caller)).caller.project_id == ""
     other = await world.accounts.create_project("other")
     with pytest.raises(Unauthenticated):
         await world.callers.exchange_token(unscoped.text, Scope(project_id=other.id))
@@ -201,7 +156,7 @@ async def test_a_new_user_has_what_was_given(world: World):
     """A reader of one project has that role there, no operator's role, and nothing elsewhere."""
     project = await world.accounts.create_project("tenant", "of the test")
     user = await world.accounts.create_user(name="reader", password=PASSWORD, project_id=project.id, role=ROLE_READER)
-    caller = (await world.callers.log_in(Login(password=PASSWORD, user_name="reader"), None)).caller
+    caller = (await world.logins.log_in(Login(password=PASSWORD, user_name="reader"), None)).caller
     assert (caller.user_id, caller.project_name, caller.roles) == (user.id, "tenant", {ROLE_READER})
     key = await world.accounts.create_access_key(user.id)
     here = await world.callers.caller_of_signature(*signed(world, key.access_key, key.secret_key), project.id)
@@ -219,7 +174,7 @@ async def test_a_new_user_has_what_was_given(world: World):
 async def test_an_operator_has_no_tenants_data(world: World):
     """The role admin is given without a project: it holds unscoped and gives no project."""
     await world.accounts.create_user(name="operator", password=PASSWORD, project_id="", role=ROLE_OPERATOR)
-    caller = (await world.callers.log_in(Login(password=PASSWORD, user_name="operator"), None)).caller
+    caller = (await world.logins.log_in(Login(password=PASSWORD, user_name="operator"), None)).caller
     assert (caller.project_id, caller.roles) == ("", {ROLE_OPERATOR})
 
 
@@ -239,8 +194,8 @@ async def test_the_operators_role_counts_in_the_default_domain_alone(world: Worl
             ("e" * 32, "f" * 32, user.id),
         )
         await conn.execute("INSERT INTO role_assignments (user_id, role) VALUES (%s, 'admin')", ("e" * 32,))
-    assert (await world.callers.log_in(Login(password=PASSWORD, user_name="u"), None)).caller.roles == {ROLE_FULL}
-    foreign = await world.callers.log_in(Login(password=PASSWORD, user_name="u", domain_name="foreign"), None)
+    assert (await world.logins.log_in(Login(password=PASSWORD, user_name="u"), None)).caller.roles == {ROLE_FULL}
+    foreign = await world.logins.log_in(Login(password=PASSWORD, user_name="u", domain_name="foreign"), None)
     assert foreign.caller.roles == frozenset()
 
 
@@ -271,7 +226,7 @@ async def test_wrong_accounts_are_refused(world: World):
 
 async def test_disabling_works_within_seconds(world: World):
     """A disabled user, a lost role, a disabled project and a disabled key stop valid tokens and keys."""
-    token = (await world.callers.log_in(Login(password=world.first.password, user_name="admin"), None)).text
+    token = (await world.logins.log_in(Login(password=world.first.password, user_name="admin"), None)).text
     key = (world.first.access_key, world.first.secret_key)
 
     async def change(sql: str) -> None:
@@ -292,7 +247,7 @@ async def test_disabling_works_within_seconds(world: World):
     with pytest.raises(Unauthenticated, match="disabled"):
         await world.callers.caller_of_token(token)
     with pytest.raises(Unauthenticated, match="the user name or the password is wrong"):
-        await world.callers.log_in(Login(password=world.first.password, user_name="admin"), None)
+        await world.logins.log_in(Login(password=world.first.password, user_name="admin"), None)
 
 
 async def test_a_deleted_key_signs_nothing(world: World):
@@ -355,13 +310,12 @@ async def test_the_fence_is_shared_and_swept(world: World):
     key = (world.first.access_key, world.first.secret_key)
     call = signed(world, *key, method="POST", body="{}")
     await world.callers.caller_of_signature(*call, "")
-    passwords = Passwords()
     ring = Ring([b"m" * 32])
     other = Callers(
         database=world.database,
         accounts=world.accounts,
         ring=ring,
-        passwords=passwords,
+        keys=TokenKeys(database=world.database, ring=ring, clock=world.clock),
         clock=world.clock,
         token_ttl_s=60,
     )
@@ -374,7 +328,6 @@ async def test_the_fence_is_shared_and_swept(world: World):
     async with world.database.read() as conn:
         row = await (await conn.execute("SELECT count(*) FROM seen_signatures")).fetchone()
     assert row == (256,)
-    passwords.close()
 
 
 async def test_guessing_is_braked(world: World):
@@ -383,11 +336,11 @@ async def test_guessing_is_braked(world: World):
         login = Login(password="wrong", user_name=name)
         for _ in range(FAILURES_FREE):
             with pytest.raises(Unauthenticated):
-                await world.callers.log_in(login, None)
+                await world.logins.log_in(login, None)
         with pytest.raises(Throttled, match="Too many failed logins"):
-            await world.callers.log_in(login, None)
+            await world.logins.log_in(login, None)
     right = Login(password=world.first.password, user_name="admin", domain_id="default")
     with pytest.raises(Throttled):
-        await world.callers.log_in(right, None)
+        await world.logins.log_in(right, None)
     world.clock.forward(10)
-    await world.callers.log_in(right, None)
+    await world.logins.log_in(right, None)

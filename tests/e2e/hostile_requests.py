@@ -1,7 +1,8 @@
 """Random requests over every operation of the table, each checked: status, envelope, and rows when it was refused.
 
 Paths, queries and bodies come from the operations' own types and from the query parameters of the contract; then some
-places are given odd values. What the operations do not implement of the contract is asked for too.
+places are given odd values. Other bodies are sound ones of which one member, or some bytes, are changed: they come
+further before they are refused. What the operations do not implement of the contract is asked for too.
 """
 
 import http.client
@@ -13,9 +14,10 @@ from typing import Any
 from urllib.parse import quote, quote_from_bytes, urlsplit
 
 import msgspec
+from every_operation import every_operation
 from hostile_world import MISSING, Rows, World, envelope
+from tenant_matrix import Tenant, sound_bodies
 
-from strongroom.api.identity import IdentityApi
 from strongroom.api.operation import Operation
 from strongroom.api.table import OPERATIONS
 
@@ -94,16 +96,32 @@ RAW = (
 )
 
 
+AUTHORIZATIONS = (
+    *("", "Basic YTpi", "Bearer x", "SDK-HMAC-SHA256", "SDK-HMAC-SHA256 Access=x, SignedHeaders=;, Signature=0"),
+    f"SDK-HMAC-SHA256 Access={'A' * 20}, SignedHeaders=host;x-sdk-date, Signature={'0' * 64}",
+    f"SDK-HMAC-SHA256 Access={'A' * 20}, SignedHeaders=host;host;x-sdk-date, Signature={'0' * 64}",
+    f"SDK-HMAC-SHA256 Credential={'A' * 20}/20260101/r/cbr/sdk_request, SignedHeaders=x-sdk-date, Signature={'f' * 64}",
+    f"V11-HMAC-SHA256 Credential=x, SignedHeaders=x-sdk-date, Signature={'0' * 64}",
+    "SDK-HMAC-SHA256 Access=\xe9, SignedHeaders=x-sdk-date, Signature=" + "é" * 64,
+)
+ODD_HEADERS = ("", "x", "é", "a" * 5000, "f" * 32, "text/plain", "multipart/form-data; boundary=x", "%00", "\t")
+
+
 class Attacker:
-    """One random walk. `refused` and `accepted` count the answers."""
+    """One random walk. `refused` and `accepted` count the answers.
+
+    The attacker has every role there is, the operator's too, and logs in again when a request of its own logged it out.
+    """
 
     def __init__(self, world: World, rows: Rows, rng: random.Random) -> None:
         self._rng, self._rows, self._world = rng, rows, world
         place = urlsplit(world.server.endpoint)
         self._connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
         self._token = world.alice.http.headers["X-Auth-Token"]
-        identity = IdentityApi(callers=None, accounts=None, region="", endpoint=None)  # type: ignore[arg-type]
-        self._operations = [*OPERATIONS, *identity.operations]
+        self._old_tokens = [self._token]
+        self._accounts = _victims(world)
+        self._sound = sound_bodies(_tenant_of(world))
+        self._operations = every_operation()
         self._unknown = [
             (method.upper(), path)
             for path, methods in CONTRACT["paths"].items()
@@ -119,7 +137,7 @@ class Attacker:
         self._ids += [world.log, MISSING]
         self._counts: Counter[tuple[str, int]] = Counter()
         self.refused = self.accepted = 0
-        self._before = rows.count()
+        self._before = rows.marks()
 
     def __enter__(self) -> "Attacker":
         return self
@@ -150,27 +168,74 @@ class Attacker:
         if operation.query is not None:
             names = [*names, *(f.encode_name for f in msgspec.structs.fields(operation.query))]
         query = self._query(names)
+        headers = self._headers(operation)
+        sent = (method, path + query, body, headers)
+        answer, text = self._send(*sent)
+        self._check(f"{method} {path}{query} {body[:600]!r} {headers}", path, answer, text, operation.name, sent)
+
+    def _send(
+        self, method: str, url: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        self._connection.request(method, url, body=body, headers=headers)
+        answer = self._connection.getresponse()
+        return answer, answer.read()
+
+    def _headers(self, operation: Operation) -> dict[str, str]:
+        rng = self._rng
         headers = {"X-Auth-Token": self._token, "Content-Type": "application/json"}
         if rng.random() < 0.05:
-            headers["X-Auth-Token"] = rng.choice(["", "x", "é", "a" * 9000])
-        self._connection.request(method, path + query, body=body, headers=headers)
-        answer = self._connection.getresponse()
-        text = answer.read()
-        self._check(f"{method} {path}{query} {body[:600]!r}", path, answer, text, operation.name)
+            headers["X-Auth-Token"] = rng.choice(["", "x", "é", "a" * 9000, *self._old_tokens])
+        elif rng.random() < 0.03:
+            del headers["X-Auth-Token"]
+            headers["Authorization"] = rng.choice(AUTHORIZATIONS)
+            headers["X-Sdk-Date"] = rng.choice(["20260101T000000Z", "20261399T999999Z", "now", ""])
+            headers["X-Security-Token"] = rng.choice(["", "x", "é"])
+        if operation.path == "/v3/auth/tokens" and rng.random() < 0.9:
+            headers["X-Subject-Token"] = rng.choice(["", "x", "é", "a" * 9000, *self._old_tokens])
+        if rng.random() < 0.03:
+            headers[rng.choice(["X-Project-Id", "X-Domain-Id", "Content-Type", "Accept", "Host"])] = rng.choice(
+                ODD_HEADERS
+            )
+        return headers
 
-    def _check(self, what: str, path: str, answer: http.client.HTTPResponse, text: bytes, name: str) -> None:
+    def _check(
+        self,
+        what: str,
+        path: str,
+        answer: http.client.HTTPResponse,
+        text: bytes,
+        name: str,
+        sent: tuple[str, str, bytes, dict[str, str]],
+    ) -> None:
         self._counts[(name, answer.status)] += 1
         assert answer.status < 500, (what, answer.status, text, self._world.server.log())
         assert answer.getheader("X-Request-Id"), what
         if answer.status < 400:
             self.accepted += 1
             self._learn(text, answer.getheader("Content-Type") or "")
-            self._before = self._rows.count()
+            self._before = self._rows.marks()
             return
         self.refused += 1
         assert answer.status in REFUSALS, (what, answer.status, text)
         envelope(path, answer.status, dict(answer.getheaders()) | _titled(answer), text)
-        assert self._rows.count() == self._before, (what, answer.status, text, self._before, self._rows.count())
+        if answer.status == 401 and sent[3].get("X-Auth-Token") == self._token:
+            self._log_in()  # the token was given back, or everybody was logged out
+        left = self._rows.marks()
+        for _ in range(3):
+            if left == self._before:
+                return
+            # The service may have worked on its own just now. A request that leaves rows leaves them again.
+            self._before = self._rows.marks()
+            self._send(*sent)
+            left = self._rows.marks()
+        raise AssertionError((what, answer.status, text, self._before, left))
+
+    def _log_in(self) -> None:
+        client = self._world.server.client()
+        client.http.close()
+        self._token = client.http.headers["X-Auth-Token"]
+        self._old_tokens = [*self._old_tokens[-5:], self._token]
+        self._before = self._rows.marks()
 
     def _learn(self, text: bytes, kind: str) -> None:
         """Remember ids of what was made, so that later requests meet it."""
@@ -189,6 +254,8 @@ class Attacker:
         if part == "{project_id}":
             choices = [self._world.alice.project] * 12 + [self._world.bob.project, "x", "f" * 32, "%ff"]
             return rng.choice(choices)
+        if part in ("{user_id}", "{account_id}"):
+            return rng.choice(self._accounts) if rng.random() < 0.8 else self._odd_segment()
         if part == "{protectable_type}":
             return rng.choice(["turbo", "disk", "server", "floppy", "%00"])
         if part.startswith("{"):
@@ -223,8 +290,34 @@ class Attacker:
             return b"" if rng.random() < 0.9 else rng.choice(RAW)
         if rng.random() < 0.08:
             return rng.choice(RAW)
+        if operation.name in self._sound and rng.random() < 0.5:
+            return self._nearly_sound(rng.choice(self._sound[operation.name]))
         value = self._value(msgspec.inspect.type_info(operation.body), operation.body.__name__)
         return json.dumps(value).encode()
+
+    def _nearly_sound(self, body: Any) -> bytes:
+        """A body that works, but for one member, or for some bytes."""
+        rng = self._rng
+        if rng.random() < 0.3:
+            data = bytearray(json.dumps(body).encode())
+            for _ in range(rng.choice([1, 1, 2, 5])):
+                at = rng.randrange(len(data))
+                data[at : at + rng.choice([0, 1, 1, 4])] = rng.choice(
+                    [b"", rng.randbytes(1), b'"', b"{", b"\\ud800", b"9" * 30]
+                )
+            return bytes(data)
+        changed = inner = json.loads(json.dumps(body))
+        while True:
+            keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+            if not keys:
+                return json.dumps(changed).encode()
+            key = rng.choice(keys)
+            if isinstance(inner[key], dict | list) and rng.random() < 0.85:
+                inner = inner[key]
+                continue
+            odd = [None, True, [], {}, "", self._id(), rng.choice(TEXTS), rng.choice(NUMBERS), [rng.choice(TEXTS)]]
+            inner[key] = rng.choice([*odd, [inner[key]] * 300])
+            return json.dumps(changed).encode()
 
     def _value(self, kind: Any, name: str) -> Any:
         """A value for a type, mostly of the type and mostly plausible for the member's name."""
@@ -275,6 +368,10 @@ class Attacker:
                 return rng.choice(["OS::Sfs::Turbo", "OS::Sfs::Turbo", "OS::Cinder::Volume", "turbo", "disk"])
             case "project_id":
                 return rng.choice([self._world.alice.project, self._world.bob.project, "f" * 32])
+            case "user_id":
+                return rng.choice(self._accounts)
+            case "role":
+                return rng.choice(["CBR FullAccess", "CBR ReadOnlyAccess", "te_admin", "admin", "root"])
             case "path":  # also of registrations: never something large
                 return rng.choice(
                     [f"{base}/share", f"{base}/spare", f"{base}/disk.raw", f"{base}/no", "big", "d0", "..", "a\x00"]
@@ -289,3 +386,28 @@ class Attacker:
 
 def _titled(answer: http.client.HTTPResponse) -> dict[str, str]:
     return {name.title(): value for name, value in answer.getheaders()}
+
+
+def _victims(world: World) -> list[str]:
+    """Ids that stand for accounts: a user made to be harmed, a project, and what nobody has. Never the attacker's."""
+    user = {"name": f"victim-{random.randrange(10**9)}", "password": "correct horse battery staple"}
+    made = world.alice.ok("POST", "/ext/v1/admin/users", {"user": {**user, "project_id": world.bob.project}})
+    return [made["user"]["id"], world.bob.project, "f" * 32, MISSING]
+
+
+def _tenant_of(world: World) -> Tenant:
+    return Tenant(
+        project=world.alice.project,
+        user="f" * 32,
+        vault=world.vault,
+        spare_vault=MISSING,
+        resource=world.share,
+        spare=world.spare,
+        other=world.spare,
+        disk=world.disk,
+        checkpoint=world.checkpoint,
+        backup=world.first,
+        log=world.log,
+        policy=MISSING,
+        names=(),
+    )

@@ -14,9 +14,9 @@ import psycopg
 from harness import Client, Server, make_tree
 
 MISSING = "00000000-0000-4000-8000-000000000000"
-# Written by signed requests themselves, and by readers that come and go; no request of a tenant is about them.
-PASSING_TABLES = frozenset({"seen_signatures", "sessions", "alembic_version"})
-IDENTITY_PATHS = ("/v3/auth/", "/v3/projects")
+# Written by signed requests themselves, by readers that come and go, by a clock; no request of a tenant is about them.
+PASSING_TABLES = frozenset({"seen_signatures", "sessions", "alembic_version", "promise_clock"})
+IDENTITY_PATHS = ("/v3/auth/", "/v3/projects", "/v3/users/")
 
 
 @dataclass(kw_only=True)
@@ -111,9 +111,21 @@ class Rows:
         tables = [name for (name,) in found if name not in PASSING_TABLES]
         assert "vaults" in tables
         self._query = "SELECT " + ", ".join(f"(SELECT count(*) FROM {table}) AS {table}" for table in tables)
+        # What was seen of a resource is kept whatever becomes of the request: its size and whether it is there.
+        marks = (
+            f"(SELECT (count(*){'' if table == 'protectables' else ', sum(xmin::text::bigint)'})::text FROM {table})"
+            for table in tables
+        )
+        self._marks_query = "SELECT " + ", ".join(marks)
 
     def count(self) -> tuple[Any, ...]:
         row = self._conn.execute(self._query.encode()).fetchone()
+        assert row is not None
+        return row
+
+    def marks(self) -> tuple[Any, ...]:
+        """As count, with the transactions that wrote the rows: an update shows as well."""
+        row = self._conn.execute(self._marks_query.encode()).fetchone()
         assert row is not None
         return row
 

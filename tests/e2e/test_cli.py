@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from harness import Server, contents, make_tree, wait_until
 
@@ -205,6 +206,79 @@ def test_operators_accounts(server: Server, operator: Command, tenant: Any, tmp_
         return subprocess.run([sys.executable, "-m", "strongroom", *locked_out], env=environ).returncode == 1
 
     wait_until(refused_now, "the key is locked out")
+
+
+# Warnings of the SDK itself are not ours to mend.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_accounts_are_turned_off_and_sessions_end(server: Server, operator: Command, tmp_path: Path) -> None:
+    """Domains, roles given and taken, a user and a key turned off, temporary keys, a new token key; and what a login
+    over HTTP sees of it."""
+    from huaweicloudsdkcbr.v1 import CbrClient, ListVaultRequest
+    from huaweicloudsdkcore.auth.credentials import BasicCredentials
+    from huaweicloudsdkcore.exceptions.exceptions import ClientRequestException
+
+    domain = operator("domain", "create", "elsewhere")["id"]
+    assert {row["name"] for row in operator("domain", "list")} == {"default", "elsewhere"}
+    one, two = (operator("project", "create", name, "--domain", "elsewhere")["id"] for name in ("one", "two"))
+    password = b"a long enough password\n"
+    eve = operator("user", "create", "eve", "--project", one, "--role", "CBR ReadOnlyAccess", input=password)
+    assert eve["domain_id"] == domain
+
+    def log_in(text: bytes = password) -> tuple[int, dict[str, str]]:
+        who = {"id": eve["id"], "password": text.decode().strip()}
+        auth = {"identity": {"methods": ["password"], "password": {"user": who}}, "scope": {"project": {"id": one}}}
+        answer = httpx.post(f"{server.endpoint}/v3/auth/tokens", json={"auth": auth})
+        return answer.status_code, {"X-Auth-Token": answer.headers.get("X-Subject-Token", "")}
+
+    def sees(headers: dict[str, str]) -> int:
+        return httpx.get(f"{server.endpoint}/v3/{one}/vaults", headers=headers).status_code
+
+    status, headers = log_in()
+    assert (status, sees(headers)) == (201, 200)
+    operator("user", "grant", "eve", "CBR FullAccess", "--project", "two")
+    assert [(r["role"], r["project_id"]) for r in operator("user", "roles", "eve")] == [
+        ("CBR ReadOnlyAccess", one),
+        ("CBR FullAccess", two),
+    ]
+    operator("user", "revoke", "eve", "CBR FullAccess", "--project", "two")
+    operator("user", "revoke", "eve", "CBR FullAccess", "--project", "two", code=1)
+    operator("user", "grant", "eve", "CBR FullAccess", code=1)  # on which project?
+    operator("token-key", "change")
+    assert sees(headers) == 200
+    operator("user", "set", "eve", "--log-out")
+    assert (sees(headers), log_in()[0]) == (401, 201)
+    _, headers = log_in()
+    path = f"{server.endpoint}/v3/users/{eve['id']}/password"
+    new = {"user": {"original_password": password.decode().strip(), "password": "another long password"}}
+    assert httpx.post(path, json=new, headers=headers).status_code == 204
+    assert (sees(headers), log_in()[0], log_in(b"another long password")[0]) == (401, 401, 201)
+    operator("user", "set", "eve", "--new-password", input=password)
+    _, headers = log_in()
+    gone = httpx.delete(
+        f"{server.endpoint}/v3/auth/tokens", headers=headers | {"X-Subject-Token": headers["X-Auth-Token"]}
+    )
+    assert (gone.status_code, gone.content, sees(headers)) == (204, b"", 401)
+    _, headers = log_in()
+    operator("token-key", "change", "--forget-old")
+    assert (sees(headers), log_in()[0]) == (401, 201)
+    key = operator("key", "create", "--user", "eve", "--temporary", "900")
+    assert key["expires_at"]
+    credentials = BasicCredentials(key["access_key"], key["secret_key"], one)
+    sdk = CbrClient.new_builder().with_credentials(credentials).with_endpoint(server.endpoint).build()
+    with pytest.raises(ClientRequestException) as refused:
+        sdk.list_vault(ListVaultRequest())
+    assert refused.value.status_code == 401
+    credentials.with_security_token(key["security_token"])
+    assert sdk.list_vault(ListVaultRequest()).vaults == []
+    operator("key", "set", key["access_key"], "--disable")
+    assert [k["enabled"] for k in operator("key", "list") if k["access_key"] == key["access_key"]] == [False]
+    operator("project", "set", "one", "--disable")
+    assert [p["enabled"] for p in operator("project", "list") if p["id"] == one] == [False]
+    operator("user", "set", "eve", "--disable")
+    assert log_in()[0] == 401
+    operator("user", "delete", "eve", "--yes")
+    assert "eve" not in {row["name"] for row in operator("user", "list")}
+    operator("user", "set", "admin", "--disable", code=1)
 
 
 def test_registrations_come_and_go(operator: Command, tenant: Any, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from strongroom.base.errors import ConfigError
 from strongroom.base.units import GIB, MIB
-from strongroom.config import SETTINGS, Settings, load_settings, prepare_state, state_lock
+from strongroom.config import SETTINGS, Settings, load_settings
+from strongroom.state import prepare_state, state_lock
 
 
 def load(state: Path, options: dict[str, str | None] | None = None, **environ: str) -> Settings:
@@ -152,7 +153,7 @@ def test_state_folder_is_closed(tmp_path: Path):
 def test_the_lock_names_its_holder_and_dies_with_it(tmp_path: Path):
     """A second owner is refused with the pid of the first; a killed holder frees the folder at once."""
     script = (
-        "import sys; from strongroom.config import *\n"
+        "import sys; from strongroom.config import *; from strongroom.state import state_lock\n"
         "with state_lock(load_settings({'state': sys.argv[1]}, {})): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

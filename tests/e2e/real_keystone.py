@@ -1,0 +1,127 @@
+"""A real Keystone: OpenStack's own package in an environment of its own, SQLite, on a free port of loopback."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from harness import wait_until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LOCK = ROOT / "requirements" / "keystone.txt"
+PASSWORD = "correct horse battery staple"
+REGION = "RegionOne"
+
+CONFIG = """
+[database]
+connection = sqlite:///{folder}/keystone.db
+[token]
+provider = fernet
+[fernet_tokens]
+key_repository = {folder}/fernet
+[fernet_receipts]
+key_repository = {folder}/receipts
+[credential]
+key_repository = {folder}/credential
+"""
+
+
+def environment() -> Path:
+    """Folder of programs of an environment with Keystone in it: made once for each content of the lock file."""
+    home = ROOT / ".keystone" / hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
+    done = home / "installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
+        pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--require-hashes", "-r", str(LOCK)], check=True)
+        done.touch()
+    return home / "bin"
+
+
+class Keystone:
+    """`admin` administers it; `member` gives tokens of any user. Stop it and start it again as often as wanted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._programs = environment()
+        self._folder = folder
+        folder.mkdir()
+        self._config = folder / "keystone.conf"
+        self._config.write_text(CONFIG.format(folder=folder))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v3"
+        self._process: subprocess.Popen[bytes] | None = None
+        me = [f"--keystone-user={os.getuid()}", f"--keystone-group={os.getgid()}"]
+        self._manage("db_sync")
+        self._manage("fernet_setup", *me)
+        self._manage("receipt_setup", *me)
+        self._manage("credential_setup", *me)
+        place = [f"--bootstrap-{kind}-url={self.url}" for kind in ("admin", "internal", "public")]
+        self._manage("bootstrap", f"--bootstrap-password={PASSWORD}", f"--bootstrap-region-id={REGION}", *place)
+
+    def _manage(self, *words: str) -> None:
+        command = [str(self._programs / "keystone-manage"), "--config-file", str(self._config), *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stderr[-3000:])
+
+    def start(self) -> "Keystone":
+        script = Path(__file__).with_name("keystone_wsgi.py")
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(self._programs / "python"), str(script), str(self._config), str(self.port)],
+                stdout=log,
+                stderr=log,
+            )
+        wait_until(self._answers, "Keystone answers")
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process is not None and self._process.poll() is None, (self._folder / "log").read_text()[-3000:]
+        try:
+            return httpx.get(self.url).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    # --- what an administrator of it does -----------------------------------------------------------------------------
+
+    def token(self, user: str, *, project: str | None = None, system: bool = False) -> str:
+        """Of a user of its domain Default, for a project by name, for the whole system, or for nothing."""
+        who = {"name": user, "password": PASSWORD, "domain": {"id": "default"}}
+        auth: dict[str, Any] = {"identity": {"methods": ["password"], "password": {"user": who}}}
+        if project is not None:
+            auth["scope"] = {"project": {"name": project, "domain": {"id": "default"}}}
+        elif system:
+            auth["scope"] = {"system": {"all": True}}
+        answer = httpx.post(f"{self.url}/auth/tokens", json={"auth": auth})
+        assert answer.status_code == 201, answer.text
+        return answer.headers["X-Subject-Token"]
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        headers = {"X-Auth-Token": self.token("admin", project="admin")}
+        answer = httpx.request(method, self.url + path, json=body, headers=headers)
+        assert answer.status_code < 300, (method, path, answer.text)
+        return answer.json() if answer.content else None
+
+    def project(self, name: str) -> str:
+        return self.call("POST", "/projects", {"project": {"name": name, "domain_id": "default"}})["project"]["id"]
+
+    def user(self, name: str, project_id: str, *roles: str) -> str:
+        body = {"user": {"name": name, "password": PASSWORD, "domain_id": "default"}}
+        user_id = self.call("POST", "/users", body)["user"]["id"]
+        for role in roles:
+            self.call("PUT", f"/projects/{project_id}/users/{user_id}/roles/{self.role(role)}")
+        return user_id
+
+    def role(self, name: str) -> str:
+        found = self.call("GET", f"/roles?name={name}")["roles"]
+        return found[0]["id"] if found else self.call("POST", "/roles", {"role": {"name": name}})["role"]["id"]
