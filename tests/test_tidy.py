@@ -29,6 +29,8 @@ WITHOUT_PROJECT = {
     "control/tasks.py": "a worker serves every tenant: rows are found by id and generation, which no request can name",
     "control/sessions.py::close_unowned": "the whole installation was stopped",
     "control/listing.py": "the project is the first of its Filters",
+    "control/backups.py::": "rows with their project, as a source for statements that bind it",
+    "control/agents.py::": "the same",
     "control/subjects.py::_select_vaults": "each condition that it is given binds the project",
     "control/expiry.py::overdue": "the worker asks which tenant's time has come; what it does then binds the project",
     "control/firing.py::due_runs": "the same",

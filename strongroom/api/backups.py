@@ -29,7 +29,7 @@ BACKUP_VERSION = 3  # of the CBR API; clients show it
 
 
 class ListQuery(msgspec.Struct):
-    """Query of list_backups. `member_status` and `dec` are about things that own backups do not have."""
+    """Query of list_backups. `member_status` is about received backups only, `dec` about another cloud."""
 
     limit: int | None = None
     offset: int | None = None
@@ -104,6 +104,7 @@ async def list_backups(call: Call) -> dict[str, Any]:
         enterprise_project_id=query.enterprise_project_id or None,
         statuses=tuple(query.status or ()),
         own_type=query.own_type or "private",
+        member_status=query.member_status,
         used_percent=query.used_percent,
         start_time=query.start_time or None,
         end_time=query.end_time or None,
@@ -168,7 +169,8 @@ def wire_backup(backup: Backup) -> dict[str, Any]:
     """The published shape; members that self-hosted backups cannot have are null, never missing."""
     return {
         "id": backup.id,
-        "project_id": backup.project_id,
+        "project_id": backup.owner_project_id,
+        "member_status": backup.member_status,
         "vault_id": backup.vault_id,
         "checkpoint_id": backup.checkpoint_id,
         "resource_id": backup.resource_id,

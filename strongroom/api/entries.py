@@ -21,6 +21,7 @@ from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import InvalidRequest
 from strongroom.base.paths import readable_path
 from strongroom.control import backups, restores
+from strongroom.control.received import require_accepted
 from strongroom.control.restores import NewRestore
 
 ENTRIES_LIMIT_MAX = 1000  # names of one answer; a folder of a million is paged
@@ -60,6 +61,8 @@ class RestoreBody(msgspec.Struct):
 async def show_report(call: Call) -> dict[str, Any]:
     """What the backup read, what of it was new, and what it left out: the members of its report beside its state."""
     backup = await backups.show_backup(call.services.database, call.project_id, call.path["backup_id"])
+    if backup.member_status is not None:
+        require_accepted(backup.member_status)  # it names files
     state = {
         "id": backup.id,
         "status": backup.status,

@@ -1,6 +1,7 @@
 """The table of operations: every row that this version answers, gathered from the nouns."""
 
 from strongroom.api import (
+    agents,
     backups,
     checkpoints,
     entries,
@@ -10,6 +11,7 @@ from strongroom.api import (
     policies,
     protectables,
     registrations,
+    sharing,
     tasks,
     vault_locks,
     vault_resources,
@@ -34,6 +36,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *registrations.OPERATIONS,
     *checkpoints.OPERATIONS,
     *backups.OPERATIONS,
+    *sharing.OPERATIONS,
+    *agents.OPERATIONS,
     *operation_logs.OPERATIONS,
     *entries.OPERATIONS,
     *tasks.OPERATIONS,

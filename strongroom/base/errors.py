@@ -104,6 +104,23 @@ class BackupNotFound(NotFound):
     kind = "Backup"
 
 
+class MemberNotFound(NotFound):
+    """A share of a backup, named by the project that receives it."""
+
+    code = "BackupService.6705"
+    kind = "Share member"
+
+
+class ShareEnded(NotFound):
+    """A restore read a backup of another project, which shares it no longer. id: the backup's."""
+
+    code = "BackupService.6705"
+    template = (
+        "Backup {id} is not shared with your project any more: its owner revoked the share or deleted the backup, or "
+        "your project gave it up. Restore another backup."
+    )
+
+
 class CheckpointNotFound(NotFound):
     code = "BackupService.6217"
     kind = "Restore point"
@@ -144,6 +161,11 @@ class TokenNotFound(NotFound):
     kind: ClassVar[str] = "Token"
     template: ClassVar[str] = "The token of X-Subject-Token does not exist, has ended, or is not yours."
     id: str = ""
+
+
+class AgentNotFound(NotFound):
+    code = "BackupService.7410"
+    kind = "Agent"
 
 
 class TagNotFound(NotFound):

@@ -36,6 +36,7 @@ COLUMNS = {
     "Status": "status",
     "Created": "created_at",
 }
+SHARED_COLUMNS = {"Share": "member_status", "Of project": "project_id"}
 ENTRIES_PAGE = 1000
 DOWNLOAD_PIECE = 1 << 20
 
@@ -49,6 +50,7 @@ def list_backups(
     ] = None,
     resource: Annotated[str | None, typer.Option(metavar="RESOURCE", help="Only of this resource, id or name.")] = None,
     status: Annotated[str | None, typer.Option(help="Only in this status, such as available.")] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="Those that other projects share with yours.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many, newest first.")] = None,
 ) -> None:
     """Show backups, newest first."""
@@ -61,8 +63,9 @@ def list_backups(
         checkpoint_id=checkpoint,
         resource_id=names.resources(client, [resource])[0]["id"] if resource is not None else None,
         status=status,
+        own_type="shared" if shared else None,
     )
-    session.output.table(rows, COLUMNS)
+    session.output.table(rows, COLUMNS | SHARED_COLUMNS if shared else COLUMNS)
 
 
 @remote(app, "show")

@@ -10,7 +10,6 @@ from strongroom.cli import (
     accounts,
     backups,
     checkpoints,
-    conformance,
     demo,
     local,
     policies,
@@ -18,6 +17,7 @@ from strongroom.cli import (
     recover,
     restores,
     scrubbing,
+    sharing,
     simulation,
     tasks,
     vaults,
@@ -35,7 +35,6 @@ app = typer.Typer(
 )
 local.register(app)
 demo.register(app)
-conformance.register(app)
 app.add_typer(recover.app, name="recover")
 scrubbing.register(app)
 app.add_typer(accounts.domains, name="domain")
@@ -48,6 +47,7 @@ app.add_typer(vaults.app, name="vault")
 simulation.register(policies.app)
 app.add_typer(policies.app, name="policy")
 app.add_typer(checkpoints.app, name="checkpoint")
+sharing.register(backups.app)
 app.add_typer(backups.app, name="backup")
 restores.register(app)
 verifying.register(app)

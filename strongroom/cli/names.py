@@ -21,10 +21,25 @@ def vault_id(client: Client, text: str) -> str:
 
 
 def backup_id(client: Client, text: str) -> str:
+    """An own backup; if none has the name, one that was accepted from others: theirs never make ours ambiguous."""
     if is_id(text):
         return text
     rows = client.pages(client.v3("backups"), "backups", name=text)
+    if not rows:
+        rows = client.pages(client.v3("backups"), "backups", name=text, own_type="shared", member_status="accepted")
     return _only(rows, text, kind="backup", command="strongroom backup list")
+
+
+def received_id(client: Client, text: str) -> str:
+    """A backup that is shared with us, whatever we have decided."""
+    if is_id(text):
+        return text
+    rows = [
+        row
+        for status in ("pending", "accepted", "rejected")
+        for row in client.pages(client.v3("backups"), "backups", name=text, own_type="shared", member_status=status)
+    ]
+    return _only(rows, text, kind="shared backup", command="strongroom backup list --shared")
 
 
 def policy_id(client: Client, text: str) -> str:

@@ -4,7 +4,7 @@ The job side changes rows only under `tasks.still_mine` and the vault's lock; an
 Fenced and leaves everything as it was. A root makes a backup restorable, `commit_backup` makes it reported (RULINGS 7).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
@@ -28,6 +28,7 @@ from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, require_name
+from strongroom.control.received import RECEIVED, require_own
 from strongroom.control.retention import FAILED_DAYS_MAX
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import ResourceRef as ResourceRef
@@ -49,6 +50,8 @@ class Backup:
     incremental          as requested; a first backup reads everything all the same
     is_multi_az          of its vault
     progress             0-100 of the task that works on it; None: no task does
+    owner_project_id     whose it is; another project's than the one that looks, when that shares it
+    member_status        of such a share: pending, accepted, rejected; None: an own backup
     """
 
     id: str
@@ -77,13 +80,16 @@ class Backup:
     is_multi_az: bool
     progress: int | None
     damage: dict[str, Any] | None
+    owner_project_id: str
+    member_status: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackupFilters:
     """Conditions of a list, joined by AND; None: not asked for. Times are inclusive, on creation.
 
-    own_type      private and all_granted: own backups; shared: those received from others
+    own_type      private: own backups; shared: those received from others; all_granted: both
+    member_status of received ones; None: all that were not rejected
     used_percent  backups whose vault is filled at least this much
     """
 
@@ -99,6 +105,7 @@ class BackupFilters:
     enterprise_project_id: str | None = None
     statuses: tuple[str, ...] = ()
     own_type: str = "private"
+    member_status: str | None = None
     used_percent: int | None = None
     start_time: str | None = None
     end_time: str | None = None
@@ -110,12 +117,23 @@ class BackupFilters:
 _COLUMNS: LiteralString = """id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name,
     resource_size_bytes, name, description, provider_id, image_type, parent_id, status, incremental, auto_trigger,
     enterprise_project_id, stored_bytes, report, created_at, protected_at, updated_at, expired_at,
-    (SELECT v.is_multi_az FROM vaults v WHERE v.project_id = backups.project_id AND v.id = backups.vault_id)
-        AS is_multi_az,
+    coalesce((SELECT v.is_multi_az FROM vaults v WHERE v.project_id = backups.project_id
+        AND v.id = backups.vault_id), false) AS is_multi_az,
     CASE WHEN status NOT IN ('available', 'error') THEN (
         SELECT max(o.progress) FROM operation_logs o WHERE o.project_id = backups.project_id
         AND o.vault_id = backups.vault_id AND o.backup_id = backups.id AND o.status IN ('waiting', 'running'))
-    END AS progress, damage"""
+    END AS progress, damage, owner_project_id, member_status"""
+# The same columns of own backups, of those received from others, and of both.
+_OWN: LiteralString = "(SELECT *, project_id AS owner_project_id, NULL::text AS member_status FROM backups) AS backups"
+_COMMON: LiteralString = """id, project_id, owner_project_id, member_status, vault_id, checkpoint_id, resource_id,
+    resource_type, resource_name, resource_size_bytes, name, description, provider_id, image_type, parent_id, status,
+    incremental, auto_trigger, enterprise_project_id, stored_bytes, report, created_at, protected_at, updated_at,
+    expired_at, damage"""
+_TABLES: dict[str, LiteralString] = {
+    "private": _OWN,
+    "shared": RECEIVED,
+    "all_granted": f"(SELECT {_COMMON} FROM {_OWN} UNION ALL SELECT {_COMMON} FROM {RECEIVED}) AS backups",  # noqa: S608
+}
 
 SORT_LENGTH_MAX = 255  # contract
 SORT_KEYS: dict[str, LiteralString] = {
@@ -124,10 +142,11 @@ SORT_KEYS: dict[str, LiteralString] = {
 
 
 async def show_backup(database: Database, project_id: str, backup_id: str) -> Backup:
-    """Raises BackupNotFound."""
+    """An own backup, or one that another project shares. Raises BackupNotFound."""
     async with database.read(class_row(Backup)) as conn:
         found = await conn.execute(
-            f"SELECT {_COLUMNS} FROM backups WHERE project_id = %s AND id = %s",  # noqa: S608 -- the columns are ours
+            f"SELECT {_COLUMNS} FROM {_TABLES['all_granted']} "  # noqa: S608 -- the texts are ours
+            "WHERE project_id = %s AND id = %s",
             [project_id, backup_id],
         )
         backup = await found.fetchone()
@@ -142,7 +161,12 @@ async def list_backups(
     """One page, and how many match in all. Raises InvalidRequest for a time or marker that is none."""
     async with database.read() as conn:
         rows, count = await fetch_page(
-            conn, columns=_COLUMNS, table="backups", filters=_filters(project_id, asked), page=page, order=order
+            conn,
+            columns=_COLUMNS,
+            table=_TABLES[asked.own_type],
+            filters=_filters(project_id, asked),
+            page=page,
+            order=order,
         )
     return [Backup(**row) for row in rows], count
 
@@ -171,8 +195,12 @@ def _filters(project_id: str, asked: BackupFilters) -> Filters:
         filters.add("enterprise_project_id = %s", asked.enterprise_project_id)
     if asked.statuses:
         filters.add("status = ANY(%s)", list(asked.statuses))
-    if asked.own_type == "shared" or asked.resource_az is not None:
-        filters.add("false")  # nothing is received from others yet, and no resource lies in a named zone
+    if asked.own_type != "private":
+        # A rejected share is still there, so that the receiver may think again, but in nobody's way.
+        statuses = [asked.member_status] if asked.member_status is not None else ["pending", "accepted"]
+        filters.add("member_status IS NULL OR member_status = ANY(%s)", statuses)
+    if asked.resource_az is not None:
+        filters.add("false")  # no resource lies in a named zone
     if asked.used_percent is not None:
         filters.add(
             "vault_id IN (SELECT v.id FROM vaults v WHERE v.project_id = %s AND v.used_bytes::numeric * 100 >= "
@@ -188,7 +216,7 @@ def _filters(project_id: str, asked: BackupFilters) -> Filters:
     return filters
 
 
-def sort_order(text: str | None) -> tuple[Order, ...]:
+def sort_order(text: str | None, keys: Mapping[str, LiteralString] = SORT_KEYS) -> tuple[Order, ...]:
     """`key[:asc|desc],...` as a total order; descending where nothing is said. Raises InvalidRequest."""
     if not text:
         return NEWEST_FIRST
@@ -197,19 +225,20 @@ def sort_order(text: str | None) -> tuple[Order, ...]:
     order: dict[str, Order] = {}
     for part in text.split(","):
         key, _, direction = part.strip().partition(":")
-        if key not in SORT_KEYS or direction not in ("", "asc", "desc") or key in order:
+        if key not in keys or direction not in ("", "asc", "desc") or key in order:
             raise InvalidRequest(
-                reason=f"Invalid sort: give each of {', '.join(SORT_KEYS)} at most once, as key:asc or key:desc."
+                reason=f"Invalid sort: give each of {', '.join(keys)} at most once, as key:asc or key:desc."
             )
-        order[key] = Order(column=SORT_KEYS[key], descending=direction != "asc")
+        order[key] = Order(column=keys[key], descending=direction != "asc")
     order.setdefault("id", Order(column="id"))
     return tuple(order.values())
 
 
 async def rename_backup(database: Database, project_id: str, backup_id: str, name: str, clock: Clock) -> Backup:
-    """Give a backup another name. Raises InvalidRequest, BackupNotFound."""
+    """Give a backup another name. Raises InvalidRequest, BackupNotFound, Conflict 6707 (another project shares it)."""
     require_name(name, "name")
     async with database.transaction() as conn:
+        await require_own(conn, project_id, backup_id, code="6707", what="rename it")
         await conn.execute(
             "UPDATE backups SET name = %s, updated_at = %s WHERE project_id = %s AND id = %s",
             [name, clock.now(), project_id, backup_id],

@@ -18,6 +18,7 @@ from strongroom.base.errors import BackupNotFound, Conflict, StrongroomError
 from strongroom.control import checkpoints, tasks
 from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
+from strongroom.control.received import require_own
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tasks import NewTask, Task
@@ -44,11 +45,12 @@ async def request_delete_backup(
 ) -> str:
     """Begin to delete one backup; it shows `deleting` until it is gone. Returns the id of the operation log.
 
-    Raises BackupNotFound; Conflict 6112 (vault), 6134 (resource being removed), 6201 (status), 6216 (in use) and 6220
-    (automatic backup in a locked vault).
+    Raises BackupNotFound; Conflict 6112 (vault), 6134 (resource being removed), 6201 (status), 6216 (in use), 6220
+    (automatic backup in a locked vault) and 6711 (another project shares it).
     """
     async with database.transaction() as conn:
-        vault = await lock_vault(conn, project_id, await _vault_of(conn, project_id, backup_id))
+        place = await require_own(conn, project_id, backup_id, code="6711", what="delete it. Reject the share instead")
+        vault = await lock_vault(conn, project_id, place)
         return await begin_delete(conn, vault, backup_id, request_id=request_id, now=clock.now())
 
 
@@ -115,16 +117,6 @@ async def _lock_backup(conn: AsyncConnection[Any], vault: VaultRef, backup_id: s
     if row is None:
         raise BackupNotFound(id=backup_id)
     return row
-
-
-async def _vault_of(conn: AsyncConnection[Any], project_id: str, backup_id: str) -> str:
-    found = await conn.execute(
-        "SELECT vault_id FROM backups WHERE project_id = %s AND id = %s", [project_id, backup_id]
-    )
-    row = await found.fetchone()
-    if row is None:
-        raise BackupNotFound(id=backup_id)
-    return str(row[0])
 
 
 def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) -> None:

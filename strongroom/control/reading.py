@@ -6,22 +6,27 @@ from psycopg.rows import dict_row
 
 from strongroom.base.errors import BackupNotFound, Conflict
 from strongroom.control.db import Database
+from strongroom.control.received import READABLE, find_received, require_accepted
 from strongroom.control.subjects import VaultRef, load_vault
-
-READABLE = frozenset({"available", "restoring", "waiting_restore"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Readable:
-    """A backup whose content may be read. domain_id: where its root is, in hex; None: the vault's own domain."""
+    """A backup whose content may be read.
+
+    vault      where its bytes are; of another project when that shares the backup
+    domain_id  where its root is, in hex; None: the vault's own domain
+    shared     it may cease to be readable at any moment
+    """
 
     vault: VaultRef
     root: str
     domain_id: str | None
+    shared: bool
 
 
 async def find_readable(database: Database, project_id: str, backup_id: str) -> Readable:
-    """Raises BackupNotFound, or Conflict 2005 by its state."""
+    """A backup of the project, or one it accepted from another. Raises BackupNotFound, Conflict 2005 by its state."""
     async with database.read() as conn:
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
@@ -29,13 +34,19 @@ async def find_readable(database: Database, project_id: str, backup_id: str) -> 
                 [project_id, backup_id],
             )
             row = await cursor.fetchone()
+        owner = project_id
         if row is None:
-            raise BackupNotFound(id=backup_id)
+            received = await find_received(conn, project_id, backup_id)
+            if received is None:
+                raise BackupNotFound(id=backup_id)
+            require_accepted(received["member_status"])
+            owner = received["lender_project_id"]
+            row = received | {"vault_id": received["lender_vault_id"], "status": received["root_status"]}
         if row["status"] not in READABLE or row["root"] is None:
             raise Conflict(
                 conflict_code="2005",
                 reason=f"The backup is {row['status']}; only an available one can be read. "
                 "Wait until it is available, or choose another restore point.",
             )
-        vault = await load_vault(conn, project_id, row["vault_id"])
-        return Readable(vault=vault, root=row["root"], domain_id=row["domain_id"])
+        vault = await load_vault(conn, owner, row["vault_id"])
+        return Readable(vault=vault, root=row["root"], domain_id=row["domain_id"], shared=owner != project_id)

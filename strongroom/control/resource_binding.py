@@ -164,8 +164,22 @@ async def _lock_registered(
         rows = {row["id"]: row for row in await cursor.fetchall()}
     for resource in resources:
         if resource.id not in rows or rows[resource.id]["resource_type"] != resource.type:
+            await _refuse_host(conn, project_id, resource)
             raise kinds[resource.id].not_found(id=resource.id)
     return rows
+
+
+async def _refuse_host(conn: AsyncConnection[Any], project_id: str, resource: NewResource) -> None:
+    """A registered host is known, and nothing of it can be read until its agent is. Raises Conflict 7403."""
+    found = await conn.execute(
+        "SELECT host_name FROM agents WHERE project_id = %s AND id = %s", [project_id, resource.id]
+    )
+    row = await found.fetchone()
+    if row is not None:
+        raise Conflict(
+            reason=f"Host {row[0]} is registered, but no agent of it is connected that could be asked for data.",
+            conflict_code="7403",
+        )
 
 
 async def _check_bindings(

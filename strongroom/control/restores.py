@@ -15,20 +15,27 @@ from psycopg.rows import dict_row
 from strongroom.base.clock import Clock
 from strongroom.base.errors import (
     BackupNotFound,
+    Canceled,
     Conflict,
     InvalidRequest,
+    NotFound,
+    RepositoryError,
     ResourceNotFound,
+    ShareEnded,
+    StoreError,
     StrongroomError,
     Unsupported,
 )
 from strongroom.control import tasks
 from strongroom.control.db import Database
 from strongroom.control.names import require_id
+from strongroom.control.received import begin_loan, find_received, loan_stands, require_accepted
 from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import (
     ResourceRef,
     VaultRef,
     load_resource,
+    load_vault,
     lock_vaults,
     release_resource,
     require_vault,
@@ -40,6 +47,7 @@ from strongroom.control.vault_kinds import RESOURCE_KINDS
 TARGET_MEMBERS = {"OS::Cinder::Volume": "volume_id", "OS::Sfs::Turbo": "resource_id"}
 
 HALF_RESTORED = "Half restored: run the restore again."
+HALF_RESTORED_FOR_GOOD = "Half restored, and the share has ended: restore another backup onto it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,7 @@ class NewRestore:
 class RestoreJob:
     """One restore to do.
 
+    vault           where the bytes are; of another project when that shares the backup
     root            name of the backup's root object
     domain_id       where it is, in hex; None: the vault's own domain
     kind            what its report calls it: "tree" or "block"; None: the report does not say
@@ -74,7 +83,6 @@ class RestoreJob:
     path            only this file or folder, relative bytes; None: everything
     target_path     where `path` goes inside the target; None: to its old place
     force           write although somebody has the target open
-    in_place        an attempt wrote into the target itself: its saved state has `in_place` or `done` ranges
     """
 
     vault: VaultRef
@@ -89,7 +97,6 @@ class RestoreJob:
     path: bytes | None
     target_path: bytes | None
     force: bool
-    in_place: bool
 
 
 # --- request side ---------------------------------------------------------------------------------------------------
@@ -98,7 +105,8 @@ class RestoreJob:
 async def request_restore(
     database: Database, project_id: str, backup_id: str, new: NewRestore, *, request_id: str, clock: Clock
 ) -> str:
-    """Begin a restore; backup and target show it at once. Returns the id of the operation log, the job id.
+    """Begin a restore of an own backup or an accepted one; backup and target show it at once. Returns the id of the
+    operation log, the job id. What another project shares is read only: its row says nothing of this.
 
     Raises BackupNotFound, DiskNotFound or ResourceNotFound (target), InvalidRequest, and Conflict: 2005 (backup
     status), 6202 (vault status), 2010 (target is being restored), 2002 (target is being backed up), 6134.
@@ -139,6 +147,7 @@ async def request_restore(
             target_resource_name=target.name,
             parameters=_parameters(new),
             worker_group=target.worker_group,
+            **{name: backup[name] for name in ("member_id", "lender_project_id", "lender_vault_id") if name in backup},
         )
         try:
             await tasks.insert(conn, [task], clock.now())
@@ -160,9 +169,17 @@ async def _load_backup(conn: AsyncConnection[Any], project_id: str, backup_id: s
             [project_id, backup_id],
         )
         row = await cursor.fetchone()
-    if row is None:
+    if row is not None:
+        return row
+    received = await find_received(conn, project_id, backup_id)
+    if received is None:
         raise BackupNotFound(id=backup_id)
-    return row
+    require_accepted(received["member_status"])
+    status = received["root_status"]
+    if status in ("available", "restoring", "waiting_restore"):
+        # What the owner restores of it is no business of the receiver's, and the other way round.
+        status = "restoring" if received["restoring"] else "available"
+    return received | {"status": status}
 
 
 def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
@@ -180,6 +197,10 @@ def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
             raise InvalidRequest(
                 reason=f"Invalid {name}: the target of a backup of {kind} is named by {TARGET_MEMBERS[kind]}."
             )
+    if target_id is None and "member_id" in backup:
+        raise InvalidRequest(
+            reason=f"Invalid {TARGET_MEMBERS[kind]}: the backup is of another project. Name a target of your own."
+        )
     if new.target_path is not None and new.path is None:
         raise InvalidRequest(reason="Invalid target_path: it says where `path` goes, so name the path too.")
     if kind == "OS::Cinder::Volume" and (new.path is not None or new.target_path is not None):
@@ -266,28 +287,19 @@ def _parameters(new: NewRestore) -> dict[str, Any]:
 async def start_restore(database: Database, task: Task) -> RestoreJob:
     """Everything an attempt needs; backup and target show `restoring` from here on. May run again.
 
-    Raises Fenced, VaultNotFound, BackupNotFound (also without a root) and ResourceNotFound (target unregistered)."""
+    Raises Fenced, VaultNotFound, BackupNotFound (also without a root, or not shared any more) and ResourceNotFound
+    (target unregistered)."""
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         vaults = await lock_vaults(conn, task.project_id, task.vault_id, binding=task.target_resource_id)
         vault = require_vault(vaults, task.vault_id)
-        async with conn.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(
-                "UPDATE backups SET status = 'restoring', updated_at = now() WHERE project_id = %s AND id = %s "
-                "AND root IS NOT NULL AND status IN ('available', 'waiting_restore', 'restoring') "
-                "RETURNING id AS backup_id, root, domain_id, report ->> 'kind' AS kind, resource_size_bytes, "
-                "resource_id",
-                [task.project_id, task.backup_id],
-            )
-            row = await cursor.fetchone()
+        row = await (_begin_own(conn, task) if task.member_id is None else begin_loan(conn, task))
         if row is None:
             raise BackupNotFound(id=task.backup_id or "(none)")
+        source = row.pop("vault_id")
+        if task.lender_project_id is not None:
+            vault = await load_vault(conn, task.lender_project_id, source)
         target = await load_resource(conn, task.project_id, task.target_resource_id)
-        saved = await conn.execute(
-            "SELECT state ?| ARRAY['in_place', 'done'] FROM operation_logs WHERE project_id = %s AND id = %s",
-            [task.project_id, task.id],
-        )
-        state = await saved.fetchone()
         await conn.execute(
             "UPDATE vault_resources SET protect_status = 'restoring' WHERE project_id = %s AND resource_id = %s "
             "AND protect_status IN ('available', 'error')",
@@ -301,9 +313,36 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
         path=_bytes(asked.get("path_b64")),
         target_path=_bytes(asked.get("target_path_b64")),
         force=bool(asked.get("force", False)),
-        in_place=state is not None and bool(state[0]),
         **row,
     )
+
+
+async def _begin_own(conn: AsyncConnection[Any], task: Task) -> dict[str, Any] | None:
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "UPDATE backups SET status = 'restoring', updated_at = now() WHERE project_id = %s AND id = %s "
+            "AND root IS NOT NULL AND status IN ('available', 'waiting_restore', 'restoring') "
+            "RETURNING id AS backup_id, vault_id, root, domain_id, report ->> 'kind' AS kind, resource_size_bytes, "
+            "resource_id",
+            [task.project_id, task.backup_id],
+        )
+        return await cursor.fetchone()
+
+
+async def start_settling(database: Database, task: Task) -> tuple[ResourceRef, bool]:
+    """For the end of a restore that cannot be done: its target, and whether an attempt wrote into the target (its saved
+    state has `in_place` or `done` ranges). The backup need not be there any more.
+
+    Raises Fenced and ResourceNotFound (target unregistered)."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        target = await load_resource(conn, task.project_id, task.target_resource_id)
+        saved = await conn.execute(
+            "SELECT state ?| ARRAY['in_place', 'done'] FROM operation_logs WHERE project_id = %s AND id = %s",
+            [task.project_id, task.id],
+        )
+        state = await saved.fetchone()
+        return target, state is not None and bool(state[0])
 
 
 def _bytes(text: str | None) -> bytes | None:
@@ -338,13 +377,24 @@ async def fail_restore(
     restore is run again. Raises Fenced."""
     async with database.transaction() as conn:
         await _lock(conn, task)
+        error = await _seen_from_share(conn, task, error)
         if half_restored:
+            reason = HALF_RESTORED_FOR_GOOD if isinstance(error, ShareEnded) else HALF_RESTORED
             await conn.execute(
                 "UPDATE vault_resources SET status_reason = %s WHERE project_id = %s AND resource_id = %s",
-                [HALF_RESTORED, task.project_id, task.target_resource_id],
+                [reason, task.project_id, task.target_resource_id],
             )
         await _release(conn, task, clock)
         await tasks.finish(conn, task, clock, status=status, error=error)
+
+
+async def _seen_from_share(conn: AsyncConnection[Any], task: Task, error: StrongroomError) -> StrongroomError:
+    """Whatever a restore met in a vault that it may no longer read, the tenant's reason is that the share has ended."""
+    if task.member_id is None or not isinstance(error, Canceled | NotFound | StoreError | RepositoryError):
+        return error
+    if isinstance(error, ResourceNotFound) or await loan_stands(conn, task):
+        return error
+    return ShareEnded(id=task.backup_id or "(none)", detail=str(error))
 
 
 async def _lock(conn: AsyncConnection[Any], task: Task) -> None:

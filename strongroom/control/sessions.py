@@ -45,8 +45,12 @@ async def close_session(database: Database, project_id: str, session_id: str) ->
 
 
 async def close_sessions_of(conn: AsyncConnection[Any], task: Task) -> None:
-    """Close every session of a task, in the transaction that makes it final."""
-    await conn.execute("DELETE FROM sessions WHERE project_id = %s AND task_id = %s", [task.project_id, task.id])
+    """Close every session of a task, in the transaction that makes it final: in vaults of its project, and in that of
+    another project whose backup it reads."""
+    await conn.execute(
+        "DELETE FROM sessions WHERE project_id = ANY(%s) AND task_id = %s",
+        [[task.project_id, task.lender_project_id or task.project_id], task.id],
+    )
 
 
 async def oldest_pinned(database: Database, project_id: str, vault_id: str, domain_id: str | None = None) -> int | None:

@@ -49,6 +49,9 @@ class NewTask:
     resource_name: str | None = None
     target_resource_id: str | None = None
     target_resource_name: str | None = None
+    member_id: str | None = None
+    lender_project_id: str | None = None
+    lender_vault_id: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     listed: bool = True
     worker_group: str = "default"
@@ -58,7 +61,10 @@ class NewTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A claimed row. `generation` is the fencing number of this attempt, `state` what earlier attempts left for it."""
+    """A claimed row. `generation` is the fencing number of this attempt, `state` what earlier attempts left for it.
+
+    member_id, lender_project_id   the share through which a restore reads another project's backup, and whose it is
+    """
 
     id: str
     project_id: str
@@ -77,10 +83,13 @@ class Task:
     request_id: str
     parameters: dict[str, Any]
     state: dict[str, Any]
+    member_id: str | None = None
+    lender_project_id: str | None = None
 
 
 _CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, vault_name, provider_id, checkpoint_id,
-    backup_id, resource_id, resource_type, resource_name, target_resource_id, request_id, parameters, state"""
+    backup_id, resource_id, resource_type, resource_name, target_resource_id, request_id, parameters, state,
+    member_id, lender_project_id"""
 
 
 async def insert(conn: AsyncConnection[Any], tasks: Sequence[NewTask], now: datetime) -> None:
@@ -129,6 +138,9 @@ async def claim(database: Database, worker: str, group: str) -> Task | None:
                        AND o.operation_type <> 'prune' AND o.status IN ('waiting', 'running')
                        AND (o.created_at, o.id) < (t.created_at, t.id)
                        AND (t.operation_type = 'vault_delete' OR o.resource_id = t.resource_id)))
+              AND (t.operation_type <> 'vault_delete' OR NOT EXISTS (  -- others read there until they notice
+                    SELECT 1 FROM operation_logs o WHERE o.lender_vault_id = t.vault_id AND o.status = 'running'
+                       AND o.lease_until >= now()))
             ORDER BY coalesce(p.n, 0), t.created_at, t.id
             LIMIT 1 FOR UPDATE OF t SKIP LOCKED
             """,
@@ -162,7 +174,8 @@ async def claim(database: Database, worker: str, group: str) -> Task | None:
 
 
 async def renew(database: Database, worker: str, mine: dict[str, int]) -> tuple[set[str], set[str]]:
-    """Extend the leases of this worker's tasks ({id: generation}). Returns (still ours, cancel requested)."""
+    """Extend the leases of this worker's tasks ({id: generation}). Returns (still ours, those that must stop: somebody
+    canceled them, or the share they read through has ended)."""
     if not mine:
         return set(), set()
     async with database.transaction() as conn, conn.cursor() as cursor:
@@ -171,7 +184,9 @@ async def renew(database: Database, worker: str, mine: dict[str, int]) -> tuple[
             UPDATE operation_logs t SET lease_until = now() + make_interval(secs => %s)
             FROM unnest(%s::text[], %s::int[]) AS m(id, generation)
             WHERE t.id = m.id AND t.generation = m.generation AND t.status = 'running' AND t.worker = %s
-            RETURNING t.id, t.cancel_requested
+            RETURNING t.id, t.cancel_requested OR (t.member_id IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM backup_members s WHERE s.id = t.member_id AND s.project_id = t.lender_project_id
+                AND s.status = 'accepted'))
             """,
             [LEASE_S, list(mine), list(mine.values()), worker],
         )

@@ -7,7 +7,8 @@ being read.
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +32,7 @@ _KINDS = {
     stat.S_IFCHR: "char-device",
     stat.S_IFBLK: "block-device",
 }
+LOOK_AGAIN_S = 1.0  # a download of what others share ends within so long of the share's end
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -75,7 +77,21 @@ class RestorePointBrowser:
             return _view(b"/".join(parts[:-1]), browsed), read_file(repository, root, parts)
 
         view, pieces = await asyncio.to_thread(begin)
+        if found.shared:
+            return view, self._while_shared(project_id, backup_id, _stream(pieces))
         return view, _stream(pieces)
+
+    async def _while_shared(
+        self, project_id: str, backup_id: str, pieces: AsyncGenerator[bytes]
+    ) -> AsyncGenerator[bytes]:
+        """The pieces of another project's backup, for as long as it shares it. Raises BackupNotFound, Conflict 2005."""
+        clock, looked_s = self._tools.clock, 0.0
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if clock.monotonic_s() - looked_s > LOOK_AGAIN_S:
+                    await find_readable(self._tools.database, project_id, backup_id)
+                    looked_s = clock.monotonic_s()
+                yield piece
 
 
 class ResourceInspector:
@@ -104,7 +120,7 @@ def _overlap(one: bytes, other: bytes) -> bool:
     return a.startswith(b) or b.startswith(a)
 
 
-async def _stream(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _stream(pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:
     """One piece at a time, each read and checked in a thread. The engine's session ends with the iterator.
 
     When the client leaves while a piece is being read, that piece is waited for before the iterator is closed.

@@ -69,19 +69,18 @@ def fail(job: Job, error: StrongroomError) -> None:
     """Settle what the attempts left at the target, then end the task; a device may stay half restored and says so."""
     tools = job.tools
     try:
-        plan = tools.portal.call(restores.start_restore(tools.database, job.task))
+        place, in_place = tools.portal.call(restores.start_settling(tools.database, job.task))
     except NotFound as gone:
-        # The vault, the backup or the target is not there any more: nothing to settle, and the task must end.
+        # The target is not there any more: nothing to settle, and the task must end.
         error.detail = f"{error.detail}; not settled: {gone}".lstrip("; ")
         half = "in_place" in job.task.state
         tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=half))
         return
-    driver = driver_for(plan.target.type, plan.target.path)
     try:
-        driver.recover(source_ref(plan.target), frozenset({job.task.id}))
+        driver_for(place.type, place.path).recover(source_ref(place), frozenset({job.task.id}))
     except SourceError as err:
         error.detail = f"{error.detail}; leftovers at the target not settled: {err}".lstrip("; ")
-    tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=plan.in_place))
+    tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=in_place))
 
 
 def split(path: bytes) -> Path:

@@ -358,7 +358,9 @@ async def test_restore_job(world: World) -> None:
         job = await restores.start_restore(world.database, task)
         assert (job.backup_id, job.root, job.kind) == (found[0], f"{found[0]}.1", "tree")
         assert (job.resource_id, job.target.id, job.same_resource) == (source, target, False)
-        assert (job.path, job.target_path, job.force, job.in_place) == (b"a/\xff", b"b", True, False)
+        assert (job.path, job.target_path, job.force) == (b"a/\xff", b"b", True)
+        place, in_place = await restores.start_settling(world.database, task)
+        assert (place, in_place) == (job.target, False)
         assert (job.vault.id, job.resource_size_bytes) == (vault, 4 * GIB)
     statuses = "SELECT protect_status FROM vault_resources WHERE resource_id = %s"
     assert await world.one("SELECT status FROM backups") == "restoring"
@@ -378,7 +380,8 @@ async def test_half_restored(world: World) -> None:
     task = await world.restored(found[0])
     await tasks.save_state(world.database, task, {"done": [[0, 10]]})
     job = await restores.start_restore(world.database, task)
-    assert job.in_place and job.same_resource
+    assert job.same_resource
+    assert await restores.start_settling(world.database, task) == (job.target, True)
     state = "SELECT protect_status, status_reason FROM vault_resources"
     await restores.fail_restore(world.database, task, GONE, world.clock, half_restored=True)
     half = [("error", "Half restored: run the restore again.")]

@@ -35,6 +35,8 @@ NOT_OURS = {
     "destination_vault_id": "a vault of the other region, which decides",
     "id of include_volumes": "a disk of the cloud's, inside a server",
     "exclude_volumes": "disks of the cloud's, inside a server",
+    "members": "projects that a tenant shares its own backup with",
+    "agent_id": "chosen by the client, unique in its project",
 }
 # Members that an operation reads only for sources that there are none of.
 IGNORED = {
@@ -49,7 +51,10 @@ NO_IDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tenant:
-    """Ids of one tenant, by what they are of. names: texts that lists can be asked for."""
+    """Ids of one tenant, by what they are of. names: texts that lists can be asked for.
+
+    lent: a backup that is shared with the first of `receivers`, projects of others
+    """
 
     project: str
     user: str
@@ -63,13 +68,16 @@ class Tenant:
     backup: str
     log: str
     policy: str
+    agent: str
+    lent: str
+    receivers: tuple[str, str]
     names: tuple[str, ...]
 
     def ids(self) -> tuple[str, ...]:
         """Every id but the project's and the user's."""
         return (
             *(self.vault, self.spare_vault, self.resource, self.spare, self.other, self.disk),
-            *(self.checkpoint, self.backup, self.log, self.policy),
+            *(self.checkpoint, self.backup, self.log, self.policy, self.agent, self.lent),
         )
 
 
@@ -111,6 +119,8 @@ def path_values(own: Tenant) -> dict[str, str]:
         "protectable_id": own.spare,
         "instance_id": own.resource,
         "order_id": own.vault,
+        "agent_id": own.agent,
+        "member_id": own.receivers[0],
         "protectable_type": "turbo",
         "key": "team",
         "access_key": "A" * 20,
@@ -144,6 +154,7 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
     product = {"resource_size": 200, "resource_spec_code": "vault.backup.turbo.normal"}
     orders = ({"resource_id": own.vault, "product_info": product}, {"resourceId": own.vault, "productInfo": product})
     checkpoint = {"vault_id": own.vault, "parameters": {"resources": [own.resource]}}
+    host = {"host_name": "web", "host_ip": "10.0.0.1", "host_os": "Debian"}
     details = {"resource_details": [{"id": own.resource, "type": TURBO}], "policy_id": own.policy}
     return {
         "create_vault": ({"vault": vault},),
@@ -179,6 +190,13 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
             {"checkpoint": {"vault_id": own.vault, "parameters": details}},
         ),
         "change_password": ({"user": {"original_password": "not the right one", "password": "a long enough one"}},),
+        "add_member": ({"members": [own.receivers[1]]},),
+        "update_member_status": ({"status": "accepted", "vault_id": own.vault},),
+        "register_agent": ({"agent": host | {"agent_id": own.agent}},),
+        "update_agent": ({"agent": {"status": "uninstall"}},),
+        "add_agent_path": ({"add_path": ["/srv"]},),
+        "remove_agent_path": ({"remove_path": ["/srv"]},),
+        "check_agent": ({"agent_status": [{"resource_id": own.agent, "resource_type": "OS::Nova::Server"}]},),
         "update_backup": ({"backup": {"name": "renamed"}},),
         "restore_backup": (
             {"restore": {"resource_id": own.spare}},
@@ -198,6 +216,8 @@ def asked_soundly(operation: Operation, own: Tenant) -> list[Asked]:
     names = _PARAMETER.findall(operation.path)
     unknown = [name for name in names if name not in values]
     assert not unknown, f"{operation.name}: say in tenant_matrix.path_values what {{{unknown[0]}}} may be"
+    if "member_id" in names or operation.path.endswith("/members"):
+        values["backup_id"] = own.lent
     path, query = {name: values[name] for name in names}, required_queries(own).get(operation.name, {})
     return [Asked(operation=operation, path=path, query=query, body=body) for body in _bodies(operation, own)]
 
@@ -224,7 +244,7 @@ def places(sound: Asked, other: Tenant, *, missing: bool) -> Iterator[Asked]:
     texts = [_missing(value) if missing else value for value in (other.project, other.user, *other.names)]
     for name in sound.path:
         if name.endswith("_id") and name != "project_id":
-            for value in ids:
+            for value in (*ids, texts[0]):
                 yield replace(sound, path={**sound.path, name: value}, place=f"path {name}", value=value)
         elif name in ("key", "access_key"):
             for value in (*ids, *texts):

@@ -331,3 +331,32 @@ def test_export_key_and_version(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "key").read_bytes() == (server.state / "master.key").read_bytes()
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     run(server, "export-key", str(tmp_path / "key"), code=1)
+
+
+def test_story_of_a_share(server: Server, operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """A tenant offers a backup, another project accepts it, restores it to a disk of its own, and loses it: by name."""
+    theirs, ours = tmp_path / "theirs.raw", tmp_path / "ours.raw"
+    theirs.write_bytes(os.urandom(1 << 20))
+    ours.write_bytes(bytes(1 << 20))
+    me = operator("project", "list")[0]["id"]
+    assert me != tenant.project
+    register(operator, tenant, "disk", theirs)
+    operator("protectable", "add", "--project", me, "--type", "disk", "--name", "ours.raw", "--path", str(ours))
+    tenant("vault", "create", "lent", "--type", "disk", "--size", "50", "--resource", "theirs.raw")
+    tenant("checkpoint", "create", "lent", "--name", "friday", "--wait", lines=True)
+    operator("vault", "create", "borrowed", "--type", "disk", "--size", "50", "--resource", "ours.raw")
+
+    (member,) = tenant("backup", "share", "friday", me)
+    assert (member["dest_project_id"], member["status"]) == (me, "pending")
+    (found,) = operator("backup", "list", "--shared")
+    assert (found["name"], found["member_status"], found["project_id"]) == ("friday", "pending", tenant.project)
+    assert operator("backup", "list") == []
+    assert operator("backup", "accept", "friday", "--vault", "borrowed")["status"] == "accepted"
+    assert [row["status"] for row in tenant("backup", "members", "friday")] == ["accepted"]
+    assert b"of your own" in run(server, "restore", "friday", code=1).stderr
+    run(server, "restore", "friday", "--to", "ours.raw", "--wait")
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert operator("backup", "reject", "friday")["status"] == "rejected"
+    operator("backup", "accept", "friday", "--vault", "borrowed")
+    tenant("backup", "unshare", "friday", me)
+    assert operator("backup", "list", "--shared") == []

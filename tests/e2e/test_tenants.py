@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ REFUSED_WITH_OWN = {
     "delete_backup": "it is being restored",
     "restore_part": "the backup is being restored to another place",
     "remove_vault_resource": "it is being backed up",
+    "update_member_status": "only who receives a backup decides",
 }
 LAST = ("remove_vault_resource", "delete_vault")  # what stands in the way of others
 PASSING_HEADERS = frozenset({"x-request-id", "date"})
@@ -64,8 +66,8 @@ class Digests:
         return {table: digest for (table, owner), digest in taken.items() if owner == project}
 
 
-def settle(client: Client, operator: Client, base: Path, letter: str) -> Tenant:
-    """One of everything for a tenant, its resources registered by the operator."""
+def settle(client: Client, operator: Client, base: Path, letter: str, receivers: tuple[str, str]) -> Tenant:
+    """One of everything for a tenant, its resources registered by the operator, and a backup lent to another one."""
     made = {}
     for kind, name in (("turbo", "share"), ("turbo", "spare"), ("turbo", "other"), ("disk", "disk")):
         path = base / f"{letter}-{name}"
@@ -85,6 +87,12 @@ def settle(client: Client, operator: Client, base: Path, letter: str) -> Tenant:
     policy_id = client.ok("POST", "policies", policy_body)["policy"]["id"]
     client.ok("POST", f"vaults/{vault}/associatepolicy", {"policy_id": policy_id})
     client.ok("POST", f"vault/{vault}/tags", {"tag": {"key": "team", "value": f"{letter}-red"}})
+    disks = client.vault(f"{letter}-disks-of-mine", "disk", [made["disk"]])
+    assert client.settled(client.checkpoint(disks))["status"] == "available"
+    lent = client.backups(vault_id=disks)[0]["id"]
+    client.ok("POST", f"backups/{lent}/members", {"members": [receivers[0]]})
+    host = {"agent_id": str(uuid.uuid4()), "host_name": "web", "host_ip": "10.0.0.1", "host_os": "Debian"}
+    agent = client.ok("POST", "agents", {"agent": host})["agent"]["agent_id"]
     client.quiet()
     names = (f"{letter}-vault-of-mine", f"{letter}-share-of-mine", f"{letter}-red", str(base / f"{letter}-share"))
     shown = client.http.get("/v3/auth/tokens", headers={"X-Subject-Token": client.http.headers["X-Auth-Token"]})
@@ -101,6 +109,9 @@ def settle(client: Client, operator: Client, base: Path, letter: str) -> Tenant:
         backup=next(b["id"] for b in client.backups() if b["vault_id"] == vault),
         log=next(log["id"] for log in client.ok("GET", "operation-logs", vault_id=vault)["operation_logs"]),
         policy=policy_id,
+        agent=agent,
+        lent=lent,
+        receivers=receivers,
         names=names,
     )
 
@@ -112,8 +123,10 @@ class Neighbours:
         self.world = World.build(base)
         operator = self.world.alice
         self.bob_client, carol_client = self.world.bob, self._third(operator)
-        self.bob = settle(self.bob_client, operator, base, "b")
-        self.carol = settle(carol_client, operator, base, "c")
+        fourth = operator.ok("POST", "/ext/v1/admin/projects", {"project": {"name": "fourth"}})["project"]["id"]
+        receivers = (operator.project, fourth)
+        self.bob = settle(self.bob_client, operator, base, "b", receivers)
+        self.carol = settle(carol_client, operator, base, "c", receivers)
         carol_client.http.close()
         self.bob_client.http.close()
         self.world.server.stop()
