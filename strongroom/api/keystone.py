@@ -125,10 +125,6 @@ class KeystoneAuthenticator:
             raise Unauthenticated(reason="token expires")
         return known.caller
 
-    async def probe(self) -> None:
-        """Keystone answers and takes our credentials. Raises Unavailable."""
-        await self._service_token()
-
     async def _find(self, text: str) -> _Known:
         """What is known, or asked now; many requests with one token ask once."""
         digest = hashlib.sha256(text.encode()).digest()

@@ -15,6 +15,7 @@ from urllib.parse import quote, quote_from_bytes, urlsplit
 
 import msgspec
 from every_operation import every_operation
+from harness import Client
 from hostile_world import MISSING, Rows, World, envelope
 from tenant_matrix import Tenant, sound_bodies
 
@@ -117,9 +118,10 @@ class Attacker:
         self._rng, self._rows, self._world = rng, rows, world
         place = urlsplit(world.server.endpoint)
         self._connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
-        self._token = world.alice.http.headers["X-Auth-Token"]
+        with world.server.client() as alice:
+            self._token = alice.http.headers["X-Auth-Token"]
+            self._accounts = _victims(world, alice)
         self._old_tokens = [self._token]
-        self._accounts = _victims(world)
         self._sound = sound_bodies(_tenant_of(world))
         self._operations = every_operation()
         self._unknown = [
@@ -136,7 +138,8 @@ class Attacker:
         self._ids = [world.share, world.spare, world.disk, world.vault, world.checkpoint, world.first, world.second]
         self._ids += [world.log, MISSING]
         self._counts: Counter[tuple[str, int]] = Counter()
-        self.refused = self.accepted = 0
+        self.refused = self.accepted = self.left_rows = 0
+        rows.keep()
         self._before = rows.marks()
 
     def __enter__(self) -> "Attacker":
@@ -145,12 +148,21 @@ class Attacker:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
+    def answers(self, least: int) -> int:
+        """How many answers had this status or a greater one."""
+        return sum(count for (_, status), count in self._counts.items() if status >= least)
+
     def summary(self) -> str:
         statuses: Counter[int] = Counter()
         for (_, status), count in self._counts.items():
             statuses[status] += count
         accepted = sorted({name for name, status in self._counts if status < 300})
         return f"statuses {dict(statuses)}, accepted: {', '.join(accepted)}"
+
+    def begin_again(self) -> None:
+        """Everything is there again that was deleted, taken or occupied: no worker ends what was begun."""
+        self._rows.bring_back()
+        self._before = self._rows.marks()
 
     def step(self) -> None:
         """One request, and what must hold after it."""
@@ -228,6 +240,7 @@ class Attacker:
             self._before = self._rows.marks()
             self._send(*sent)
             left = self._rows.marks()
+        self.left_rows += 1
         raise AssertionError((what, answer.status, text, self._before, left))
 
     def _log_in(self) -> None:
@@ -388,10 +401,10 @@ def _titled(answer: http.client.HTTPResponse) -> dict[str, str]:
     return {name.title(): value for name, value in answer.getheaders()}
 
 
-def _victims(world: World) -> list[str]:
+def _victims(world: World, alice: Client) -> list[str]:
     """Ids that stand for accounts: a user made to be harmed, a project, and what nobody has. Never the attacker's."""
     user = {"name": f"victim-{random.randrange(10**9)}", "password": "correct horse battery staple"}
-    made = world.alice.ok("POST", "/ext/v1/admin/users", {"user": {**user, "project_id": world.bob.project}})
+    made = alice.ok("POST", "/ext/v1/admin/users", {"user": {**user, "project_id": world.bob.project}})
     return [made["user"]["id"], world.bob.project, "f" * 32, MISSING]
 
 

@@ -110,6 +110,7 @@ class Rows:
         found = conn.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
         tables = [name for (name,) in found if name not in PASSING_TABLES]
         assert "vaults" in tables
+        self._tables = tables
         self._query = "SELECT " + ", ".join(f"(SELECT count(*) FROM {table}) AS {table}" for table in tables)
         # What was seen of a resource is kept whatever becomes of the request: its size and whether it is there.
         marks = (
@@ -128,6 +129,20 @@ class Rows:
         row = self._conn.execute(self._marks_query.encode()).fetchone()
         assert row is not None
         return row
+
+    def keep(self) -> None:
+        """Remember every row, for `bring_back`."""
+        self._conn.execute("CREATE SCHEMA IF NOT EXISTS kept")
+        for table in self._tables:
+            self._conn.execute(f"CREATE TABLE IF NOT EXISTS kept.{table} AS TABLE public.{table}".encode())
+
+    def bring_back(self) -> None:
+        """The rows of `keep` and no others."""
+        with self._conn.transaction():
+            self._conn.execute("SET LOCAL session_replication_role = replica")  # no order among tables
+            for table in self._tables:
+                self._conn.execute(f"DELETE FROM public.{table}".encode())
+                self._conn.execute(f"INSERT INTO public.{table} SELECT * FROM kept.{table}".encode())
 
     def contents(self, project_id: str) -> list[Any]:
         """Every row of a tenant, as text."""

@@ -55,11 +55,11 @@ class Keystone:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v3"
         self._process: subprocess.Popen[bytes] | None = None
-        me = [f"--keystone-user={os.getuid()}", f"--keystone-group={os.getgid()}"]
+        self._owner = [f"--keystone-user={os.getuid()}", f"--keystone-group={os.getgid()}"]
         self._manage("db_sync")
-        self._manage("fernet_setup", *me)
-        self._manage("receipt_setup", *me)
-        self._manage("credential_setup", *me)
+        self._manage("fernet_setup", *self._owner)
+        self._manage("receipt_setup", *self._owner)
+        self._manage("credential_setup", *self._owner)
         place = [f"--bootstrap-{kind}-url={self.url}" for kind in ("admin", "internal", "public")]
         self._manage("bootstrap", f"--bootstrap-password={PASSWORD}", f"--bootstrap-region-id={REGION}", *place)
 
@@ -67,6 +67,10 @@ class Keystone:
         command = [str(self._programs / "keystone-manage"), "--config-file", str(self._config), *words]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, (words, done.stderr[-3000:])
+
+    def rotate_keys(self) -> None:
+        """One step of three: after those, what the first key sealed does not open any more."""
+        self._manage("fernet_rotate", *self._owner)
 
     def start(self) -> "Keystone":
         script = Path(__file__).with_name("keystone_wsgi.py")

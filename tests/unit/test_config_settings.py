@@ -123,6 +123,46 @@ def test_beyond_loopback_needs_tls_or_insecure(tmp_path: Path, listen: str, open
     load(tmp_path, {"listen": listen, "tls_cert": str(cert), "tls_key": str(cert)})
 
 
+KEYSTONE = {
+    "STRONGROOM_IDENTITY": "keystone",
+    "STRONGROOM_KEYSTONE_URL": "https://keystone.example.org:5000/v3/",
+    "STRONGROOM_KEYSTONE_PASSWORD": "hunter2",
+}
+
+
+def test_another_keystone(tmp_path: Path):
+    """Its settings become one value, with the roles as a mapping and no secret in sight; without it there is none."""
+    assert load(tmp_path, STRONGROOM_KEYSTONE_URL="https://k/v3").keystone is None
+    found = load(tmp_path, **KEYSTONE, STRONGROOM_KEYSTONE_ROLES="Member=te_admin, ops = CBR ReadOnlyAccess").keystone
+    assert found is not None
+    assert (found.url, found.user, found.project) == ("https://keystone.example.org:5000/v3", "strongroom", "service")
+    assert (found.roles["member"], found.roles["ops"]) == ("te_admin", "CBR ReadOnlyAccess")
+    assert found.roles["cbr fullaccess"] == "CBR FullAccess"
+    assert "hunter2" not in repr(found)
+    assert load(tmp_path, **KEYSTONE | {"STRONGROOM_KEYSTONE_URL": "http://127.0.0.1:5000/v3"}).keystone is not None
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"IDENTITY": "ldap"}, "one of own, keystone"),
+        ({"KEYSTONE_URL": ""}, "keystone_url is not set"),
+        ({"KEYSTONE_PASSWORD": ""}, "keystone_password is not set"),
+        ({"KEYSTONE_URL": "http://keystone.example.org/v3"}, "https://"),
+        ({"KEYSTONE_URL": "https://keystone.example.org"}, "/v3"),
+        ({"KEYSTONE_CA": "/nowhere.pem"}, "does not exist"),
+        ({"KEYSTONE_ROLES": "member"}, "such as member="),
+        ({"KEYSTONE_ROLES": "member=admin"}, "roles of ours"),  # no role there makes an operator here
+        ({"KEYSTONE_CACHE_S": "301"}, "0 to 300"),
+    ],
+    ids=repr,
+)
+def test_half_a_keystone_is_refused(tmp_path: Path, changed: dict[str, str], sentence: str):
+    """What is missing, in the clear, or no role of ours is named."""
+    with pytest.raises(ConfigError, match=sentence):
+        load(tmp_path, **KEYSTONE | {f"STRONGROOM_{name}": value for name, value in changed.items()})
+
+
 def test_no_secret_in_the_repr(tmp_path: Path):
     """A logged Settings value does not show the database's password."""
     assert "hunter2" not in repr(load(tmp_path, STRONGROOM_DATABASE_URL="postgresql://u:hunter2@h/d"))
