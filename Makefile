@@ -3,6 +3,7 @@
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
 #   test       setup, the tests' packages, then every check but the long ones
 #   reliability  the fault suites in full, then docs/RELIABILITY.md from their counts; an hour or two
+#   conformance  what every client meets at every operation, on a server of its own: docs/CONFORMANCE.md; three minutes
 #   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; half an hour, 35 GB
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -75,6 +76,11 @@ reliability: .venv/.test-done
 	@rm -f .reliability.jsonl
 	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest tests/fault tests/fuzz tests/e2e/test_hostile.py tests/e2e/test_tenants.py
 	$(BIN)/python -m bench.reliability .reliability.jsonl
+
+.PHONY: conformance
+CONFORMANCE_FUZZ ?= 30
+conformance: .venv/.test-done
+	$(BIN)/strongroom conformance --own-server --fuzz $(CONFORMANCE_FUZZ) --report docs/CONFORMANCE.md
 
 bench: .venv/.setup-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs zstd:zstd

@@ -17,12 +17,20 @@ CREDENTIALS_BYTES_MAX = 1 << 16  # a real one is 500 bytes; a wrong --credential
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """One caller on one server. `endpoint` has no path and no slash at its end."""
+    """One caller on one server. `endpoint` has no path and no slash at its end.
+
+    The members from `username` on are empty in a file that was made for a key; only the conformance kit needs them.
+    """
 
     endpoint: str
     project_id: str
     access_key: str
     secret_key: str = field(repr=False)
+    username: str = ""
+    password: str = field(default="", repr=False)
+    domain_name: str = ""
+    project_name: str = ""
+    region: str = ""
 
 
 def state_folder(state: Path | None) -> Path:
@@ -55,6 +63,7 @@ def load_credentials(*, state: Path | None, endpoint: str | None, file: Path | N
         project_id=values["project_id"],
         access_key=values["access_key"],
         secret_key=values["secret_key"],
+        **{name: values.get(name, "") for name in ("username", "password", "domain_name", "project_name", "region")},
     )
 
 

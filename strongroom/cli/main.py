@@ -10,6 +10,7 @@ from strongroom.cli import (
     accounts,
     backups,
     checkpoints,
+    conformance,
     demo,
     local,
     policies,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 local.register(app)
 demo.register(app)
+conformance.register(app)
 app.add_typer(recover.app, name="recover")
 scrubbing.register(app)
 app.add_typer(accounts.domains, name="domain")

@@ -93,6 +93,25 @@ class Server:
     def client(self) -> "Client":
         return Client(self.endpoint, self.credentials)
 
+    def openstack(self, *words: str, as_json: bool = True) -> Any:
+        """`openstack cbr WORDS`, as a user types it; what it printed, decoded when it is JSON. It must succeed."""
+        given = self.credentials
+        environ = {k: v for k, v in os.environ.items() if not k.startswith("OS_")} | {
+            "OS_AUTH_URL": f"{given['endpoint']}/v3",
+            "OS_USERNAME": given["username"],
+            "OS_PASSWORD": given["password"],
+            "OS_USER_DOMAIN_NAME": given["domain_name"],
+            "OS_PROJECT_NAME": given["project_name"],
+            "OS_PROJECT_DOMAIN_NAME": given["domain_name"],
+            "OS_REGION_NAME": given["region"],
+            "OS_IDENTITY_API_VERSION": "3",
+        }
+        command = [str(Path(sys.executable).with_name("openstack")), "cbr", *words]
+        command += ["-f", "json"] if as_json else []
+        done = subprocess.run(command, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, (words, done.stdout, done.stderr, self.log())
+        return json.loads(done.stdout) if as_json else done.stdout
+
 
 class Client:
     """Calls with a token. `call` returns (status, body)."""

@@ -1,9 +1,5 @@
 """The clients people have, unmodified, against a real server process: the whole story of the main job."""
 
-import json
-import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,30 +184,11 @@ def test_the_sdk_tells_the_whole_story_with_ak_sk(server: Server, tmp_path: Path
 
 def test_openstack_cbr_tells_the_whole_story(server: Server, tmp_path: Path) -> None:
     """`openstack cbr` of otcextensions, as a user types it: create, associate, checkpoint, restore, delete."""
-    given = server.credentials
     source = tmp_path / "share"
     make_tree(source, 2)
     with server.client() as operator:
         share_id = operator.register("turbo", "share", source)
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OS_")} | {
-        "OS_AUTH_URL": f"{given['endpoint']}/v3",
-        "OS_USERNAME": given["username"],
-        "OS_PASSWORD": given["password"],
-        "OS_USER_DOMAIN_NAME": given["domain_name"],
-        "OS_PROJECT_NAME": given["project_name"],
-        "OS_PROJECT_DOMAIN_NAME": given["domain_name"],
-        "OS_REGION_NAME": given["region"],
-        "OS_IDENTITY_API_VERSION": "3",
-    }
-
-    def run(*words: str, as_json: bool = True) -> Any:
-        command = [str(Path(sys.executable).with_name("openstack")), "cbr", *words]
-        done = subprocess.run(
-            [*command, *(["-f", "json"] if as_json else [])], env=environ, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr, server.log())
-        return json.loads(done.stdout) if as_json else done.stdout
-
+    run = server.openstack
     vault = run(
         "vault", "create", "shares", "--consistent-level", "crash_consistent", "--object-type", "turbo", "--size", "40"
     )

@@ -143,26 +143,7 @@ def test_the_sdk_makes_a_policy_and_the_clock_fires_it(server: Server, tmp_path:
 
 def test_openstack_cbr_policies(server: Server) -> None:
     """`openstack cbr policy create, list` and `vault bind, unbind`, as a user types them."""
-    given = server.credentials
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("OS_")} | {
-        "OS_AUTH_URL": f"{given['endpoint']}/v3",
-        "OS_USERNAME": given["username"],
-        "OS_PASSWORD": given["password"],
-        "OS_USER_DOMAIN_NAME": given["domain_name"],
-        "OS_PROJECT_NAME": given["project_name"],
-        "OS_PROJECT_DOMAIN_NAME": given["domain_name"],
-        "OS_REGION_NAME": given["region"],
-        "OS_IDENTITY_API_VERSION": "3",
-    }
-
-    def run(*words: str, as_json: bool = True) -> Any:
-        command = [str(Path(sys.executable).with_name("openstack")), "cbr", *words]
-        done = subprocess.run(
-            [*command, *(["-f", "json"] if as_json else [])], env=environ, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (words, done.stdout, done.stderr, server.log())
-        return json.loads(done.stdout) if as_json else done.stdout
-
+    run = server.openstack
     made = run(
         *("policy", "create", "by-openstack", "--operation-type", "backup", "--pattern", NIGHTLY, "--max-backups", "5"),
         *("--day-backups", "2", "--timezone", "UTC+08:00", "--disable"),

@@ -1,0 +1,141 @@
+"""Schemathesis over the published documents: requests nobody would write, and answers that must fit all the same.
+
+Each operation gets valid and invalid requests, and half of them name things that exist, so that they reach past the
+first look-up; a DELETE names only what does not exist.
+"""
+
+import copy
+import datetime
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from strongroom.conformance import contract
+from strongroom.conformance.contract import Json
+from strongroom.conformance.findings import Findings, Fuzzed
+from strongroom.conformance.plain import PlainActor, ask_token
+from strongroom.conformance.run import AGENTS, variables
+from strongroom.conformance.story import load, tell
+from strongroom.conformance.target import Party, Target
+
+SEED = 20261  # the same requests each time
+OWN_DOCUMENT = "/openapi.json"  # where a server may publish what it has beside CBR
+_HEADERS = ("#/components/parameters/XAuthToken", "#/components/parameters/XProjectId")  # ours to send, not to invent
+
+
+class WrongAnswer(AssertionError):
+    """An answer that does not fit; Hypothesis makes the request smaller while it stays so."""
+
+
+@dataclass(kw_only=True)
+class _Attempts:
+    """Sends what is generated for one document. `known`: path parameter -> id of something that exists."""
+
+    party: Party
+    token: str
+    known: dict[str, str]
+    examples: int
+    sent: int = 0
+    unrouted: int = 0  # of those: answered as an operation that does not exist
+
+
+def fuzz(
+    target: Target, findings: Findings, now: datetime.datetime, say: Callable[[str], None], *, examples: int
+) -> None:
+    """All documents that the endpoint speaks. `examples`: requests for each operation and kind; what was found goes to
+    `findings.fuzzed`. Raises ModuleNotFoundError when schemathesis is not installed."""
+    owner = target.owner
+    with httpx.Client(base_url=owner.endpoint) as http:
+        token = ask_token(http, owner)
+        answer = http.get(OWN_DOCUMENT)
+    documents = {"strongroom/api/openapi.json": contract.document()}
+    if answer.status_code == 200:
+        documents[OWN_DOCUMENT] = answer.json()
+    actor = PlainActor(owner, signs=False, user_agent=AGENTS["curl"], watch=lambda exchange: None)
+    try:
+        known = tell("curl", load("known"), {"": actor}, variables(target, "fuzz", now), Findings())
+        for name, document in documents.items():
+            say(f"schemathesis: {name}, seed {SEED}")
+            attempts = _Attempts(party=owner, token=token, known=known, examples=examples)
+            findings.fuzzed[name] = list(_all(attempts, document))
+        tell("curl", load("known_away"), {"": actor}, known, Findings())
+    finally:
+        actor.close()
+
+
+def _all(attempts: _Attempts, document: Json) -> Iterator[Fuzzed]:
+    import schemathesis
+
+    schema = schemathesis.openapi.from_dict(_without_credentials(document))
+    results: Iterator[Any] = schema.get_all_operations()
+    for result in results:
+        operation = result.ok()
+        attempts.sent = attempts.unrouted = 0
+        fault = _first_fault(operation, attempts)
+        if attempts.sent and attempts.sent == attempts.unrouted:
+            fault = "the server has no such operation"
+        yield Fuzzed(operation=operation.label, requests=attempts.sent, fault=fault)
+
+
+def _without_credentials(document: Json) -> Json:
+    """The document without the headers that say who asks: an invented token would be refused each time."""
+    stripped = copy.deepcopy(document)
+    for methods in stripped["paths"].values():
+        for item in methods.values():
+            if isinstance(item, dict) and "parameters" in item:
+                item["parameters"] = [one for one in item["parameters"] if one.get("$ref") not in _HEADERS]
+    return stripped
+
+
+def _first_fault(operation: Any, attempts: _Attempts) -> str:
+    from hypothesis.errors import Unsatisfiable
+    from schemathesis import GenerationMode
+
+    fixed = {"project_id": attempts.party.project_id, "api_version": "v3"}
+    places = [fixed] if operation.method.upper() == "DELETE" else [{**attempts.known, **fixed}, fixed]
+    named = {parameter.name for parameter in operation.path_parameters}
+    for place in places:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            try:
+                _attempt(operation, mode, {n: v for n, v in place.items() if n in named}, attempts)
+            except WrongAnswer as err:
+                return str(err)
+            except Unsatisfiable:
+                continue  # there is no invalid request to an operation that takes nothing
+    return ""
+
+
+def _attempt(operation: Any, mode: Any, path: dict[str, str], attempts: _Attempts) -> None:
+    """Raises WrongAnswer with the smallest request that shows the fault."""
+    import hypothesis
+    from schemathesis import checks
+    from schemathesis.core.failures import FailureGroup
+
+    wanted = [
+        checks.not_a_server_error,
+        *(checks.status_code_conformance, checks.content_type_conformance, checks.response_schema_conformance),
+    ]
+
+    @hypothesis.settings(
+        max_examples=attempts.examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.seed(SEED)
+    @hypothesis.given(case=operation.as_strategy(mode, path_parameters=path))
+    def attempt(case: Any) -> None:
+        attempts.sent += 1
+        response = case.call(base_url=attempts.party.endpoint, headers={"X-Auth-Token": attempts.token})
+        if response.status_code in (404, 405) and b"BackupService." not in response.content:
+            attempts.unrouted += 1  # an id with a slash in it leads elsewhere; judged is what reaches the operation
+            return
+        try:
+            case.validate_response(response, checks=wanted)
+        except FailureGroup as group:
+            first = " ".join(str(group.exceptions[0]).split())
+            raise WrongAnswer(f"{first[:300]} -- {case.as_curl_command(base_url='')[:500]}") from None
+
+    attempt()
