@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from strongroom import region_file
 from strongroom.base.errors import ConfigError
+from strongroom.base.regions import Region
 from strongroom.base.units import GIB, KIB, MIB
 from strongroom.control.keystone_access import KeystoneAccess, keystone_access, parse_roles
 from strongroom.engine.store.access import S3Access
@@ -68,6 +70,7 @@ class Settings:
     """Checked settings of one process. Paths are absolute; None means not set.
 
     runtime_dir  short-lived small files of this user: XDG_RUNTIME_DIR, else /tmp
+    regions      other regions by name, as regions_file has them
     """
 
     state_dir: Path
@@ -87,6 +90,7 @@ class Settings:
     s3_allow_http: bool
     master_key_file: Path
     region: str
+    regions: Mapping[str, Region] = field(repr=False)
     worker_group: str
     worker_concurrency: int
     worker_memory_bytes: int
@@ -244,6 +248,11 @@ SETTINGS: dict[str, Setting] = {
         default="local",
         meaning="Name of the region in the catalog, and of the first project.",
     ),
+    "regions_file": Setting(
+        parse=_path,
+        default=None,
+        meaning="Where other regions are named (docs/REPLICATION.md); without it, `regions.toml` in the state folder.",
+    ),
     "worker_group": Setting(
         parse=_matching(_GROUP, "1 to 64 lower-case letters, digits, - and _"),
         default="default",
@@ -307,11 +316,17 @@ def load_settings(options: Mapping[str, str | None], environ: Mapping[str, str])
         if text is not None and name != "state"
     }
     values = {name: _value(name, texts) for name in SETTINGS}
+    named_regions = values.pop("regions_file")
     settings = Settings(
         state_dir=state_dir,
         store_url=values.pop("store_url") or (state_dir / "store").as_uri(),
         master_key_file=values.pop("master_key_file") or state_dir / "master.key",
         worker_memory_bytes=values.pop("worker_memory"),
+        regions=region_file.load_regions(
+            named_regions or state_dir / region_file.FILE_NAME,
+            own=values["region"],
+            required=named_regions is not None,
+        ),
         runtime_dir=Path(environ.get("XDG_RUNTIME_DIR") or "/tmp"),  # noqa: S108
         keystone=_keystone(values),
         **values,

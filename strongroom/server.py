@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from strongroom.api.accounts import AccountsApi
 from strongroom.api.app import build_app
-from strongroom.api.authentication import Authenticator
+from strongroom.api.authentication import Authenticator, RegionAuthenticator
 from strongroom.api.connection import Connection
 from strongroom.api.identity import IdentityApi
 from strongroom.api.keystone import KeystoneAuthenticator
@@ -43,7 +43,9 @@ from strongroom.engine.store.open import open_store
 from strongroom.operations import trace
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
 from strongroom.operations.job import Tools
+from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
+from strongroom.operations.regions import RegionGate
 from strongroom.operations.worker import Worker
 from strongroom.state import (
     CREDENTIALS,
@@ -92,6 +94,7 @@ async def _serve(settings: Settings, url: str) -> int:
             database=database, accounts=accounts, ring=ring, keys=keys, clock=clock, token_ttl_s=settings.token_ttl_s
         )
         pool = Pool(budget_bytes=settings.worker_memory_bytes)
+        peers = Peers(settings.regions, settings.region, clock)
 
         def make_tools(its_database: Database, portal: Portal) -> Tools:
             return Tools(
@@ -103,6 +106,7 @@ async def _serve(settings: Settings, url: str) -> int:
                 clock=clock,
                 settings=DomainSettings(),
                 index_folder=str(settings.state_dir / INDEX_FOLDER),
+                peers=peers,
             )
 
         worker = Worker(
@@ -112,6 +116,7 @@ async def _serve(settings: Settings, url: str) -> int:
             group=settings.worker_group,
             concurrency=settings.worker_concurrency,
             alone=True,
+            region=settings.region,
         )
         listener = _bind(settings)
         endpoint = _endpoint(settings, listener)
@@ -140,6 +145,7 @@ async def _serve(settings: Settings, url: str) -> int:
             if keystone is not None:
                 await keystone.close()
             pool.close()
+            peers.close()
             passwords.close()
 
 
@@ -180,6 +186,8 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, work
         database=tools.database,
         clock=tools.clock,
         region=settings.region,
+        regions=RegionGate(tools),
+        authenticate_region=RegionAuthenticator(settings.regions, own=settings.region, clock=tools.clock),
         authenticate=authenticate,
         browser=RestorePointBrowser(tools),
         inspector=ResourceInspector(forbidden=_own_places(settings)),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from strongroom import region_file
 from strongroom.base.errors import ConfigError
 from strongroom.config import FILE_NAME, Settings
 from strongroom.control import installation
@@ -67,7 +68,7 @@ def prepare_state(settings: Settings) -> None:
             raise ConfigError(reason=f"The state folder {folder} belongs to another user. Name one of your own.")
         if stat.S_IMODE(found.st_mode) & 0o077:
             names = {entry.name for entry in folder.iterdir()}
-            if names and "lock" not in names and FILE_NAME not in names:
+            if names and not names & {"lock", FILE_NAME, region_file.FILE_NAME}:
                 raise ConfigError(
                     reason=f"Others may enter {folder}, and it holds files that are not Strongroom's. "
                     "Name another state folder, or close this one with chmod 700."

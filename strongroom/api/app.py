@@ -17,9 +17,18 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strongroom.api.errors import error_response, gateway_response
-from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Operation
+from strongroom.api.operation import AUTHENTICATED, PUBLIC, REGION, Call, Operation
 from strongroom.api.services import Services
-from strongroom.base.errors import Forbidden, InvalidRequest, StrongroomError, Throttled, TooLarge, TooSlow, Unavailable
+from strongroom.base.errors import (
+    Forbidden,
+    InvalidRequest,
+    StrongroomError,
+    Throttled,
+    TooLarge,
+    TooSlow,
+    Unauthenticated,
+    Unavailable,
+)
 from strongroom.base.ids import is_hex_id, is_id, new_id
 from strongroom.control.access import ANONYMOUS, Caller, allowed
 
@@ -227,6 +236,10 @@ class Application:
     ) -> Caller:
         if operation.action == PUBLIC:
             return ANONYMOUS
+        if operation.action == REGION:
+            if self._services.authenticate_region is None:
+                raise Unauthenticated(reason="this server knows no other region")
+            return await self._services.authenticate_region(request, body, request_id)
         caller = await self._services.authenticate(request, body, request_id)
         if "project_id" in path and path["project_id"] != caller.project_id:
             raise Forbidden(

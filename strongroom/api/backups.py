@@ -1,5 +1,6 @@
 """List, show, rename, delete and restore backups, in the published shapes."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal
 
@@ -7,11 +8,13 @@ import msgspec
 
 from strongroom.api.operation import Call, Operation
 from strongroom.api.paging import page_of
+from strongroom.api.replication import wire_record
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import InvalidRequest
 from strongroom.base.units import gigabytes
 from strongroom.control import backups, deletions, restores
 from strongroom.control.backups import Backup, BackupFilters
+from strongroom.control.replication_records import ReplicationRecord, records_of
 from strongroom.control.restores import NewRestore
 
 ResourceType = Literal[
@@ -113,8 +116,10 @@ async def list_backups(call: Call) -> dict[str, Any]:
     found, count = await backups.list_backups(
         call.services.database, call.project_id, asked, page, backups.sort_order(query.sort)
     )
+    ids = [backup.id for backup in found] if query.show_replication else []
+    records = await records_of(call.services.database, call.project_id, ids)
     return {
-        "backups": [wire_backup(backup) for backup in found],
+        "backups": [wire_backup(backup, records.get(backup.id, ())) for backup in found],
         "count": count,
         "limit": page.limit,
         "offset": page.offset,
@@ -123,7 +128,7 @@ async def list_backups(call: Call) -> dict[str, Any]:
 
 async def show_backup(call: Call) -> dict[str, Any]:
     found = await backups.show_backup(call.services.database, call.project_id, call.path["backup_id"])
-    return {"backup": wire_backup(found)}
+    return await _with_records(call, found)
 
 
 async def update_backup(call: Call) -> dict[str, Any]:
@@ -133,7 +138,12 @@ async def update_backup(call: Call) -> dict[str, Any]:
     renamed = await backups.rename_backup(
         call.services.database, call.project_id, call.path["backup_id"], name, call.services.clock
     )
-    return {"backup": wire_backup(renamed)}
+    return await _with_records(call, renamed)
+
+
+async def _with_records(call: Call, backup: Backup) -> dict[str, Any]:
+    records = await records_of(call.services.database, call.project_id, [backup.id])
+    return {"backup": wire_backup(backup, records.get(backup.id, ()))}
 
 
 async def delete_backup(call: Call) -> None:
@@ -165,7 +175,7 @@ async def restore_backup(call: Call) -> dict[str, Any]:
     return {"job_id": job_id}
 
 
-def wire_backup(backup: Backup) -> dict[str, Any]:
+def wire_backup(backup: Backup, records: Sequence[ReplicationRecord] = ()) -> dict[str, Any]:
     """The published shape; members that self-hosted backups cannot have are null, never missing."""
     return {
         "id": backup.id,
@@ -193,7 +203,7 @@ def wire_backup(backup: Backup) -> dict[str, Any]:
         "updated_at": _time(backup.updated_at),
         "expired_at": _time(backup.expired_at),
         "children": [],
-        "replication_records": [],
+        "replication_records": [wire_record(record) for record in records],
         "extend_info": _extend_info(backup),
     }
 

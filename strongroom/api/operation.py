@@ -18,6 +18,7 @@ from strongroom.control.access import Caller
 
 PUBLIC = "public"  # no credentials needed: versions, token issue, health
 AUTHENTICATED = "authenticated"  # anybody with valid credentials
+REGION = "region"  # the server of another region, by the secret that the two share; never a person
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Operation:
     """A row of the table.
 
     name       operationId of contract/openapi.json, or of our own document for /ext
-    action     access action such as `cbr:vaults:create`, PUBLIC or AUTHENTICATED
+    action     access action such as `cbr:vaults:create`, PUBLIC, AUTHENTICATED or REGION
     body       msgspec Struct of the request body; None: a body is ignored
     query      msgspec Struct of the query; members that are lists take repeated keys
     status     of success; a handler that returns a Response decides itself

@@ -11,6 +11,12 @@ from strongroom.base.clock import api_timestamp
 from strongroom.control import operation_logs
 from strongroom.control.operation_logs import LogFilters, OperationLog
 
+_REPLICATION = (
+    *("source_region", "source_project_id", "source_checkpoint_id", "source_backup_id", "source_backup_name"),
+    *("destination_region", "destination_project_id", "destination_checkpoint_id", "destination_backup_id"),
+    "destination_backup_name",
+)
+
 LogStatus = Literal["success", "skipped", "failed", "running", "timeout", "waiting"]
 
 
@@ -69,7 +75,7 @@ def wire_log(log: OperationLog) -> dict[str, Any]:
         "id": log.id,
         "project_id": log.project_id,
         "operation_type": log.operation_type,
-        "status": log.status,
+        "status": shown_status(log),
         "vault_id": log.vault_id,
         "vault_name": log.vault_name,
         "provider_id": log.provider_id,
@@ -84,6 +90,12 @@ def wire_log(log: OperationLog) -> dict[str, Any]:
     }
 
 
+def shown_status(log: OperationLog) -> str:
+    """A replication waits between two looks at the other region; for its tenant it runs."""
+    began = log.operation_type in ("replication", "copy") and log.started_at is not None
+    return "running" if log.status == "waiting" and began else log.status
+
+
 def _extra_info(log: OperationLog) -> dict[str, Any]:
     return {
         "common": {"progress": log.progress, "request_id": f"req-{log.request_id}", "task_id": log.id},
@@ -95,7 +107,7 @@ def _extra_info(log: OperationLog) -> dict[str, Any]:
         "restore": _restore(log) if log.operation_type == "restore" else None,
         "remove_resources": _removed(log) if log.operation_type == "remove_resource" else None,
         "vault_delete": _vault_delete(log) if log.operation_type == "vault_delete" else None,
-        "replication": None,
+        "replication": _replication(log) if log.operation_type in ("replication", "copy") else None,
         "sync": None,
         "update_expiration_time": None,
     }
@@ -129,6 +141,11 @@ def _restore(log: OperationLog) -> dict[str, Any]:
         "target_resource_id": log.target_resource_id,
         "target_resource_name": log.target_resource_name,
     }
+
+
+def _replication(log: OperationLog) -> dict[str, Any]:
+    """Both sides; of the destination what is known yet."""
+    return {name: log.outcome.get(name) or log.parameters.get(name) for name in _REPLICATION}
 
 
 def _removed(log: OperationLog) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from strongroom.api.operation import Call, Operation
+from strongroom.api.replication import checked_destination
 from strongroom.base.errors import InvalidRequest
 from strongroom.control import policies
 from strongroom.control.policy_rules import Definition, NewPolicy, Policy, PolicyChange, Trigger
@@ -217,13 +218,16 @@ async def associate_vault_policy(call: Call) -> AssociateAnswer:
         raise InvalidRequest(reason="Invalid policy_id: give either policy_id or add_policy_ids.")
     ids = body.add_policy_ids if body.policy_id is None else [body.policy_id]
     assert ids is not None
+    destination = None
+    if body.destination_vault_id is not None:
+        vault_id = call.path["vault_id"]
+        wanted = await policies.destination_wanted(call.services.database, call.project_id, vault_id, ids)
+        if wanted is not None:
+            destination = await checked_destination(
+                call, wanted.region, wanted.project_id, body.destination_vault_id, wanted.object_type
+            )
     await policies.associate_policies(
-        call.services.database,
-        call.project_id,
-        call.path["vault_id"],
-        ids,
-        body.destination_vault_id,
-        call.services.clock,
+        call.services.database, call.project_id, call.path["vault_id"], ids, destination, call.services.clock
     )
     applied = AppliedView(
         vault_id=call.path["vault_id"], policy_id=ids[-1], destination_vault_id=body.destination_vault_id

@@ -40,6 +40,52 @@ class Browser(Protocol):
         ...
 
 
+class Regions(Protocol):
+    """Other regions: what is asked of them, and what they are given. Wired by server.py, as Browser is."""
+
+    def destinations(self, project_id: str) -> Sequence[tuple[str, str]]:
+        """(region, project there) of every region that this project may copy to."""
+        ...
+
+    def project_here(self, region: str, project_there: str) -> str | None:
+        """The project of here that takes replicas of the other region's; None: there is none."""
+        ...
+
+    def projects_here(self, region: str) -> Sequence[str]:
+        """The projects of here that the region is told about at all."""
+        ...
+
+    async def require_destination(
+        self, project_id: str, region: str, project_there: str, vault_id: str, object_type: str
+    ) -> None:
+        """Raises Conflict (6118-6120, 6129, 1011) when the vault over there cannot take replicas, InvalidRequest."""
+        ...
+
+    async def has_replica(self, region: str, record_id: str) -> bool:
+        """False when it is gone over there. Raises Conflict 6118."""
+        ...
+
+    async def probe(self, project_id: str, region: str) -> Sequence[tuple[str, str]]:
+        """(what was tried, why it does not work or ""). Raises InvalidRequest for a region that is not named."""
+        ...
+
+    async def echo(self, region: str) -> None:
+        """Ask the region that asks. Raises RegionUnreachable, RegionRefused."""
+        ...
+
+    async def list_objects(
+        self, region: str, record_id: str, prefix: str, after: str
+    ) -> tuple[Sequence[tuple[str, int]], str]:
+        """A page of (name, size) of what a record offers, and the last name when there are more."""
+        ...
+
+    async def read_object(
+        self, region: str, record_id: str, name: str, offset: int, length: int
+    ) -> tuple[int | None, bytes]:
+        """(size when it is known, bytes) of an object that a record offers."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What a request may cost. Reasons: a body of the API is a few KB (256 resources with extra_info: 100 KB), and
@@ -55,7 +101,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Constructor arguments of the request side. region: the name of this one, which no replication may go to."""
+    """Constructor arguments of the request side. region: the name of this one, which no replication may go to.
+
+    regions, authenticate_region   None: there is no other region
+    """
 
     database: Database
     clock: Clock
@@ -65,3 +114,5 @@ class Services:
     inspector: Inspector
     probes: Mapping[str, Probe] = field(default_factory=dict)
     limits: Limits = Limits()
+    regions: Regions | None = None
+    authenticate_region: Authenticate | None = None

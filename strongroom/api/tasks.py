@@ -6,13 +6,15 @@ from typing import Any, Literal
 import msgspec
 
 from strongroom.api.operation import Call, Operation
-from strongroom.api.operation_logs import LogStatus
+from strongroom.api.operation_logs import LogStatus, shown_status
 from strongroom.api.paging import page_of
 from strongroom.base.clock import api_timestamp
 from strongroom.control import operation_logs
 from strongroom.control.operation_logs import LogFilters, OperationLog
 
-TaskType = Literal["backup", "restore", "delete", "vault_delete", "remove_resource", "prune", "verify"]
+TaskType = Literal[
+    "backup", "restore", "delete", "vault_delete", "remove_resource", "prune", "verify", "replication", "copy"
+]
 
 
 class ListQuery(msgspec.Struct):
@@ -22,9 +24,7 @@ class ListQuery(msgspec.Struct):
     offset: int | None = None
     marker: str | None = None
     open: bool | None = None
-    operation_type: (
-        Literal["backup", "restore", "delete", "vault_delete", "remove_resource", "prune", "verify"] | None
-    ) = None
+    operation_type: TaskType | None = None
     status: LogStatus | None = None
     vault_id: str | None = None
     checkpoint_id: str | None = None
@@ -67,7 +67,7 @@ def wire_task(task: OperationLog) -> dict[str, Any]:
         "id": task.id,
         "project_id": task.project_id,
         "operation_type": task.operation_type,
-        "status": task.status,
+        "status": shown_status(task),
         "progress": task.progress,
         "bytes_done": task.bytes_done,
         "bytes_total": task.bytes_total,

@@ -405,3 +405,59 @@ class WorkerStops(StrongroomError):
 
     template: ClassVar[str] = "The worker is stopping. The task goes on when a worker is there again."
     retryable: ClassVar[bool] = True
+
+
+@dataclass(kw_only=True, eq=False)
+class ComeAgain(StrongroomError):
+    """Somebody else is at work: the task is given back, and looked at again after `delay_s`. Not an attempt."""
+
+    template: ClassVar[str] = "The work goes on elsewhere; the task looks again in a while."
+    delay_s: float
+
+
+# --- other regions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class RegionUnreachable(Unavailable):
+    """The other region did not answer, or not like one of ours. The sentence says what to look at."""
+
+    code: ClassVar[str] = "BackupService.6118"
+    template: ClassVar[str] = "Region {region} cannot be reached: {reason}"
+    region: str
+
+
+class RegionSilent(StoreTimeout):
+    """As RegionUnreachable, for what is read of the other region's store."""
+
+    code = "BackupService.6118"
+    template = "The other region does not answer. The task goes on when it does."
+
+
+class RecordNotFound(NotFound):
+    """One of the two regions has no such record (any more)."""
+
+    code = "BackupService.6200"
+    kind = "Replication record"
+
+
+class PeerObjectNotFound(NotFound):
+    """The store of the region that was asked does not hold it, or does not offer it."""
+
+    code = "BackupService.6302"
+    kind = "Object"
+
+
+@dataclass(kw_only=True, eq=False)
+class RegionRefused(StrongroomError):
+    """The other region answered, and said no. error_code and reason are its own; status of its answer."""
+
+    template: ClassVar[str] = "Region {region} refuses: {reason}"
+    region: str
+    reason: str
+    status: int
+    error_code: str
+
+    @property
+    def published_code(self) -> str:
+        return self.error_code

@@ -16,6 +16,7 @@ from strongroom.cli import (
     policies,
     protectables,
     recover,
+    regions,
     restores,
     scrubbing,
     sharing,
@@ -45,6 +46,8 @@ app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")
 app.add_typer(accounts.token_keys, name="token-key")
 app.add_typer(protectables.app, name="protectable")
+regions.register(backups.app, vaults.app)
+app.add_typer(regions.app, name="region")
 app.add_typer(vaults.app, name="vault")
 simulation.register(policies.app)
 app.add_typer(policies.app, name="policy")

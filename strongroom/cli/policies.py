@@ -8,6 +8,7 @@ import typer
 from strongroom.cli import names
 from strongroom.cli.client import Json
 from strongroom.cli.command import Session, YesOption, group, remote
+from strongroom.cli.errors import CommandRefused
 
 app = group("Policies: when vaults are backed up by themselves, and which restore points stay.")
 
@@ -37,6 +38,10 @@ ZoneOption = Annotated[
 ]
 FullOption = Annotated[
     int | None, typer.Option("--full-every", metavar="N", help="A full backup after N incremental ones; -1: never.")
+]
+ToVaultOption = Annotated[
+    str | None,
+    typer.Option("--to-vault", metavar="VAULT", help="Of a policy that replicates: id of the vault over there."),
 ]
 WindowOption = Annotated[
     int | None, typer.Option("--start-window", metavar="MINUTES", help="Spread the vaults' runs over so long, 60-480.")
@@ -78,6 +83,11 @@ def create(
     vault: Annotated[
         list[str] | None, typer.Option(metavar="VAULT", help="Apply it at once, id or name; repeatable.")
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option("--replicate-to", metavar="REGION", help="Copy restore points there, instead of making them."),
+    ] = None,
+    to_vault: ToVaultOption = None,
 ) -> None:
     """Make a policy."""
     if not rule:
@@ -91,10 +101,13 @@ def create(
         full_every=full_every,
         start_window=start_window,
     )
-    body = {"name": name, "operation_type": "backup", "enabled": not disabled, **policy}
+    if region is not None:
+        policy["operation_definition"] |= _destination(session, region)
+    kind = "backup" if region is None else "replication"
+    body = {"name": name, "operation_type": kind, "enabled": not disabled, **policy}
     made = session.client.post(session.client.v3("policies"), {"policy": body})["policy"]
     for vault_id in vaults:
-        session.client.post(session.client.v3(f"vaults/{vault_id}/associatepolicy"), {"policy_id": made["id"]})
+        session.client.post(session.client.v3(f"vaults/{vault_id}/associatepolicy"), _association(made["id"], to_vault))
     _show(session, load_policy(session, made["id"]) if vaults else made)
 
 
@@ -157,9 +170,9 @@ def delete(session: Session, policy: PolicyArgument, yes: YesOption = False) -> 
 
 
 @remote(app, "associate")
-def associate(session: Session, policy: PolicyArgument, vault: VaultArgument) -> None:
-    """Apply a policy to a vault; one it has takes its leave."""
-    _apply(session, policy, vault, "associatepolicy", "Applied.")
+def associate(session: Session, policy: PolicyArgument, vault: VaultArgument, to_vault: ToVaultOption = None) -> None:
+    """Apply a policy to a vault; one of its kind that it has takes its leave."""
+    _apply(session, policy, vault, "associatepolicy", "Applied.", to_vault)
 
 
 @remote(app, "dissociate")
@@ -168,14 +181,26 @@ def dissociate(session: Session, policy: PolicyArgument, vault: VaultArgument) -
     _apply(session, policy, vault, "dissociatepolicy", "Taken away.")
 
 
-def _apply(session: Session, policy: str, vault: str, verb: str, done: str) -> None:
+def _apply(session: Session, policy: str, vault: str, verb: str, done: str, to_vault: str | None = None) -> None:
     client = session.client
-    body = {"policy_id": names.policy_id(client, policy)}
+    body = _association(names.policy_id(client, policy), to_vault)
     answer = client.post(client.v3(f"vaults/{names.vault_id(client, vault)}/{verb}"), body)
     if session.output.as_json:
         session.output.document(answer)
     else:
         session.output.note(done)
+
+
+def _association(policy_id: str, to_vault: str | None) -> Json:
+    return {"policy_id": policy_id} | ({"destination_vault_id": to_vault} if to_vault is not None else {})
+
+
+def _destination(session: Session, region: str) -> Json:
+    regions = session.client.get(session.client.ext("regions"))["regions"]
+    there = next((row["project_id"] for row in regions if row["name"] == region), None)
+    if there is None:
+        raise CommandRefused(reason=f"Your project has no region {region} to copy to. See `strongroom region list`.")
+    return {"destination_region": region, "destination_project_id": there}
 
 
 def load_policy(session: Session, text: str) -> Json:

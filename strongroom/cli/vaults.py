@@ -45,6 +45,9 @@ def create(
     ] = None,
     description: Annotated[str | None, typer.Option(help="At most 64 characters.")] = None,
     auto_expand: Annotated[bool, typer.Option("--auto-expand", help="Grow by a quarter when it is full.")] = False,
+    replicas: Annotated[
+        bool, typer.Option("--replicas", help="Keep replicas of another region's restore points, not backups.")
+    ] = False,
 ) -> None:
     """Make a vault."""
     body: dict[str, Any] = {
@@ -53,7 +56,7 @@ def create(
         "auto_expand": auto_expand,
         "billing": {
             "object_type": kind.value,
-            "protect_type": "backup",
+            "protect_type": "replication" if replicas else "backup",
             "consistent_level": "crash_consistent",
             "size": size,
         },

@@ -91,6 +91,7 @@ class Caller:
 
     project_id  32 hex digits; "" for an unscoped caller, who has no tenant's data
     roles       names of roles on that project, and `admin` when the user is an operator of the default domain
+    region      name of another region whose server calls; "" for people: a region has no project and no role
     """
 
     user_id: str
@@ -100,6 +101,7 @@ class Caller:
     project_id: str
     project_name: str
     roles: frozenset[str]
+    region: str = ""
 
 
 ANONYMOUS = Caller(

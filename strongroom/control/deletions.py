@@ -108,7 +108,9 @@ async def _lock_backup(conn: AsyncConnection[Any], vault: VaultRef, backup_id: s
                            ORDER BY n.created_at DESC, n.id DESC LIMIT 1)
                    AND EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = b.project_id
                            AND o.vault_id = b.vault_id AND o.resource_id = b.resource_id
-                           AND o.operation_type = 'backup' AND o.status IN ('waiting', 'running')) AS parent_in_use
+                           AND o.operation_type = 'backup' AND o.status IN ('waiting', 'running')) AS parent_in_use,
+                   EXISTS (SELECT 1 FROM replication_records r WHERE r.project_id = b.project_id AND r.backup_id = b.id
+                           AND r.side = 'source' AND r.ended_at IS NULL) AS replicating
             FROM backups b WHERE b.project_id = %s AND b.id = %s FOR UPDATE
             """,
             [vault.project_id, backup_id],
@@ -127,8 +129,9 @@ def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) 
             conflict_code="6134",
             reason=f"Resource {row['resource_name']} is being removed from the vault, and its backups with it.",
         )
-    if row["status"] in ("restoring", "waiting_restore"):
-        raise Conflict(conflict_code="6216", reason="The backup is being restored. Delete it when that has ended.")
+    if row["replicating"] or row["status"] in ("restoring", "waiting_restore"):
+        busy = "copied to another region" if row["replicating"] else "restored"
+        raise Conflict(conflict_code="6216", reason=f"The backup is being {busy}. Delete it when that has ended.")
     if row["status"] not in ("available", "error"):
         raise Conflict(
             conflict_code="6201",

@@ -22,8 +22,9 @@ from strongroom.base.ids import new_id
 from strongroom.control.auto_binding import bind_matching
 from strongroom.control.checkpoints import KEEP_FOR_EVER, NewCheckpoint, begin_checkpoint
 from strongroom.control.db import Database
-from strongroom.control.policies import lock_policy_of
-from strongroom.control.policy_rules import Policy, next_run_at
+from strongroom.control.policies import destination_of, lock_policy_of
+from strongroom.control.policy_rules import Policy, next_run_at, sent_rules
+from strongroom.control.replications import Destination, NewReplication, begin_missing
 from strongroom.control.retention import full_due
 from strongroom.control.subjects import VaultRef, lock_vault_if_free
 
@@ -33,38 +34,46 @@ NOTHING = "0001"  # of the published codes: every resource is busy, or there is 
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """A vault whose policy is due."""
+    """A vault whose policy of this kind is due."""
 
     project_id: str
     vault_id: str
+    operation_type: str = "backup"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fired:
-    """What came of one due run. checkpoint_id None: refused, with the reason in `refusal`."""
+    """What came of one due run. checkpoint_id None: refused, with the reason in `refusal`, or a replication.
+
+    replicas  how many began
+    """
 
     vault_id: str
     policy_id: str
     checkpoint_id: str | None
     refusal: str = ""
+    replicas: int = 0
 
 
 async def due_runs(database: Database, clock: Clock) -> list[Due]:
     """What is due now, longest overdue first. Raises Unavailable."""
     async with database.read(class_row(Due)) as conn:
         found = await conn.execute(
-            "SELECT project_id, vault_id FROM policy_vaults WHERE next_fire_at <= %s AND operation_type = 'backup' "
+            "SELECT project_id, vault_id, operation_type FROM policy_vaults WHERE next_fire_at <= %s "
             "ORDER BY next_fire_at LIMIT %s",
             [clock.now(), DUE_AT_ONCE_MAX],
         )
         return await found.fetchall()
 
 
-async def fire(database: Database, due: Due, clock: Clock) -> Fired | None:
-    """Fire the vault's backup policy if it is due. None: it is not any more, or the vault is locked just now."""
+async def fire(database: Database, due: Due, clock: Clock, *, region: str = "") -> Fired | None:
+    """Fire the vault's policy if it is due. None: it is not any more, or the vault is locked just now.
+
+    region: the name of this one, which replicas carry.
+    """
     async with database.transaction() as conn:
         vault = await lock_vault_if_free(conn, due.project_id, due.vault_id)
-        applied = await lock_policy_of(conn, vault) if vault is not None else None
+        applied = await lock_policy_of(conn, vault, due.operation_type) if vault is not None else None
         if vault is None or applied is None:
             return None
         policy, _ = applied
@@ -78,12 +87,38 @@ async def fire(database: Database, due: Due, clock: Clock) -> Fired | None:
             return None
         # A ticker whose clock is behind that of the one before it must not find an instant that has been fired.
         now = max(clock.now(), row[0])
-        checkpoint_id, refusal = await _run(conn, vault, policy, now)
+        checkpoint_id, refusal, replicas = None, "", 0
+        if due.operation_type == "replication":
+            replicas = await _replicate(conn, vault, policy, region, now)
+        else:
+            checkpoint_id, refusal = await _run(conn, vault, policy, now)
         await conn.execute(
             "UPDATE policy_vaults SET next_fire_at = %s WHERE project_id = %s AND vault_id = %s AND policy_id = %s",
             [next_run_at(policy, vault.id, now), vault.project_id, vault.id, policy.id],
         )
-    return Fired(vault_id=vault.id, policy_id=policy.id, checkpoint_id=checkpoint_id, refusal=refusal)
+    return Fired(
+        vault_id=vault.id, policy_id=policy.id, checkpoint_id=checkpoint_id, refusal=refusal, replicas=replicas
+    )
+
+
+async def _replicate(conn: AsyncConnection[Any], vault: VaultRef, policy: Policy, region: str, now: datetime) -> int:
+    """Begin to copy what the policy's region lacks. What it says against it stands in each operation log."""
+    found = await conn.execute(
+        "SELECT destination_vault_id FROM policy_vaults WHERE project_id = %s AND vault_id = %s AND policy_id = %s",
+        [vault.project_id, vault.id, policy.id],
+    )
+    row = await found.fetchone()
+    if row is None or row[0] is None or vault.status not in ("available", "lock"):
+        return 0
+    region_there, project_there = destination_of(policy)
+    new = NewReplication(
+        destination=Destination(region=region_there, project_id=project_there, vault_id=row[0]),
+        source_region=region,
+        auto_trigger=True,
+        policy_id=policy.id,
+        retention=sent_rules(policy),
+    )
+    return len(await begin_missing(conn, vault, new, request_id=new_id(), now=now))
 
 
 async def _run(conn: AsyncConnection[Any], vault: VaultRef, policy: Policy, now: datetime) -> tuple[str | None, str]:

@@ -122,12 +122,12 @@ async def show_task(database: Database, project_id: str, task_id: str) -> Operat
 
 
 async def cancel_task(database: Database, project_id: str, task_id: str) -> None:
-    """Ask a waiting or running backup or restore to stop; it ends as failed. Idempotent while it is open.
+    """Ask a waiting or running backup, restore or replication to stop; it ends as failed. Idempotent while it is open.
 
     Raises TaskNotFound, and Conflict for a task that has ended (6112) or that deletes: half a deletion helps nobody.
     """
     task = await show_task(database, project_id, task_id)
-    if task.operation_type not in ("backup", "restore"):
+    if task.operation_type not in ("backup", "restore", "replication", "copy"):
         raise Conflict(conflict_code="6112", reason=f"A {task.operation_type} task cannot be canceled. Let it end.")
     async with database.transaction() as conn:
         if not await tasks.request_cancel(conn, project_id, task_id):

@@ -5,6 +5,7 @@ do; applying one takes all three, and so does a firing. So each sees the others 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -30,8 +31,10 @@ from strongroom.control.policy_rules import (
     check_operation_type,
     next_run_at,
 )
+from strongroom.control.replications import Destination
 from strongroom.control.retention import RetentionRules
 from strongroom.control.subjects import VaultRef, lock_vault
+from strongroom.control.vault_kinds import VAULT_KINDS
 from strongroom.control.vault_resources import require_available
 
 APPLIED_AT_ONCE_MAX = 10  # contract, of add_policy_ids
@@ -153,10 +156,12 @@ async def associate_policies(
     project_id: str,
     vault_id: str,
     policy_ids: Sequence[str],
-    destination_vault_id: str | None,
+    destination: Destination | None,
     clock: Clock,
 ) -> None:
     """Apply policies to a vault, each in turn, all or none: one of a kind, so a second one takes the first one's place.
+
+    destination  of replicas, as it was checked over there; None: not given
 
     Raises VaultNotFound, PolicyNotFound, InvalidRequest, Conflict: 6112 (vault status), 6127, 6136 (of another kind
     than the vault), 6120 (destination), 6110 (keeps less than a locked vault has promised).
@@ -165,13 +170,38 @@ async def associate_policies(
         raise InvalidRequest(reason=f"Invalid add_policy_ids: give 1 to {APPLIED_AT_ONCE_MAX} ids.")
     for policy_id in policy_ids:
         require_id(policy_id, "policy_id")
-    if destination_vault_id is not None:
-        require_id(destination_vault_id, "destination_vault_id")
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, vault_id)
         require_available(vault, "lock", "error")
         for policy_id in policy_ids:
-            await apply_policy(conn, vault, policy_id, clock.now(), destination_vault_id=destination_vault_id)
+            await apply_policy(conn, vault, policy_id, clock.now(), destination=destination)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Where a replication policy wants replicas of a vault of this object type to go."""
+
+    region: str
+    project_id: str
+    object_type: str
+
+
+async def destination_wanted(
+    database: Database, project_id: str, vault_id: str, policy_ids: Sequence[str]
+) -> Wanted | None:
+    """What has to be checked over there before these policies are applied; None: none of them replicates.
+
+    Raises VaultNotFound, PolicyNotFound, Conflict 6127 (not of this vault).
+    """
+    async with database.transaction() as conn:
+        vault = await lock_vault(conn, project_id, vault_id)
+        for policy_id in policy_ids:
+            policy = await _require_policy(conn, project_id, require_id(policy_id, "policy_id"))
+            if policy.operation_type == "replication":
+                object_type = await _require_replicable(conn, vault)
+                region, project = destination_of(policy)
+                return Wanted(region=region, project_id=project, object_type=object_type)
+    return None
 
 
 async def apply_policy(
@@ -180,11 +210,12 @@ async def apply_policy(
     policy_id: str,
     now: datetime,
     *,
-    destination_vault_id: str | None = None,
+    destination: Destination | None = None,
 ) -> None:
     """Apply one policy to a vault whose lock is held. Applied again it changes nothing, a due run included."""
     policy = await _require_policy(conn, vault.project_id, policy_id, lock="FOR SHARE")
-    await _require_fit(conn, vault, policy, destination_vault_id)
+    await _require_fit(conn, vault, policy, destination)
+    destination_vault_id = destination.vault_id if destination and policy.operation_type == "replication" else None
     if vault.locked and policy.operation_type == "backup":
         present = await lock_policy_of(conn, vault)
         if present is None or present[0].id != policy.id:
@@ -219,15 +250,17 @@ async def dissociate_policy(database: Database, project_id: str, vault_id: str, 
             raise PolicyNotApplied(id=policy_id, vault=vault.name)
 
 
-async def lock_policy_of(conn: AsyncConnection[Any], vault: VaultRef) -> tuple[Policy, datetime] | None:
-    """The backup policy applied to a vault whose lock is held, and since when; None: there is none.
+async def lock_policy_of(
+    conn: AsyncConnection[Any], vault: VaultRef, operation_type: str = "backup"
+) -> tuple[Policy, datetime] | None:
+    """The policy of a kind applied to a vault whose lock is held, and since when; None: there is none.
 
     Neither changes until the transaction ends.
     """
     found = await conn.execute(
         "SELECT a.policy_id, a.created_at FROM policy_vaults a JOIN policies p ON p.id = a.policy_id "
-        "WHERE a.project_id = %s AND a.vault_id = %s AND a.operation_type = 'backup' FOR SHARE OF p",
-        [vault.project_id, vault.id],
+        "WHERE a.project_id = %s AND a.vault_id = %s AND a.operation_type = %s FOR SHARE OF p",
+        [vault.project_id, vault.id, operation_type],
     )
     row = await found.fetchone()
     if row is None:
@@ -260,16 +293,10 @@ async def _refuse_locked(conn: AsyncConnection[Any], project_id: str, vault_ids:
 
 
 async def _require_fit(
-    conn: AsyncConnection[Any], vault: VaultRef, policy: Policy, destination_vault_id: str | None
+    conn: AsyncConnection[Any], vault: VaultRef, policy: Policy, destination: Destination | None
 ) -> None:
-    found = await conn.execute(
-        "SELECT object_type, cloud_type FROM vaults WHERE project_id = %s AND id = %s", [vault.project_id, vault.id]
-    )
-    row = await found.fetchone()
-    assert row is not None, "the caller holds the vault's lock"
-    object_type, cloud_type = row
     if policy.operation_type == "backup":
-        if "hybrid" in (vault.protect_type, cloud_type):
+        if "hybrid" in (vault.protect_type, (await _kind_of(conn, vault))[1]):
             raise Conflict(conflict_code="6136", reason=f"Vault {vault.name} is hybrid: it takes no backup policy.")
         if vault.protect_type != "backup":
             raise Conflict(
@@ -277,18 +304,39 @@ async def _require_fit(
                 reason=f"Vault {vault.name} is a {vault.protect_type} vault. Backup policies are for backup vaults.",
             )
         return
-    if vault.protect_type != "backup" or object_type != "server":
+    await _require_replicable(conn, vault)
+    if destination is None:
+        raise InvalidRequest(reason="Invalid destination_vault_id: a replication policy needs it.")
+    if (destination.region, destination.project_id) != destination_of(policy):
+        raise Conflict(conflict_code="6120", reason="The policy names another destination by now. Apply it again.")
+
+
+async def _kind_of(conn: AsyncConnection[Any], vault: VaultRef) -> tuple[str, str]:
+    """(object type, cloud type) of a vault whose lock is held."""
+    found = await conn.execute(
+        "SELECT object_type, cloud_type FROM vaults WHERE project_id = %s AND id = %s", [vault.project_id, vault.id]
+    )
+    row = await found.fetchone()
+    assert row is not None, "the caller holds the vault's lock"
+    return row[0], row[1]
+
+
+async def _require_replicable(conn: AsyncConnection[Any], vault: VaultRef) -> str:
+    """The vault's object type. Raises Conflict 6127."""
+    object_type, _ = await _kind_of(conn, vault)
+    if vault.protect_type != "backup" or not VAULT_KINDS[object_type].replicable:
         raise Conflict(
             conflict_code="6127",
             reason=f"Vault {vault.name} holds {object_type} and is of type {vault.protect_type}. Replication policies "
-            "are for backup vaults of servers.",
+            "are for backup vaults of servers and shares.",
         )
-    if destination_vault_id is None:
-        raise InvalidRequest(reason="Invalid destination_vault_id: a replication policy needs it.")
-    raise Conflict(
-        conflict_code="6120",
-        reason=f"No vault {destination_vault_id} is known in region {policy.definition.destination_region}.",
-    )
+    return object_type
+
+
+def destination_of(policy: Policy) -> tuple[str, str]:
+    """Region and project that a replication policy names."""
+    definition = policy.definition
+    return definition.destination_region or "", definition.destination_project_id or ""
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -210,6 +210,21 @@ def rules_of(policy: Policy) -> RetentionRules:
     return retention_rules(policy.definition, policy.trigger)
 
 
+def sent_rules(policy: Policy) -> dict[str, Any]:
+    """What a replication policy keeps over there, in the words of `operation_definition`; the other region judges."""
+    given = policy.definition
+    rules: dict[str, Any] = {
+        name: value
+        for name in ("max_backups", "retention_duration_days", *_PERIODS)
+        if (value := getattr(given, name)) not in (None, KEEP, 0)
+    }
+    if rules and given.timezone is not None:
+        rules["timezone"] = given.timezone
+    elif rules and policy.trigger.time_zone is not None:
+        rules["time_zone"] = policy.trigger.time_zone
+    return rules
+
+
 def schedule_for(policy: Policy) -> Schedule:
     """When the policy fires, enabled or not."""
     return _schedule(policy.trigger, policy.start_at)

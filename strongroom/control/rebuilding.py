@@ -27,6 +27,7 @@ class LostBackup:
     status   available, or error for one that is not complete: its root stays until the tenant deletes it
     root     name of its root object                  options  of the registration, as they were then
     domain_id  where the root is, in hex; None: the vault's own domain
+    image_type  backup, or replication for a replica, whose source is in another region
     """
 
     id: str
@@ -49,6 +50,7 @@ class LostBackup:
     created_at: datetime
     expired_at: datetime | None
     promised_until: datetime | None
+    image_type: str = "backup"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,11 @@ class LostVault:
     wrapped: Mapping[str | None, bytes] = field(repr=False)
     created_at: datetime
     backups: Sequence[LostBackup]
+
+    @property
+    def protect_type(self) -> str:
+        """A vault holds its own backups, or replicas."""
+        return "replication" if all(backup.image_type == "replication" for backup in self.backups) else "backup"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +131,11 @@ async def _insert_project(conn: AsyncConnection[Any], project_id: str, now: date
 async def _insert_vault(conn: AsyncConnection[Any], vault: LostVault) -> int:
     done = await conn.execute(
         "INSERT INTO vaults (id, project_id, user_id, name, description, provider_id, object_type, protect_type, "
-        "consistent_level, size_gb, used_bytes, created_at, locked) VALUES (%s, %s, '', %s, %s, %s, %s, 'backup', "
+        "consistent_level, size_gb, used_bytes, created_at, locked) VALUES (%s, %s, '', %s, %s, %s, %s, %s, "
         "'crash_consistent', %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING",
         [vault.id, vault.project_id, vault.name, "rebuilt from the backup store",
-         VAULT_KINDS[vault.object_type].provider_id, vault.object_type, vault.size_gb, vault.used_bytes,
+         VAULT_KINDS[vault.object_type].provider_id, vault.object_type, vault.protect_type, vault.size_gb,
+         vault.used_bytes,
          vault.created_at, any(backup.promised_until for backup in vault.backups)],
     )  # fmt: skip
     for domain_id, wrapped in vault.wrapped.items():
@@ -166,14 +174,14 @@ async def _insert_backup(conn: AsyncConnection[Any], vault: LostVault, backup: L
     done = await conn.execute(
         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
         "resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, report, root, "
-        "domain_id, point_token, created_at, protected_at, updated_at, expired_at, promised_until) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+        "domain_id, point_token, created_at, protected_at, updated_at, expired_at, promised_until, image_type) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
         "ON CONFLICT (id) DO NOTHING",
         [backup.id, vault.project_id, vault.id, backup.checkpoint_id, backup.resource_id, backup.resource_type,
          backup.resource_name, backup.size_bytes, backup.name, VAULT_KINDS[vault.object_type].provider_id,
          backup.status, backup.incremental, backup.auto_trigger, backup.stored_bytes, Jsonb(dict(backup.report)),
          backup.root, backup.domain_id, backup.token, backup.created_at, backup.created_at, now, backup.expired_at,
-         backup.promised_until],
+         backup.promised_until, backup.image_type],
     )  # fmt: skip
     return done.rowcount
 
@@ -196,4 +204,5 @@ async def _insert_registration(conn: AsyncConnection[Any], vault: LostVault, bac
 
 
 def _newest_of_each_resource(vault: LostVault) -> list[LostBackup]:
-    return list({backup.resource_id: backup for backup in vault.backups}.values())
+    """What a replica was made of is in another region: its path here would be somebody else's."""
+    return list({b.resource_id: b for b in vault.backups if b.image_type == "backup"}.values())

@@ -164,12 +164,12 @@ async def _refuse_busy(
     """A waiting task counts as much as a running one: the status of the resource changes only when it starts."""
     found = await conn.execute(
         "SELECT resource_id, target_resource_id, operation_type FROM operation_logs WHERE project_id = %s "
-        "AND status IN ('waiting', 'running') AND operation_type IN ('backup', 'restore') "
+        "AND status IN ('waiting', 'running') AND operation_type IN ('backup', 'restore', 'replication') "
         "AND (target_resource_id = ANY(%s) OR (vault_id = %s AND resource_id = ANY(%s)))",
         [vault.project_id, list(resource_ids), vault.id, list(resource_ids)],
     )
     coming = {
-        resource_id: "protecting" if operation == "backup" else "restoring"
+        resource_id: {"backup": "protecting", "restore": "restoring"}.get(operation, "replicating")
         for source, target, operation in await found.fetchall()
         for resource_id in (source, target)
     }
@@ -182,6 +182,12 @@ async def _refuse_busy(
                 raise Conflict(
                     reason=f"Resource {resource_id} is being backed up. Remove it when that is done.",
                     conflict_code="6125",
+                )
+            case "replicating":
+                raise Conflict(
+                    reason=f"Backups of resource {resource_id} are being copied to another region. Remove it when that "
+                    "is done, or cancel the tasks.",
+                    conflict_code="6130",
                 )
             case "restoring":
                 raise Conflict(

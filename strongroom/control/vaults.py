@@ -274,7 +274,8 @@ async def delete_vault(database: Database, project_id: str, vault_id: str, reque
         await conn.execute(
             "UPDATE operation_logs SET cancel_requested = true WHERE project_id = %s AND id IN ("
             "SELECT id FROM operation_logs WHERE project_id = %s AND vault_id = %s "
-            "AND operation_type IN ('backup', 'verify') AND status IN ('waiting', 'running') FOR UPDATE SKIP LOCKED)",
+            "AND operation_type IN ('backup', 'verify', 'replication', 'copy') AND status IN ('waiting', 'running') "
+            "FOR UPDATE SKIP LOCKED)",
             [project_id, project_id, vault_id],
         )
 

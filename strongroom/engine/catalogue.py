@@ -85,10 +85,15 @@ def find_domains(store: Store, prefix: str = "") -> list[DomainPlace]:
     ]
 
 
+def own_domain_id(store: Store, prefix: str) -> str:
+    """In hex, of the vault at `prefix` (with a slash at the end). Raises ObjectMissing for one that has none yet."""
+    return store.read(f"{prefix}domain").decode(errors="replace")
+
+
 def is_own_domain(store: Store, place: DomainPlace) -> bool:
     """Whether it is the vault's own, and did not come from elsewhere (RULINGS 11)."""
     try:
-        return store.read(f"{place.prefix}domain") == place.id.hex().encode()
+        return own_domain_id(store, place.prefix) == place.id.hex()
     except ObjectMissing:
         return False
 

@@ -46,10 +46,11 @@ from strongroom.engine.chunker import ID_BYTES, KEY_BYTES
 from strongroom.engine.index import IndexList
 from strongroom.engine.intake import Intake
 from strongroom.engine.keys import Domain, MasterKey
-from strongroom.engine.mark import Keys, Marks
-from strongroom.engine.model import Root, Sessions
+from strongroom.engine.mark import Keys, Marks, Reader
+from strongroom.engine.model import Labels, Root, Sessions
+from strongroom.engine.near import NearReader
 from strongroom.engine.open import load_wraps, put_wrap
-from strongroom.engine.pack import METADATA, Pack, Segment, SegmentPlace, load_pack
+from strongroom.engine.pack import METADATA, Namer, Pack, Segment, SegmentPlace, load_pack, require_chunks
 from strongroom.engine.repository import Repository, Session
 from strongroom.engine.store.base import Store
 from strongroom.engine.usage import Usage
@@ -85,10 +86,15 @@ def copy(
     *,
     sessions: Sessions | None = None,
     cache: str | None = None,
+    far: bool = False,
+    rename: Callable[[Root, Labels], Root] | None = None,
 ) -> CopyReport:
     """Bring these roots of `source`, or all there are, to the vault at `prefix` of `store`; durable on return.
 
     sessions  of the receiver's copy of the domain         cache  folder for copies of its index, as of Repository
+    far       the source is behind a network and somebody else's: metadata that has arrived is read here, and each chunk
+              is compared with its whole id before it counts, also when its segment moves as it is
+    rename    the root as the receiver shall have it, from the source's and its labels of now; None: as they are
 
     May run again, also after a crash: what has arrived stays. Raises ObjectMissing for a root that is not there;
     Corrupt classes when the source lacks or cannot read what a root needs; Conflict when the receiver has another root
@@ -97,7 +103,7 @@ def copy(
     """
     receiver = receive_domain(store, prefix, master, source, sessions, cache)
     with source.session("copy") as reading, receiver.session("copy") as writing:
-        return _Copy(reading, writing, monitor, fence).run(roots)
+        return _Copy(reading, writing, monitor, fence, far=far).run(roots, rename)
 
 
 def mend(source: Repository, receiver: Repository, roots: Collection[str], monitor: Monitor) -> CopyReport:
@@ -207,8 +213,12 @@ class _Item(NamedTuple):
 class _Copy:
     """One run."""
 
-    def __init__(self, reading: Session, writing: Session, monitor: Monitor, fence: Callable[[], None]) -> None:
+    def __init__(
+        self, reading: Session, writing: Session, monitor: Monitor, fence: Callable[[], None], *, far: bool = False
+    ) -> None:
         self._reading, self._writing = reading, writing
+        self._marked: Reader = NearReader(reading, writing) if far else reading
+        self._far = far
         self._source, self._receiver = reading.repository, writing.repository
         self._monitor = monitor
         self._fence = fence
@@ -216,14 +226,16 @@ class _Copy:
         self._failed: dict[bytes, Corrupt] = {}
         self._done = self._total = self._packs = 0
 
-    def run(self, names: Collection[str] | None) -> CopyReport:
+    def run(self, names: Collection[str] | None, rename: Callable[[Root, Labels], Root] | None = None) -> CopyReport:
         roots = self._load(names)
+        if rename is not None:
+            roots = [rename(root, self._source.load_labels(root)) for root in roots]
         present = self._find_present(roots)
         absent = [root for root in roots if root.name not in present]
         marks = Marks()
         # What is there has all its chunks, unless the receiver knows of damage: then this is the way to mend it.
         for root in roots if self._is_damaged() else absent:
-            marks.add(self._reading, root, self._monitor)
+            marks.add(self._marked, root, self._monitor)
         wanted = _Wanted(_missing(self._writing, marks.keys(self._reading.index)))
         intake = Intake(self._writing, self._monitor.check)
         try:
@@ -235,7 +247,8 @@ class _Copy:
             self._monitor.check()
             self._fence()
             self._put_root(root)
-        self._copy_labels(roots)
+        if rename is None:
+            self._copy_labels(roots)
         return CopyReport(
             roots_copied=tuple(root.name for root in absent),
             roots_present=tuple(root.name for root in roots if root.name in present),
@@ -373,13 +386,14 @@ class _Copy:
 
     def _copy_segment(self, item: _Item, intake: Intake) -> None:
         payload = self._source.segments.read_payload(item.place)
+        if self._far:
+            require_chunks(item.place, payload, item.segment.ids, item.segment.lengths, self._namer(item))
         intake.copy_segment(item.pack.kind, item.segment, payload)
 
     def _copy_chunks(self, item: _Item, intake: Intake) -> None:
         plain = memoryview(bytearray(item.segment.raw))
         self._source.segments.read_into(item.place, plain)
-        chunker = self._reading.chunker
-        name = chunker.metadata_id if item.pack.kind == METADATA else chunker.data_id
+        name = self._namer(item)
         start = 0
         for chunk_id, length, row in zip(item.segment.ids, item.segment.lengths, item.rows, strict=True):
             chunk = plain[start : start + length]
@@ -389,6 +403,10 @@ class _Copy:
             if name(chunk) != chunk_id:
                 raise ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes", detail=item.pack.id.hex())
             intake.copy_chunk(item.pack.kind, chunk_id, chunk)
+
+    def _namer(self, item: _Item) -> Namer:
+        chunker = self._reading.chunker
+        return chunker.metadata_id if item.pack.kind == METADATA else chunker.data_id
 
     def _fail(self, pack: bytes, err: Corrupt | ObjectMissing | ShortRead) -> None:
         if not isinstance(err, Corrupt):

@@ -9,7 +9,7 @@ Marks stay when the index changes: those of tables that are gone are carried ove
 
 import mmap
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from strongroom.engine.index import Index
 from strongroom.engine.index_table import Table
 from strongroom.engine.manifest import Stream, StreamRow, open_stream, parse_record, take_frames
 from strongroom.engine.model import Root
-from strongroom.engine.repository import Session
 
 PORTION_IDS = 1 << 21  # ids gathered before they are looked up: 64 MB, and as much again while they are sorted
 SLICE_ROWS = 1 << 20  # rows of a column that are in work at once
@@ -36,6 +35,15 @@ Known = Callable[[bytes], bool]
 Rows = npt.NDArray[np.int64]
 Halves = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
+
+
+class Reader(Protocol):
+    """Where marking reads: a session, or two."""
+
+    @property
+    def index(self) -> Index: ...
+
+    def metadata(self, chunk_id: bytes) -> bytes: ...
 
 
 class Keys(NamedTuple):
@@ -85,7 +93,7 @@ class Marks:
         self._tables: tuple[Table, ...] = ()
         self._flags: list[Flags] = []
 
-    def add(self, session: Session, root: Root, monitor: Monitor) -> None:
+    def add(self, session: Reader, root: Root, monitor: Monitor) -> None:
         """Everything a root needs. Raises Corrupt classes when its metadata cannot be read."""
         try:
             for ids in root_ids(session, root, monitor, self._is_known, self._is_seen):
@@ -174,7 +182,7 @@ class Marks:
 
 
 def root_ids(
-    session: Session,
+    session: Reader,
     root: Root,
     monitor: Monitor,
     is_known: Known = lambda _: False,

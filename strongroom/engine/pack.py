@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from strongroom.base.errors import Corrupt, PackCorrupt, ShortRead
+from strongroom.base.errors import ChunkCorrupt, Corrupt, PackCorrupt, ShortRead
 from strongroom.base.units import KIB, MIB
 from strongroom.engine.chunker import ID_BYTES
 from strongroom.engine.keys import Domain
@@ -296,6 +296,19 @@ class SegmentReader:
                 if len(self._boxes) > BOXES_MAX:
                     self._boxes.popitem(last=False)
             return box
+
+
+def require_chunks(place: SegmentPlace, payload: memoryview, ids: list[bytes], lengths: list[int], name: Namer) -> None:
+    """Compare every chunk of a segment, as `read_payload` gave it, with its id. Raises PackCorrupt or ChunkCorrupt."""
+    plain = payload
+    if place.codec != RAW:
+        plain = scratch("proof", place.raw)
+        _decompress_into(payload, plain, place)
+    start = 0
+    for chunk_id, length in zip(ids, lengths, strict=True):
+        if name(plain[start : start + length]) != chunk_id:
+            raise ChunkCorrupt(reason=f"chunk {chunk_id.hex()} has other bytes", detail=place.pack.hex())
+        start += length
 
 
 def require_opens(box: Box, place: SegmentPlace, sealed: memoryview, payload: bytes | memoryview) -> None:

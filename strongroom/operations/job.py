@@ -2,12 +2,12 @@
 
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast, get_args
 
 import structlog
 
-from strongroom.base.clock import Clock
+from strongroom.base.clock import Clock, SystemClock
 from strongroom.base.errors import InvalidRequest, ObjectExists, ObjectMissing, StoreError
 from strongroom.control import sessions as session_rows
 from strongroom.control.db import Database
@@ -22,6 +22,7 @@ from strongroom.engine.pool import Pool
 from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
 from strongroom.operations.monitor import JobMonitor
+from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
 from strongroom.operations.watched_store import Spend, WatchedStore, free
 from strongroom.sources.base import ResourceType, SourceOptions, SourceRef
@@ -39,6 +40,7 @@ class Tools:
     """One a process: what jobs share. `pool` holds compressors and buffers under one byte budget (RULINGS 3).
 
     index_folder   where copies of the vaults' indexes are kept, a folder a vault; they may be lost at any time
+    peers          the other regions
     """
 
     database: Database
@@ -49,6 +51,7 @@ class Tools:
     clock: Clock
     settings: DomainSettings
     index_folder: str
+    peers: Peers = field(default_factory=lambda: Peers({}, "", SystemClock()))
 
     def domains(self, vault: VaultRef) -> list[str | None]:
         """Every domain that the store has of the vault, as `repository` takes them: its own first. One LIST."""
@@ -76,7 +79,7 @@ class Tools:
         prefix = vault_prefix(vault.project_id, vault.id)
         store = WatchedStore(self.store, spend)
         sessions = RowSessions(self, vault, task_id, domain_id)
-        cache = self._index_folder(vault) if cached else None
+        cache = self.index_cache(vault) if cached else None
         if domain_id is not None:
             return self._open(store, prefix, sessions, cache, bytes.fromhex(domain_id))
         known = self.portal.call(find_vault_keys(self.database, vault.project_id, vault.id))
@@ -113,9 +116,10 @@ class Tools:
     def forget_index(self, vault: VaultRef) -> None:
         """Remove what is kept of a vault beside the store. Idempotent."""
         with suppress(FileNotFoundError):
-            shutil.rmtree(self._index_folder(vault))
+            shutil.rmtree(self.index_cache(vault))
 
-    def _index_folder(self, vault: VaultRef) -> str:
+    def index_cache(self, vault: VaultRef) -> str:
+        """Where copies of its indexes are kept."""
         return f"{self.index_folder}/{vault.id}"
 
 

@@ -179,6 +179,7 @@ def lost_backup(
         created_at=created_at,
         expired_at=_time(labels.get("expires_at")),
         promised_until=_time(labels.get("lock_until")),
+        image_type="replication" if labels.get("image_type") == "replication" else "backup",
     )
 
 

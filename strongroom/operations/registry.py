@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from strongroom.base.errors import StrongroomError
-from strongroom.operations import backup, deletion, prune, restore, verify
+from strongroom.operations import backup, deletion, prune, receive, replicate, restore, verify
 from strongroom.operations.job import Job
 
 
@@ -23,4 +23,6 @@ WORK: dict[str, Work] = {
     "vault_delete": Work(deletion.run, deletion.fail),
     "prune": Work(prune.run, prune.fail),
     "verify": Work(verify.run, verify.fail),
+    "replication": Work(replicate.run, replicate.fail),
+    "copy": Work(receive.run, receive.fail),
 }

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import Canceled, Fenced, StrongroomError, Unavailable, WorkerStops
+from strongroom.base.errors import Canceled, ComeAgain, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
 from strongroom.control import expiry, firing, sessions, tasks
 from strongroom.control.db import Database
@@ -60,13 +60,22 @@ class Worker:
     """Start it once, stop it once. `group` names the sources it can reach."""
 
     def __init__(
-        self, *, database_url: str, make_tools: MakeTools, clock: Clock, group: str, concurrency: int, alone: bool
+        self,
+        *,
+        database_url: str,
+        make_tools: MakeTools,
+        clock: Clock,
+        group: str,
+        concurrency: int,
+        alone: bool,
+        region: str = "",
     ) -> None:
         self._url = database_url
         self._make_tools = make_tools
         self._clock = clock
         self._group = group
         self._concurrency = concurrency
+        self._region = region
         self._alone = alone  # the state folder's lock is ours: every earlier worker of this group is dead (RULINGS 6)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
         self._running: dict[str, _Running] = {}
@@ -182,7 +191,7 @@ class Worker:
     async def _fire(self, database: Database) -> None:
         """Policies whose time has come (control/firing.py)."""
         for due in await firing.due_runs(database, self._clock):
-            await self._one_of_many(firing.fire(database, due, self._clock), due)
+            await self._one_of_many(firing.fire(database, due, self._clock, region=self._region), due)
 
     async def _expire(self, database: Database) -> None:
         """Backups whose time is over (control/expiry.py)."""
@@ -278,6 +287,9 @@ def _perform(job: Job) -> None:
     except WorkerStops:
         bound.info("task given back")
         _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, 0, count=False)))
+    except ComeAgain as later:
+        delay_s = later.delay_s
+        _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, delay_s, count=False)))
     except StrongroomError as error:
         failure = error
         bound.warning("task failed", error=str(error), code=error.published_code)

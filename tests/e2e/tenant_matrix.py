@@ -123,6 +123,7 @@ def path_values(own: Tenant) -> dict[str, str]:
         "member_id": own.receivers[0],
         "protectable_type": "turbo",
         "key": "team",
+        "region": "west",
         "access_key": "A" * 20,
     }
 
@@ -153,6 +154,11 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
     }
     product = {"resource_size": 200, "resource_spec_code": "vault.backup.turbo.normal"}
     orders = ({"resource_id": own.vault, "product_info": product}, {"resourceId": own.vault, "productInfo": product})
+    far = {
+        "destination_region": "west",
+        "destination_project_id": own.project,
+        "destination_vault_id": own.spare_vault,
+    }
     checkpoint = {"vault_id": own.vault, "parameters": {"resources": [own.resource]}}
     host = {"host_name": "web", "host_ip": "10.0.0.1", "host_os": "Debian"}
     details = {"resource_details": [{"id": own.resource, "type": TURBO}], "policy_id": own.policy}
@@ -197,6 +203,11 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
         "add_agent_path": ({"add_path": ["/srv"]},),
         "remove_agent_path": ({"remove_path": ["/srv"]},),
         "check_agent": ({"agent_status": [{"resource_id": own.agent, "resource_type": "OS::Nova::Server"}]},),
+        "copy_backup": ({"replicate": far},),
+        "copy_checkpoint": (
+            {"replicate": {"vault_id": own.vault, **far}},
+            {"checkpoint": {"replicate": {"vault_id": own.vault, **far}}},
+        ),
         "update_backup": ({"backup": {"name": "renamed"}},),
         "restore_backup": (
             {"restore": {"resource_id": own.spare}},

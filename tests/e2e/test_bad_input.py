@@ -14,7 +14,7 @@ import pytest
 from harness import contents, make_tree
 from hostile_world import MISSING, Raw, Rows, World, connect, refused
 
-from strongroom.cli.signing import sign
+from strongroom.base.signing import sign
 from strongroom.control.tokens import Ring, Token, TokenRing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

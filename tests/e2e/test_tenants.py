@@ -38,6 +38,9 @@ REFUSED_WITH_OWN = {
     "restore_part": "the backup is being restored to another place",
     "remove_vault_resource": "it is being backed up",
     "update_member_status": "only who receives a backup decides",
+    "copy_backup": "the server knows no other region",
+    "copy_checkpoint": "the server knows no other region",
+    "check_region": "the server knows no other region",
 }
 PUBLIC_PATHS = {"/", "/v3", "/{api_version}", "/v3/auth/tokens", "/healthz", "/readyz", "/metrics"}
 LAST = ("remove_vault_resource", "delete_vault")  # what stands in the way of others

@@ -1,17 +1,20 @@
 """Restore points brought to another vault: they come back there, only what is missing moves, and keys stay apart."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from fault_store import copy_of
 from fault_world import MASTER, MONITOR, POOL, PREFIX, World, create, no_fence, reopen, restored, small_files
 
-from strongroom.base.errors import Conflict, Corrupt, IndexIncomplete, KeyWrong, ObjectMissing
+from strongroom.base.errors import ChunkCorrupt, Conflict, Corrupt, IndexIncomplete, KeyWrong, ObjectMissing
 from strongroom.engine import DomainSettings, MasterKey, Repository, create_repository, open_repository
 from strongroom.engine.copy import CopyReport, copy
 from strongroom.engine.keys import KEY_BYTES
-from strongroom.engine.pack import METADATA, pack_name
+from strongroom.engine.model import Labels, Root
+from strongroom.engine.pack import DATA, METADATA, compress_segment, load_pack, pack_name
 from strongroom.engine.prune import prune
+from strongroom.engine.segments import PackWriter
 from strongroom.engine.store.base import Store
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.engine.verify import verify
@@ -222,3 +225,73 @@ def test_a_fence_stops_it_before_the_root() -> None:
         copy(source, store, THERE, OTHER, None, MONITOR, fenced)
     assert received(store, source).root_names() == []
     assert copied(source, store).bytes_copied == 0
+
+
+def test_from_afar_the_same_arrives_under_another_name_and_metadata_stay_at_home() -> None:
+    """far: roots get the receiver's names and labels, and what has arrived is not read from the source again."""
+    world, source = source_with(FIRST, SECOND)
+    store, reads = MemoryStore(), []
+
+    class Counting(MemoryStore):
+        def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+            reads.append(buffer.nbytes)
+            super().read_into(name, offset, buffer)
+
+    counting = Counting()
+    for info in source.store.list(""):
+        counting.put(info.name, [source.store.read(info.name)])
+    afar = reopen(counting)
+
+    def copied_far(root: str, name: str) -> CopyReport:
+        def renamed(found: Root, labels: Labels) -> Root:
+            backup, _, generation = name.rpartition(".")
+            return replace(
+                found,
+                name=name,
+                backup_id=backup,
+                generation=int(generation),
+                labels={**labels, "here": name},
+                report=replace(found.report, root=name),
+            )
+
+        return copy(afar, store, THERE, OTHER, [root], MONITOR, no_fence, far=True, rename=renamed)
+
+    copied_far("tree.0", "replica.7")
+    first = sum(reads)
+    reads.clear()
+    report = copied_far("tree.1", "second.3")
+    assert report.roots_copied == ("second.3",)
+    assert sum(reads) < 60_000 < first
+    there = received(store, source)
+    assert restored(there, "replica.7") == FIRST
+    assert restored(there, "second.3") == SECOND
+    assert there.load_root("second.3").labels["here"] == "second.3"
+    assert sorted(there.root_names()) == ["replica.7", "second.3"]
+    assert verify(there, None, deep=True, monitor=MONITOR).findings == ()
+    assert world.problems(source) == []
+
+
+def test_from_afar_a_segment_with_wrong_chunks_is_not_taken() -> None:
+    """A source that errs, or lies: its segments authenticate, and hold other bytes than the ids say. No root comes."""
+    text = {(b"text",): b"".join(b"%d lines of text that compress\n" % i for i in range(9000))}
+    _, source = source_with(text)
+    known = source.load_index_list()
+    packs = [
+        load_pack(source.store, source.prefix, source.domain, pack.id) for pack in source.load_index(known).packs()
+    ]
+    honest = next(pack for pack in packs if pack.kind != METADATA)
+    made = [pack for pack in packs if pack.kind == METADATA]
+    writer = PackWriter(source.store, source.prefix, source.domain, DATA, POOL, made.append)
+    for segment in honest.segments:
+        codec, payload = compress_segment(memoryview(b"lies" * (segment.raw // 4 + 1))[: segment.raw], 3)
+        writer.store_payload(codec, payload, segment.raw, segment.ids, segment.lengths)
+    writer.finish()
+    for name in source.index_object_names(known):
+        source.store.delete(f"{source.prefix}index/{name}")
+    source.put_index_object(made, 0)
+    store = MemoryStore()
+    with pytest.raises(ChunkCorrupt):
+        copy(reopen(source.store), store, THERE, OTHER, ["tree.0"], MONITOR, no_fence, far=True)
+    assert received(store, source).root_names() == []
+    # Of our own store, where a segment that authenticates is what was sealed, nobody looks inside.
+    assert copied(reopen(source.store), MemoryStore()).roots_copied == ("tree.0",)

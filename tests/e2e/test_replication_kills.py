@@ -1,0 +1,111 @@
+"""SIGKILL at trace points of both sides of a replication: after a restart it ends by itself, the replica whole."""
+
+from pathlib import Path
+
+import pytest
+from harness import Client, Server, contents, make_tree
+from regions_world import Regions, destination, replicated, replication_vault
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+OUT_OF_REACH = 100_000
+
+
+class World:
+    """Two regions, a folder that changes before each copy, and what every replica has to hold."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.source = base / "source"
+        make_tree(self.source, 0, files=6)
+        self.regions = Regions(base)
+        self.regions.start(self.regions.east)
+        self.regions.start(self.regions.west)
+        with self.regions.east.client() as east, self.regions.west.client() as west:
+            self.vault = east.vault("v", "turbo", [east.register("turbo", "source", self.source)])
+            self.target = replication_vault(west)
+            self.place = west.register("turbo", "target", self._folder())
+        self.expected: dict[str, dict] = {}
+
+    def _folder(self) -> Path:
+        (self.base / "target").mkdir()
+        return self.base / "target"
+
+    def begin(self, seed: int) -> tuple[str, str]:
+        """Change the folder, back it up, ask for its copy: (backup, record)."""
+        make_tree(self.source, seed, files=6)
+        with self.regions.east.client() as east:
+            checkpoint = east.checkpoint(self.vault)
+            assert east.settled(checkpoint)["status"] == "available"
+            backup = east.backups(checkpoint_id=checkpoint)[0]["id"]
+            body = {"replicate": destination(self.regions, self.target)}
+            answer = east.ok("POST", f"backups/{backup}/replicate", body)["replication"]
+        return backup, answer["replication_record_id"]
+
+    def end(self, backup: str, record: str) -> str:
+        with self.regions.east.client() as east:
+            done = replicated(east, backup, record)
+        replica = done["destination_backup_id"]
+        self.expected[replica] = contents(self.source)
+        return replica
+
+    def check(self, west: Client, replica: str) -> None:
+        log = west.restore(replica, resource_id=self.place)
+        assert log["status"] == "success", log
+        assert contents(self.base / "target") == self.expected[replica]
+
+    def restart(self, server: Server, kill_at: str | None = None) -> None:
+        server.stop()
+        self.regions.start(server, **({"kill_at": kill_at} if kill_at else {}))
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` numbers over 1..total, neither the first nor the last among them."""
+    assert total > count, f"only {total} trace points"
+    return sorted({1 + total * (i + 1) // (count + 1) for i in range(count)})
+
+
+def _killed_everywhere(base: Path, plan: dict[str, int]) -> None:
+    """plan: `operation:kind` -> how many points; `copy` runs in the west, `replication` in the east."""
+    world = World(base)
+    seed = 0
+    try:
+        for point, count in plan.items():
+            server = world.regions.west if point.startswith("copy:") else world.regions.east
+            world.restart(server, f"{point}:{OUT_OF_REACH}")
+            seed += 1
+            world.end(*world.begin(seed))
+            server.stop()
+            # How often a side looks at the other, and how many packs there are, differs: the last third may not come.
+            total = server.trace_points() * 2 // 3
+            world.regions.start(server)
+            for number in _spread(total, count):
+                world.restart(server, f"{point}:{number}")
+                seed += 1
+                backup, record = world.begin(seed)
+                assert server.wait_dead() == -9, f"{point}:{number} was not reached"
+                world.regions.start(server)
+                replica = world.end(backup, record)
+                with world.regions.west.client() as west:
+                    west.quiet()
+                    world.check(west, replica)
+        with world.regions.west.client() as west:
+            available = {b["id"] for b in west.backups(status="available", vault_id=world.target)}
+            assert available == set(world.expected), "each is there once, and nothing else"
+            for replica in world.expected:
+                world.check(west, replica)
+    finally:
+        world.regions.stop()
+
+
+def test_a_replication_killed_on_either_side_ends_whole(tmp_path: Path) -> None:
+    """Killed at two store calls and a database call of the destination, and in the middle of the source's."""
+    _killed_everywhere(tmp_path, {"copy:store": 2, "copy:database": 1, "replication:database": 1})
+
+
+@pytest.mark.long
+def test_a_replication_killed_at_many_points_ends_whole(tmp_path: Path) -> None:
+    """The same at twenty store calls and ten database calls of the destination, and at ten of the source."""
+    _killed_everywhere(
+        tmp_path, {"copy:store": 20, "copy:database": 10, "replication:database": 10, "replication:store": 5}
+    )
