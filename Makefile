@@ -25,6 +25,7 @@ BENCH_OUT ?= docs/benchmarks
 BENCH_OPTIONS ?=
 BENCH_MEMORY_OPTIONS ?=
 BENCH_INDEX_OPTIONS ?=
+BENCH_API_OPTIONS ?=
 # What the report says it was made by: folders of this machine are nobody's business.
 bench-command = BENCH_COMMAND="$(strip make $@ $(filter-out BENCH_DIR=% BENCH_OUT=%,$(MAKEOVERRIDES)))"
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -102,6 +103,15 @@ bench-index: .venv/.setup-done
 
 bench-prune: .venv/.setup-done
 	$(bench-command) $(BIN)/python -m bench.prune_scale --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_PRUNE_OPTIONS)
+
+# FastAPI and SQLAlchemy, which the API is compared with; nothing of the product needs them.
+.venv/.bench-done: .venv/.setup-done requirements/bench.txt
+	$(PIP) install --require-hashes -r requirements/bench.txt
+	@touch $@
+
+.PHONY: bench-api
+bench-api: .venv/.bench-done
+	$(bench-command) $(BIN)/python -m bench.api --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_API_OPTIONS)
 
 format: .venv/.test-done
 	$(BIN)/ruff format .

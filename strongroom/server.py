@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
 
 from strongroom.api.accounts import AccountsApi
@@ -78,7 +79,9 @@ def serve(settings: Settings) -> int:
         require_no_rotation(settings)
         with running_database(settings) as url:
             schema.upgrade(url)
-            return asyncio.run(_serve(settings, url))
+            # The loop that uvicorn takes when it starts by itself.
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_serve(settings, url))
 
 
 async def _serve(settings: Settings, url: str) -> int:

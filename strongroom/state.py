@@ -39,11 +39,11 @@ EXPORT_MARK = "master.key.exported"  # holds the id of the key that was exported
 def configure_logging(settings: Settings) -> None:
     """One line an event on stderr. Nothing that is logged carries a secret: bodies, tokens and keys never are."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    )
+    renderer: structlog.typing.Processor = _text_line
+    if settings.log_format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    elif sys.stderr.isatty():
+        renderer = structlog.dev.ConsoleRenderer()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -52,7 +52,7 @@ def configure_logging(settings: Settings) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
 
@@ -100,6 +100,21 @@ def state_lock(settings: Settings) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _text_line(_: object, __: str, event: structlog.typing.EventDict) -> str:
+    """The line that structlog's console renderer writes without colours, at a fraction of its cost.
+
+    Texts of clients stand in it: whatever is not printable is escaped, so that nobody writes lines of their own.
+    """
+    exception = event.pop("exception", None)
+    words = [f"{event.pop('timestamp')} [{event.pop('level'):9}] {event.pop('event'):30}"]
+    for name in sorted(event):
+        value = event[name]
+        text = value if isinstance(value, str) else repr(value)
+        words.append(f"{name}={text if text.isprintable() else ascii(text)}")
+    line = " ".join(words)
+    return line if exception is None else f"{line}\n{exception}"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The ASGI application: routes made from the table of operations, and the walk of one request through them."""
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ REQUESTS = Histogram(
     "strongroom_request_seconds", "Seconds from the first byte of a request to the answer.", ["operation", "status"]
 )
 
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})  # as ASGI has names: in lower case
 _PARAMETER = re.compile(r"\{(\w+)\}")
 QUERY_ITEMS_MAX = 1000  # 300 ids in one list call is the most a real client sends; beyond this it is abuse
 ID_PARAMETERS_FREE = frozenset(
@@ -138,14 +140,15 @@ class Application:
         request_id = new_id()
         started = time.monotonic()
         name, response = await self._answer(request, request_id)
-        response.headers["X-Request-Id"] = request_id
-        REQUESTS.labels(name, response.status_code).observe(time.monotonic() - started)
+        response.raw_headers.append((b"x-request-id", request_id.encode()))
+        taken_s = time.monotonic() - started
+        _seconds_of(name, response.status_code).observe(taken_s)
         log.info(
             "request",
-            method=request.method,
-            path=request.url.path,
+            method=scope["method"],
+            path=scope["path"],
             status=response.status_code,
-            ms=round((time.monotonic() - started) * 1000, 1),
+            ms=round(taken_s * 1000, 1),
             request_id=request_id,
         )
         try:
@@ -155,7 +158,7 @@ class Application:
 
     async def _answer(self, request: Request, request_id: str) -> tuple[str, Response]:
         """Name of the operation (never the path: metrics must not grow with what clients make up) and the answer."""
-        matched = self._router.match(request.method, request.url.path)
+        matched = self._router.match(request.method, request.scope["path"])
         if isinstance(matched, list):
             if not matched:
                 text = "The API does not exist or has not been published."
@@ -195,7 +198,7 @@ class Application:
 
     async def _receive(self, request: Request) -> bytes:
         """The body, within its bounds. Bodies that do not come take no place from requests that are there."""
-        if not {"content-length", "transfer-encoding"} & set(request.headers):
+        if not any(name in _BODY_HEADERS for name, _ in request.scope["headers"]):
             return b""
         limits = self._services.limits
         with _counted(self._receiving, limits.bodies_max):
@@ -253,6 +256,12 @@ class Application:
         return caller
 
 
+@functools.cache
+def _seconds_of(name: str, status: int) -> Histogram:
+    """The series of an operation and a status: as many as there are operations and statuses of ours."""
+    return REQUESTS.labels(name, status)
+
+
 async def _lifespan(receive: Receive, send: Send) -> None:
     while True:
         message = await receive()
@@ -281,6 +290,13 @@ def _check_ids(path: dict[str, str]) -> None:
             raise InvalidRequest(reason=f"Invalid {name} provided.")
 
 
+@functools.cache
+def _list_members(query: type[msgspec.Struct]) -> frozenset[str]:
+    """Names of the members that take repeated keys."""
+    fields = msgspec.structs.fields(query)
+    return frozenset(f.encode_name for f in fields if "list" in str(f.type) or "tuple" in str(f.type))
+
+
 def _decode_query(operation: Operation, request: Request) -> msgspec.Struct | None:
     if operation.query is None:
         return None
@@ -293,11 +309,7 @@ def _decode_query(operation: Operation, request: Request) -> msgspec.Struct | No
         )
     except ValueError as err:
         raise InvalidRequest(reason="The query string is malformed.", detail=str(err)) from err
-    lists = {
-        f.encode_name
-        for f in msgspec.structs.fields(operation.query)
-        if "list" in str(f.type) or "tuple" in str(f.type)
-    }
+    lists = _list_members(operation.query)
     values: dict[str, object] = {}
     for name, value in pairs:
         if name in lists:

@@ -38,11 +38,12 @@ class Authenticator:
         authorization = request.headers.get("Authorization")
         if authorization is None:
             raise Unauthenticated(reason="x-auth-token not found")
+        scope = request.scope
         signed = SignedRequest(
-            method=request.method,
-            target=request.scope["raw_path"],
-            query=request.scope["query_string"],
-            headers=request.scope["headers"],
+            method=scope["method"],
+            target=scope["raw_path"],
+            query=scope["query_string"],
+            headers=scope["headers"],
             body=body,
         )
         return await self._callers.caller_of_signature(
@@ -67,7 +68,8 @@ def source_of(request: Request) -> str:
 
 def _project(request: Request) -> str:
     """The project a signed request is about: that of its path, else the X-Project-Id header; "" for none."""
-    parts = request.url.path.strip("/").split("/")
+    path: str = request.scope["path"]
+    parts = path.strip("/").split("/")
     place = 2 if parts[:2] == ["ext", "v1"] else 1
     if len(parts) > place and is_hex_id(parts[place]):
         return parts[place]

@@ -10,7 +10,8 @@ from strongroom.base.errors import InvalidRequest
 from strongroom.base.ids import is_id
 from strongroom.base.units import gigabytes, megabytes
 from strongroom.control import checkpoints, policies
-from strongroom.control.checkpoints import KEEP_FOR_EVER, Checkpoint, CheckpointResource, NewCheckpoint
+from strongroom.control.checkpoint_views import Checkpoint, CheckpointResource, show_checkpoint
+from strongroom.control.checkpoints import KEEP_FOR_EVER, NewCheckpoint
 
 
 class Volume(msgspec.Struct):
@@ -93,8 +94,8 @@ def _resource_ids(ids: list[str], details: list[ResourceDetail]) -> tuple[str, .
     return tuple(ids or detailed)
 
 
-async def show_checkpoint(call: Call) -> dict[str, Any]:
-    found = await checkpoints.show_checkpoint(call.services.database, call.project_id, call.path["checkpoint_id"])
+async def show(call: Call) -> dict[str, Any]:
+    found = await show_checkpoint(call.services.database, call.project_id, call.path["checkpoint_id"])
     return {"checkpoint": wire_checkpoint(found)}
 
 
@@ -150,6 +151,6 @@ OPERATIONS: tuple[Operation, ...] = (
         method="GET",
         path="/v3/{project_id}/checkpoints/{checkpoint_id}",
         action="cbr:vaults:get",
-        handler=show_checkpoint,
+        handler=show,
     ),
 )

@@ -6,7 +6,7 @@ a head has a size and a deadline, and every refusal carries the gateway's envelo
 
 import asyncio
 import http
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from strongroom.base.ids import new_id
 
 HEAD_BYTES_MAX = 64 << 10  # request line and headers; real tokens have up to 8 KB (contract/identity.md)
+_HELD_BYTES_MAX = 4 << 10  # of an answer's first bytes: a head has some hundreds
 HEAD_S_MAX = 20.0  # from the first byte, or from the connection; an honest head is one packet
 
 
@@ -28,6 +29,41 @@ _LONG_HEAD = _Refusal(431, f"Address and headers of the request are larger than 
 _SLOW_HEAD = _Refusal(408, f"The request did not arrive within {HEAD_S_MAX:.0f} seconds. Send it again.")
 
 
+class _Joined:
+    """A transport that sends the head of an answer together with its body: uvicorn writes them apart, and each write is
+    a system call here and a wake-up there. What is held goes out with the next write, or at the loop's next turn.
+
+    Everything else is the transport's own.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        held, self._held = self._held, b""
+        if held:
+            self._transport.writelines((held, data))
+        elif len(data) > _HELD_BYTES_MAX:
+            self._transport.write(data)
+        elif data:
+            self._held = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        if held and not self._transport.is_closing():
+            self._transport.write(held)
+
+
 class Connection(HttpToolsProtocol):
     """uvicorn's protocol with bounds. The body's size and time are the application's (app._read_body)."""
 
@@ -39,6 +75,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", _Joined(transport, self.loop))
         self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -167,6 +167,7 @@ async def list_backups(
             filters=_filters(project_id, asked),
             page=page,
             order=order,
+            whole="backups" if asked == BackupFilters() else None,
         )
     return [Backup(**row) for row in rows], count
 

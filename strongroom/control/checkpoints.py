@@ -12,34 +12,23 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.errors import UniqueViolation
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import CheckpointNotFound, Conflict, InvalidRequest, ResourceNotFound
+from strongroom.base.errors import Conflict, InvalidRequest, ResourceNotFound
 from strongroom.base.ids import new_id
 from strongroom.control import tasks
+from strongroom.control.checkpoint_views import Checkpoint, load_checkpoint
 from strongroom.control.db import Database
 from strongroom.control.names import require_description, require_id, require_name
 from strongroom.control.promises import promise
 from strongroom.control.subjects import VaultRef, lock_vault, vault_full_sentence
 from strongroom.control.tasks import NewTask
-from strongroom.control.vault_resources import COUNTED_STATUSES, RESOURCES_PER_VAULT_MAX
+from strongroom.control.vault_resources import RESOURCES_PER_VAULT_MAX
 
 RETENTION_DAYS_MAX = 36500  # contract
 KEEP_FOR_EVER = -1
-
-# What a resource's protect_status says in a checkpoint, from the status of its backup there.
-PROTECT_STATUS = {
-    "waiting_protect": "protecting",
-    "protecting": "protecting",
-    "available": "available",
-    "waiting_restore": "restoring",
-    "restoring": "restoring",
-    "waiting_delete": "removing",
-    "deleting": "removing",
-    "error": "error",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,49 +55,6 @@ class NewCheckpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointResource:
-    """A resource with a backup in this checkpoint. stored_bytes: of that backup; backup_count: in the whole vault."""
-
-    id: str
-    type: str
-    name: str
-    size_bytes: int
-    extra_info: str | None
-    protect_status: str
-    stored_bytes: int
-    backup_count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedResource:
-    """A resource that was busy at the start or failed in the run. code: `BackupService.nnnn`."""
-
-    id: str
-    type: str
-    name: str
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One restore point, resources in the order of the request."""
-
-    id: str
-    project_id: str
-    status: str
-    created_at: datetime
-    vault_id: str
-    vault_name: str
-    provider_id: str
-    name: str
-    description: str | None
-    retention_days: int
-    resources: tuple[CheckpointResource, ...] = ()
-    skipped_resources: tuple[SkippedResource, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Member:
     """A resource of the run, planned. skip: (code, reason), or None: it is backed up as `backup_id`."""
 
@@ -122,71 +68,6 @@ class _Member:
     status_reason: str | None
     backup_id: str = field(default_factory=new_id)
     skip: tuple[str, str] | None = None
-
-
-# --- read -----------------------------------------------------------------------------------------------------------
-
-
-async def show_checkpoint(database: Database, project_id: str, checkpoint_id: str) -> Checkpoint:
-    """Raises CheckpointNotFound, also after its last backup was deleted."""
-    async with database.read() as conn:
-        return await _load(conn, project_id, checkpoint_id)
-
-
-async def _load(conn: AsyncConnection[Any], project_id: str, checkpoint_id: str) -> Checkpoint:
-    async with conn.cursor(row_factory=class_row(Checkpoint)) as cursor:
-        await cursor.execute(
-            "SELECT id, project_id, status, created_at, vault_id, vault_name, provider_id, name, description, "
-            "retention_days FROM checkpoints WHERE project_id = %s AND id = %s",
-            [project_id, checkpoint_id],
-        )
-        checkpoint = await cursor.fetchone()
-    if checkpoint is None:
-        raise CheckpointNotFound(id=checkpoint_id)
-    async with conn.cursor(row_factory=dict_row) as rows:
-        await rows.execute(
-            """
-            SELECT r.resource_id AS id, r.type, r.name, r.size_bytes, r.extra_info, r.skipped_code, r.skipped_reason,
-                   b.status, b.stored_bytes, (
-                       SELECT count(*) FROM backups n WHERE n.project_id = r.project_id AND n.vault_id = %(vault)s
-                       AND n.resource_id = r.resource_id AND n.status = ANY(%(counted)s)) AS backup_count
-            FROM checkpoint_resources r LEFT JOIN backups b ON b.project_id = r.project_id
-                AND b.checkpoint_id = r.checkpoint_id AND b.resource_id = r.resource_id
-            WHERE r.project_id = %(project)s AND r.checkpoint_id = %(checkpoint)s ORDER BY r.position
-            """,
-            {
-                "project": project_id,
-                "checkpoint": checkpoint_id,
-                "vault": checkpoint.vault_id,
-                "counted": COUNTED_STATUSES,
-            },
-        )
-        found = await rows.fetchall()
-    return replace(
-        checkpoint,
-        # A backup that was deleted leaves its resource without one here: neither listed nor skipped.
-        resources=tuple(_resource(row) for row in found if row["skipped_code"] is None and row["status"] is not None),
-        skipped_resources=tuple(_skipped(row) for row in found if row["skipped_code"] is not None),
-    )
-
-
-def _resource(row: dict[str, Any]) -> CheckpointResource:
-    return CheckpointResource(
-        id=row["id"],
-        type=row["type"],
-        name=row["name"],
-        size_bytes=row["size_bytes"],
-        extra_info=row["extra_info"],
-        protect_status=PROTECT_STATUS[row["status"]],
-        stored_bytes=row["stored_bytes"],
-        backup_count=row["backup_count"],
-    )
-
-
-def _skipped(row: dict[str, Any]) -> SkippedResource:
-    return SkippedResource(
-        id=row["id"], type=row["type"], name=row["name"], code=row["skipped_code"], reason=row["skipped_reason"]
-    )
 
 
 # --- create ---------------------------------------------------------------------------------------------------------
@@ -223,7 +104,7 @@ async def begin_checkpoint(
     if vault.locked:
         await promise(conn, vault, now)
     await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
-    return await _load(conn, vault.project_id, checkpoint_id)
+    return await load_checkpoint(conn, vault.project_id, checkpoint_id)
 
 
 def _check(new: NewCheckpoint) -> None:
@@ -299,13 +180,16 @@ async def _choose(conn: AsyncConnection[Any], vault: VaultRef, resource_ids: tup
 
 async def _busy(conn: AsyncConnection[Any], project_id: str, resource_ids: Sequence[str]) -> dict[str, str]:
     """resource id -> `backup` or `restore`, for those that an open task works on; a backup's reason wins."""
+    # Joined, not `= ANY`: a prepared plan compares each row with each element of an array.
     found = await conn.execute(
         """
         SELECT target_resource_id, operation_type FROM operation_logs WHERE project_id = %(project)s
-            AND operation_type = 'restore' AND status IN ('waiting', 'running') AND target_resource_id = ANY(%(ids)s)
+            AND operation_type = 'restore' AND status IN ('waiting', 'running')
+            AND target_resource_id IN (SELECT unnest(%(ids)s::text[]))
         UNION ALL
         SELECT resource_id, operation_type FROM operation_logs WHERE project_id = %(project)s
-            AND operation_type = 'backup' AND status IN ('waiting', 'running') AND resource_id = ANY(%(ids)s)
+            AND operation_type = 'backup' AND status IN ('waiting', 'running')
+            AND resource_id IN (SELECT unnest(%(ids)s::text[]))
         """,
         {"project": project_id, "ids": list(resource_ids)},
     )

@@ -67,6 +67,7 @@ _SETTINGS: Mapping[str, str] = {
     "io_method": "sync",  # no I/O worker processes for a database that fits into memory
     "max_parallel_workers_per_gather": "0",
     "jit": "off",
+    "random_page_cost": "1.1",  # the database is in memory or on flash: a page anywhere costs what the next one does
     "timezone": "UTC",
     "log_timezone": "UTC",
     "lc_messages": "C",

@@ -106,7 +106,12 @@ async def list_logs(
     """One page, newest first, and how many match in all. Raises InvalidRequest for a time or marker that is none."""
     async with database.read() as conn:
         rows, count = await fetch_page(
-            conn, columns=_COLUMNS, table="operation_logs", filters=_filters(project_id, asked), page=page
+            conn,
+            columns=_COLUMNS,
+            table="operation_logs",
+            filters=_filters(project_id, asked),
+            page=page,
+            whole="operation_logs" if asked == LogFilters() else None,
         )
         return await _with_removed(conn, project_id, [OperationLog(**row) for row in rows]), count
 

@@ -86,8 +86,11 @@ async def list_protectables(
 ) -> tuple[list[tuple[Protectable, Verdict]], int]:
     """One page of a type, newest first, and the count of all that match. Raises InvalidRequest."""
     filters = _filters(project_id, protectable_type, query)
+    whole = f"protectables/{protectable_type}" if query == ProtectableQuery() else None
     async with database.transaction() as conn:
-        rows, count = await fetch_page(conn, columns=COLUMNS, table="protectables", filters=filters, page=page)
+        rows, count = await fetch_page(
+            conn, columns=COLUMNS, table="protectables", filters=filters, page=page, whole=whole
+        )
         found = [protectable_of(row) for row in rows]
         verdicts = await _verdicts(conn, project_id, found)
     return [(protectable, verdicts[protectable.id]) for protectable in found], count

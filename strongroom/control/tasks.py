@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
@@ -92,6 +93,15 @@ _CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, va
     member_id, lender_project_id"""
 
 
+# As one document: the statement is the same for any number of rows, so it stays prepared.
+_COLUMN_TYPES = {"parameters": "jsonb", "listed": "boolean", "not_before": "timestamptz"}  # the others are text
+_INSERT = f"""
+    INSERT INTO operation_logs (status, created_at, updated_at, {", ".join(NewTask.__dataclass_fields__)})
+    SELECT 'waiting', %s, %s, t.* FROM json_to_recordset(%s)
+        AS t({", ".join(f"{name} {_COLUMN_TYPES.get(name, 'text')}" for name in NewTask.__dataclass_fields__)})
+""".encode()  # noqa: S608 -- names are ours
+
+
 async def insert(conn: AsyncConnection[Any], tasks: Sequence[NewTask], now: datetime) -> None:
     """Write the rows of a request and wake the workers when the caller's transaction commits.
 
@@ -100,17 +110,7 @@ async def insert(conn: AsyncConnection[Any], tasks: Sequence[NewTask], now: date
     """
     if not tasks:
         return
-    columns = list(NewTask.__dataclass_fields__)
-    marks = ", ".join(["%s"] * (len(columns) + 3))
-    rows = [
-        [*(Jsonb(v) if isinstance(v := getattr(task, name), dict) else v for name in columns), "waiting", now, now]
-        for task in tasks
-    ]
-    statement = (
-        f"INSERT INTO operation_logs ({', '.join(columns)}, status, created_at, updated_at) "  # noqa: S608 -- names are ours
-        f"VALUES {', '.join([f'({marks})'] * len(rows))}"
-    )
-    await conn.execute(statement.encode(), [value for row in rows for value in row])
+    await conn.execute(_INSERT, [now, now, msgspec.json.encode(tasks).decode()])
     await conn.execute(f"NOTIFY {CHANNEL}".encode())
 
 

@@ -17,6 +17,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from strongroom.base.errors import Corrupt, Unauthenticated
 
+_REMEMBERED_MAX = 10_000  # tokens whose content is remembered: what a token says never changes
 TOKEN_CHARS_MAX = 8192  # the longest that real clouds send (contract/identity.md section 2)
 TOKEN_KEY_BYTES = 32
 _SECRET_BYTES_MIN = 32
@@ -50,6 +51,7 @@ class TokenRing:
         self._fernet = MultiFernet([_fernet(key) for key in keys])
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Token)
+        self._opened: dict[str, Token] = {}  # by these keys, which are those of a few seconds: TokenKeys
 
     def __repr__(self) -> str:
         return "TokenRing()"
@@ -60,14 +62,20 @@ class TokenRing:
 
     def open(self, text: str, now: datetime) -> Token:
         """Raises Unauthenticated for anything that this ring did not seal, and for what has expired."""
+        token = self._opened.get(text) or self._decrypted(text)
+        if now >= token.expires_at:
+            raise Unauthenticated(reason="token expires", detail=f"at {token.expires_at.astimezone(UTC).isoformat()}")
+        return token
+
+    def _decrypted(self, text: str) -> Token:
         if len(text) > TOKEN_CHARS_MAX:
             raise Unauthenticated(reason="decrypt token fail")
         try:
             token = self._decoder.decode(self._fernet.decrypt(text.encode("utf-8", "replace")))
         except (InvalidToken, msgspec.DecodeError) as err:
             raise Unauthenticated(reason="decrypt token fail") from err
-        if now >= token.expires_at:
-            raise Unauthenticated(reason="token expires", detail=f"at {token.expires_at.astimezone(UTC).isoformat()}")
+        if len(self._opened) < _REMEMBERED_MAX:
+            self._opened[text] = token
         return token
 
 

@@ -129,8 +129,9 @@ async def load_vaults(conn: AsyncConnection[Any], project_id: str, vault_ids: Se
 async def list_vaults(database: Database, project_id: str, query: VaultQuery, page: Page) -> tuple[list[Vault], int]:
     """One page, newest first, and the count of all that match. Raises InvalidRequest."""
     filters = _filters(project_id, query)
+    whole = "vaults" if query == VaultQuery() else None
     async with database.transaction() as conn:
-        rows, count = await fetch_page(conn, columns=_COLUMNS, table="vaults", filters=filters, page=page)
+        rows, count = await fetch_page(conn, columns=_COLUMNS, table="vaults", filters=filters, page=page, whole=whole)
         return await _complete(conn, project_id, rows), count
 
 

@@ -22,7 +22,8 @@ from strongroom.base.units import GIB
 from strongroom.control import backups, checkpoints, deletions, restores, tasks
 from strongroom.control.access import ROLE_READER, ROLE_TENANT_ADMIN, Caller
 from strongroom.control.backups import CommittedBackup
-from strongroom.control.checkpoints import Checkpoint, NewCheckpoint
+from strongroom.control.checkpoint_views import Checkpoint, show_checkpoint
+from strongroom.control.checkpoints import NewCheckpoint
 from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 
@@ -235,7 +236,7 @@ class World:
         checkpoint = await self.run(vault, **wanted)
         for _ in checkpoint.resources:
             await self.commit(await self.claim("backup"))
-        found = await checkpoints.show_checkpoint(self.database, self.project, checkpoint.id)
+        found = await show_checkpoint(self.database, self.project, checkpoint.id)
         rows = await self.execute("SELECT resource_id, id FROM backups WHERE checkpoint_id = %s", checkpoint.id)
         of_resource = {row[0]: str(row[1]) for row in rows}
         return found, [of_resource[resource.id] for resource in found.resources]

@@ -22,8 +22,9 @@ from strongroom.base.errors import (
 )
 from strongroom.base.ids import new_id
 from strongroom.base.units import GIB
-from strongroom.control import backups, checkpoints, deletions, restores, sessions, tasks, vault_keys, verifying
+from strongroom.control import backups, deletions, restores, sessions, tasks, vault_keys, verifying
 from strongroom.control.backups import CommittedBackup
+from strongroom.control.checkpoint_views import show_checkpoint
 from strongroom.control.db import Database
 from strongroom.control.subjects import lock_vault
 from strongroom.control.tasks import NewTask, Task
@@ -315,7 +316,7 @@ async def test_start_backup_refuses(world: World, change: str, error: type[Stron
         await backups.start_backup(world.database, task)
     assert caught.value.published_code == code
     await backups.fail_backup(world.database, task, caught.value, world.clock, status="skipped")
-    shown = await checkpoints.show_checkpoint(world.database, world.project, checkpoint.id)
+    shown = await show_checkpoint(world.database, world.project, checkpoint.id)
     assert shown.status == "error"
     assert [s.code for s in shown.skipped_resources] == [code]
     assert await world.one("SELECT status FROM operation_logs WHERE id = %s", task.id) == "skipped"
@@ -329,7 +330,7 @@ async def test_commits_of_one_vault_add_up(world: World) -> None:
     claimed = [await world.claim("backup") for _ in resources]
     await asyncio.gather(*(world.commit(task, stored_bytes=10 + i) for i, task in enumerate(claimed)))
     assert await world.one("SELECT used_bytes FROM vaults") == 10 + 11 + 12 + 13
-    shown = await checkpoints.show_checkpoint(world.database, world.project, checkpoint.id)
+    shown = await show_checkpoint(world.database, world.project, checkpoint.id)
     assert shown.status == "available"
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from points_world import World, opened_world
+from test_list_counts import DIFFERENT
 
 from strongroom.base.errors import Canceled, Fenced, SourceGone, StrongroomError
 from strongroom.control import backups, deletions, restores, tasks
@@ -138,6 +139,7 @@ async def test_storm(world: World) -> None:
             quiet.set()
     print(dict(seen), await world.execute("SELECT operation_type, status, count(*) FROM operation_logs GROUP BY 1, 2"))
     assert seen[400] and seen[200]
+    assert await world.execute(DIFFERENT) == [], "the counts of lists"
     resting = ["available", "error"]
     for text, expected in (
         ("SELECT count(*) FROM backups WHERE status <> ALL(%s)", 0),

@@ -1,0 +1,1 @@
+"""Speed of the API at a million restore points: `python -m bench.api`, see docs/benchmarks/api.md."""

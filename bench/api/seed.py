@@ -1,0 +1,142 @@
+"""A project with as many restore points as wanted: valid rows, made by the database itself, in batches.
+
+A vault holds two resources and is backed up again and again, so a restore point has two backups, one a resource. The
+rows keep every rule of the schema; ids are random, as real ones are. Nothing of it lies in a store: reads of the API
+never look there.
+"""
+
+import time
+from dataclasses import dataclass
+
+import psycopg
+
+from strongroom.control.vault_kinds import VAULT_KINDS
+
+RESOURCES = 2  # of a vault, and so backups of a restore point
+POINTS_PER_VAULT = 400  # a daily backup kept for a year, and some more
+VAULTS_MAX = 5000  # a project may hold 10 000
+BATCH = 25_000  # restore points of one transaction
+WIDE_RESOURCES = 256  # the most that a vault may hold
+SAMPLES = 20_000
+
+_VAULTS = """
+    INSERT INTO vaults (id, project_id, user_id, name, provider_id, object_type, protect_type, consistent_level,
+        size_gb, created_at)
+    SELECT gen_random_uuid()::text, %(project)s, %(user)s, %(prefix)s || '-' || n, %(provider)s, 'disk', 'backup',
+        'crash_consistent', 10000, now() - interval '2 years' + n * interval '1 second'
+    FROM generate_series(1, %(vaults)s) AS n
+"""
+_PROTECTABLES = """
+    INSERT INTO protectables (id, project_id, type, resource_type, name, path, worker_group, size_bytes, created_at)
+    SELECT gen_random_uuid()::text, %(project)s, 'disk', 'OS::Cinder::Volume', v.name || '-disk-' || n,
+        convert_to('/bench/' || v.name || '/' || n, 'UTF8'), 'bench', 42949672960, v.created_at
+    FROM vaults v, generate_series(1, %(resources)s) AS n
+    WHERE v.project_id = %(project)s AND v.name LIKE %(prefix)s || '-%%'
+"""
+_BOUND = """
+    INSERT INTO vault_resources (project_id, vault_id, resource_id, protect_type, type, name, size_bytes, created_at)
+    SELECT %(project)s, v.id, p.id, 'backup', p.resource_type, p.name, p.size_bytes, p.created_at
+    FROM protectables p JOIN vaults v
+        ON v.project_id = p.project_id AND v.name = substring(p.name FROM '^(.*)-disk-[0-9]+$')
+    WHERE p.project_id = %(project)s AND v.name LIKE %(prefix)s || '-%%'
+"""
+_NUMBERED = """
+    CREATE TEMP TABLE numbered AS SELECT row_number() OVER (ORDER BY created_at, id) - 1 AS n, id, name, provider_id
+    FROM vaults WHERE project_id = %(project)s AND name LIKE %(prefix)s || '-%%'
+"""
+_POINTS = """
+    CREATE TEMP TABLE points ON COMMIT DROP AS
+    SELECT gen_random_uuid()::text AS id, v.id AS vault_id, v.name AS vault_name, v.provider_id,
+        'autobk_' || to_hex(number %% 65536) AS name,
+        now() - interval '2 years' + number * (interval '2 years' / %(points)s) AS created_at
+    FROM generate_series(%(begin)s::bigint, %(end)s::bigint - 1) AS number
+    JOIN numbered v ON v.n = number %% %(vaults)s
+"""
+_CHECKPOINTS = """
+    INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, auto_trigger, created_at)
+    SELECT id, %(project)s, vault_id, vault_name, provider_id, 'available', name, true, created_at FROM points
+"""
+_RESOURCES = """
+    INSERT INTO checkpoint_resources (project_id, checkpoint_id, resource_id, position, type, name, size_bytes)
+    SELECT %(project)s, p.id, r.resource_id, row_number() OVER (PARTITION BY p.id ORDER BY r.resource_id) - 1, r.type,
+        r.name, r.size_bytes
+    FROM points p JOIN vault_resources r ON r.vault_id = p.vault_id
+"""
+_BACKUPS = """
+    INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name,
+        resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, root, created_at,
+        protected_at, updated_at)
+    SELECT b.id, %(project)s, b.vault_id, b.point_id, b.resource_id, b.type, b.resource_name, b.size_bytes, b.name,
+        b.provider_id, 'available', true, true, 3 << 20, 'roots/' || b.id || '.1', b.created_at,
+        b.created_at + interval '1 minute', b.created_at + interval '1 minute'
+    FROM (SELECT gen_random_uuid()::text AS id, p.id AS point_id, p.vault_id, p.name, p.provider_id, p.created_at,
+              r.resource_id, r.type, r.name AS resource_name, r.size_bytes
+          FROM points p JOIN vault_resources r ON r.vault_id = p.vault_id) AS b
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """What was made. ids: restore points drawn at random, for clients to ask for."""
+
+    points: int
+    backups: int
+    seconds: float
+    ids: list[str]
+
+
+def seed(url: str, project_id: str, user_id: str, points: int) -> Seeded:
+    """Make the vaults and their restore points, then what autovacuum would do within the day."""
+    begun = time.monotonic()
+    vaults = min(max(points // POINTS_PER_VAULT, 1), VAULTS_MAX)
+    values = {"project": project_id, "user": user_id, "points": points, "vaults": vaults}
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("SET synchronous_commit = off")
+        _make_vaults(conn, values, "bench", vaults, RESOURCES)
+        conn.execute(_NUMBERED, {**values, "prefix": "bench"})
+        for begin in range(0, points, BATCH):
+            with conn.transaction():
+                conn.execute(_POINTS, {**values, "begin": begin, "end": min(begin + BATCH, points)})
+                for statement in (_CHECKPOINTS, _RESOURCES, _BACKUPS):
+                    conn.execute(statement, values)
+        conn.execute("VACUUM (ANALYZE)")
+        ids = conn.execute(
+            "SELECT id FROM checkpoints WHERE project_id = %s ORDER BY id LIMIT %s", [project_id, SAMPLES]
+        ).fetchall()  # ids are random, so the first of them are a random sample
+        counted = conn.execute("SELECT count(*) FROM backups WHERE project_id = %s", [project_id]).fetchone()
+    assert counted is not None and counted[0] == points * RESOURCES
+    return Seeded(points=points, backups=counted[0], seconds=time.monotonic() - begun, ids=[row[0] for row in ids])
+
+
+def seed_wide_vaults(url: str, project_id: str, user_id: str, vaults: int) -> list[str]:
+    """Ids of vaults that hold as many resources as a vault may, none backed up yet. No worker serves their group."""
+    values = {"project": project_id, "user": user_id, "vaults": vaults}
+    with psycopg.connect(url, autocommit=True) as conn:
+        _make_vaults(conn, values, "wide", vaults, WIDE_RESOURCES)
+        conn.execute("VACUUM (ANALYZE) vaults, protectables, vault_resources")
+        found = conn.execute(
+            "SELECT id FROM vaults WHERE project_id = %s AND name LIKE 'wide-%%' ORDER BY created_at, id", [project_id]
+        ).fetchall()
+    assert len(found) == vaults
+    return [row[0] for row in found]
+
+
+def _make_vaults(
+    conn: psycopg.Connection[tuple[object, ...]], values: dict[str, object], prefix: str, vaults: int, resources: int
+) -> None:
+    provider = VAULT_KINDS["disk"].provider_id
+    filled = {**values, "prefix": prefix, "vaults": vaults, "resources": resources, "provider": provider}
+    for statement in (_VAULTS, _PROTECTABLES, _BOUND):
+        conn.execute(statement, filled)
+
+
+def reset_wide_vaults(url: str, project_id: str, vaults: list[str]) -> None:
+    """Forget what an earlier run asked of them; nothing of it was ever begun."""
+    with psycopg.connect(url) as conn:
+        conn.execute("DELETE FROM operation_logs WHERE project_id = %s AND vault_id = ANY(%s)", [project_id, vaults])
+        conn.execute("DELETE FROM checkpoints WHERE project_id = %s AND vault_id = ANY(%s)", [project_id, vaults])
+        conn.execute(
+            "UPDATE vault_resources SET protect_status = 'available' "
+            "WHERE project_id = %s AND vault_id = ANY(%s) AND protect_status <> 'available'",
+            [project_id, vaults],
+        )
