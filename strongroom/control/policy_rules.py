@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from hashlib import blake2b
 from typing import Any
 
-from strongroom.base.errors import InvalidRequest, Unsupported
+from strongroom.base.errors import Conflict, InvalidRequest, Unsupported
 from strongroom.control.names import require_name
 from strongroom.control.retention import RetentionRules
 from strongroom.control.schedule import Schedule, fixed_zone, named_zone, next_fire_at, schedule_of
@@ -107,9 +107,13 @@ class Policy:
 
 
 def check_new_policy(new: NewPolicy, *, region: str, now: datetime) -> None:
-    """Raises InvalidRequest, or Unsupported for what this version cannot keep its word on."""
+    """Raises InvalidRequest, Conflict 6117 (kind), or Unsupported for what this version cannot keep its word on."""
     require_name(new.name, "policy.name")
-    check_operation_type(new.operation_type, "policy.operation_type")
+    if new.operation_type not in OPERATION_TYPES:
+        raise Conflict(
+            conflict_code="6117",
+            reason=f"Invalid policy.operation_type: use one of {', '.join(OPERATION_TYPES)}.",
+        )
     check_trigger(new.trigger, now)
     check_definition(new.definition, new.trigger, operation_type=new.operation_type, region=region)
 

@@ -125,7 +125,6 @@ async def test_two_policies_may_have_one_name_and_the_newest_is_first(api: InPro
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("name", {"name": "a b"}),
     ("name", {"name": "x" * 65}),
-    ("operation_type", {"operation_type": "delete"}),
     ("pattern", {"pattern": []}),
     ("pattern", {"pattern": ["FREQ=DAILY"]}),
     ("pattern", {"pattern": ["FREQ=DAILY;BYHOUR=1;BYMINUTE=0,30"]}),

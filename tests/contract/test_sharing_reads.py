@@ -219,3 +219,12 @@ async def test_the_vault_waits_for_who_reads_it(lent: Lent) -> None:
     job = Job(task=await lent.world.claim("vault_delete"), tools=lent.tools, monitor=JobMonitor())
     await asyncio.to_thread(deletion.run, job)
     assert list(lent.store.list("vaults/")) == []
+
+
+async def test_a_smaller_target_is_not_touched(lent: Lent) -> None:
+    """A backup that does not fit its target is refused by the job with 2001; the target is as it was."""
+    task = await lent.begun()
+    lent.target.write_bytes(lent.before[: SIZE // 2])
+    await lent.run(task, 0, lambda _: None)
+    assert await lent.ended(task) == "BackupService.2001"
+    assert lent.target.read_bytes() == lent.before[: SIZE // 2]
