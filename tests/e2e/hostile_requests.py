@@ -422,5 +422,8 @@ def _tenant_of(world: World) -> Tenant:
         backup=world.first,
         log=world.log,
         policy=MISSING,
+        agent=MISSING,
+        lent=world.second,
+        receivers=(world.bob.project, "f" * 32),
         names=(),
     )
