@@ -6,7 +6,9 @@ from typing import Any
 
 import httpx
 
+from strongroom.base.clock import SystemClock
 from strongroom.conformance.contract import Exchange, operations
+from strongroom.conformance.signing import GoSigner
 from strongroom.conformance.story import Outcome, Step
 from strongroom.conformance.target import Party
 
@@ -25,9 +27,8 @@ class PlainActor:
         self._watch = watch
         headers = {"User-Agent": user_agent, "Accept": "application/json"}
         signs = signs or not party.has_password
-        self._http = httpx.Client(
-            base_url=party.endpoint, timeout=TIMEOUT, headers=headers, auth=party.signed if signs else None
-        )
+        auth = GoSigner(party, SystemClock()) if signs else None
+        self._http = httpx.Client(base_url=party.endpoint, timeout=TIMEOUT, headers=headers, auth=auth)
         if not signs:
             self._http.headers["X-Auth-Token"] = ask_token(self._http, party)
 
@@ -41,7 +42,7 @@ class PlainActor:
         exchange = exchange_of(self._http.send(request))
         self._watch(exchange)
         if exchange.status < 400:
-            return Outcome(body=exchange.body)
+            return Outcome(body=exchange.body, status=exchange.status)
         text = (
             exchange.body.get("error_msg", "")
             if isinstance(exchange.body, dict)

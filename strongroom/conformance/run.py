@@ -11,7 +11,7 @@ from strongroom.conformance.contract import Exchange
 from strongroom.conformance.findings import Findings
 from strongroom.conformance.plain import PlainActor
 from strongroom.conformance.story import Actor, load, tell
-from strongroom.conformance.target import RESTORE_MEMBER, SPEC_NOUN, Party, Target
+from strongroom.conformance.target import Party, Target
 
 CLIENTS = {
     "curl": "plain requests with a token",
@@ -57,35 +57,22 @@ def run(target: Target, clients: list[str], now: datetime.datetime, say: Callabl
 
 def variables(target: Target, client: str, now: datetime.datetime) -> dict[str, str]:
     """What every story starts with. `run` makes names that nobody else has."""
-    owner, partner = target.owner, target.partner
-    found = {
+    return {
+        **target.variables(),
         "run": f"{client.replace('.', '-')}-{uuid.uuid4().hex[:8]}",
-        "project_id": owner.project_id,
-        "project_name": owner.project_name,
-        "domain_name": owner.domain_name,
-        "region": owner.region,
-        "resource_id": target.resource_id,
-        "resource_name": target.resource_name,
-        "resource_type": target.resource_type,
-        "object_type": target.object_type,
-        "restore_member": RESTORE_MEMBER.get(target.object_type, "resource_id"),
-        "spec_code": f"vault.backup.{SPEC_NOUN.get(target.object_type, target.object_type)}.normal",
         "unknown_id": UNKNOWN_ID,
         "agent_id": str(uuid.uuid4()),
         "in_a_year": (now + datetime.timedelta(days=365)).date().isoformat(),
-        **({"partner_project": partner.project_id} if partner else {}),
-        **target.variables,
     }
-    return {name: value for name, value in found.items() if value}
 
 
 @contextlib.contextmanager
 def _actors(client: str, target: Target, findings: Findings) -> Iterator[dict[str, Actor | None]]:
-    """The client as the owner and as the partner. Raises ModuleNotFoundError when its library is not installed."""
+    """The client in each role. Raises ModuleNotFoundError when its library is not installed."""
     with contextlib.ExitStack() as stack:
-        made: dict[str, Actor | None] = {"partner": None}
+        made: dict[str, Actor | None] = {}
         make = _maker(client, findings, stack)
-        for role, party in (("", target.owner), ("partner", target.partner)):
+        for role, party in (("", target.owner), ("partner", target.partner), ("replica", target.replica)):
             if party is None:
                 continue
             if client in NEED_TOKEN and not party.has_password:

@@ -10,7 +10,8 @@ A story is a JSON file of steps. A step:
     error    status and code it must be refused with, `404 BackupService.6105`, or several with `|`; without: success
     may_refuse  true: a refusal in the right form is no fault
     until    as `expect`, or {"error": code}: the step is repeated until it holds
-    by       "partner": done as the other tenant
+    by       "partner": done as the other tenant; "replica": done in the other region
+    accepts  statuses that this client takes for success, where it takes fewer than the document has
     needs    variables it is untried without, beside those it names: `["{member}"]`
     why      what the step is there for
 
@@ -56,6 +57,7 @@ class Step:
     until: Json = field(default_factory=dict)
     may_refuse: bool = False
     by: str = ""
+    accepts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class Outcome:
     """
 
     body: Any = None
+    status: int = 0  # of a success, where the client tells it
     error: str = ""
     refusal: str = ""
     missing: bool = False
@@ -93,7 +96,7 @@ def tell(
 ) -> dict[str, str]:
     """Carry out all steps that the client can make; returns the variables that were known in the end.
 
-    `actors`: "" -> the owner, "partner" -> the other tenant, or None when there is none.
+    `actors`: "" -> the owner, "partner" -> the other tenant, "replica" -> the owner in the other region.
     """
     kept = dict(variables)
     for row in steps:
@@ -108,7 +111,7 @@ def tell(
         actor = actors.get(step.by)
         if actor is None:
             findings.untried(
-                client, operation_id, "there is no partner with what this client needs; name one with --partner"
+                client, operation_id, f"it needs a {step.by} with the credentials that this client uses: --{step.by}"
             )
             continue
         outcome = _perform(actor, step)
@@ -150,6 +153,8 @@ def _judged(step: Step, outcome: Outcome) -> list[str]:
             got = outcome.refusal or "it succeeded"
             found.append(f"{step.label}: {wanted} was due, {got}")
         return found
+    if step.accepts and outcome.status not in step.accepts and not outcome.refusal:
+        found.append(f"{step.label}: the client takes {step.accepts} for success, and got {outcome.status}")
     if outcome.refusal:
         return found if step.may_refuse else [*found, f"{step.label}: {outcome.refusal}"]
     found += [f"{step.label}: {text}" for text in _differences({**step.expect, **step.until}, outcome.body)]

@@ -1,8 +1,12 @@
 """The conformance kit against a real server: all clients, all operations; and against servers that are wrong."""
 
 import datetime
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +14,13 @@ from harness import Server
 from wrong_server import Answer, Wrong, WrongServer
 
 from strongroom.cli.client import Client
-from strongroom.cli.conformance.command import _target
-from strongroom.cli.conformance.own import RESOURCE, prepare
-from strongroom.cli.credentials import Credentials, load_credentials
-from strongroom.conformance.findings import Findings
-from strongroom.conformance.run import CLIENTS, run
+from strongroom.cli.conformance.cast import Cast, find_target
+from strongroom.cli.conformance.own import prepare
+from strongroom.cli.credentials import load_credentials
+from strongroom.conformance.contract import operations
+from strongroom.conformance.findings import Findings, Fuzzed
+from strongroom.conformance.fuzzing import fuzz
+from strongroom.conformance.run import run
 
 pytestmark = [
     pytest.mark.e2e,
@@ -31,12 +37,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def parties(server: Server) -> tuple[Credentials, Credentials]:
-    image = server.state.with_name("disk.raw")
-    image.write_bytes(bytes(4 << 20) + bytes(range(256)) * 4096)
+def cast(server: Server) -> Cast:
     owner = load_credentials(state=server.state, endpoint=server.endpoint, file=None)
     with Client(owner) as client:
-        return owner, prepare(client, owner, image)
+        return prepare(client, owner, None, server.state.parent)
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +49,28 @@ def wrong_server(server: Server) -> Iterator[WrongServer]:
         yield proxy
 
 
-def told(parties: tuple[Credentials, Credentials], endpoint: str, clients: list[str]) -> Findings:
-    owner, partner = (replace(party, endpoint=endpoint) for party in parties)
-    with Client(owner) as client:
-        target = _target(client, owner, partner, RESOURCE)
-    return run(target, clients, datetime.datetime.now(datetime.UTC), lambda _: None)
+def told(cast: Cast, endpoint: str, clients: list[str]) -> Findings:
+    """Run clients against an endpoint through which the cast's server is reached."""
+    with Client(cast.owner) as client:
+        target = find_target(client, cast)
+    assert target.partner is not None
+    owner, partner = (replace(party, endpoint=endpoint) for party in (target.owner, target.partner))
+    there = replace(target, owner=owner, partner=partner)
+    return run(there, clients, datetime.datetime.now(datetime.UTC), lambda _: None)
 
 
-def test_every_client_gets_what_it_expects(parties: tuple[Credentials, Credentials], server: Server) -> None:
-    """No answer to any client is wrong, and every client runs."""
-    findings = told(parties, server.endpoint, list(CLIENTS))
-    assert findings.absent_clients == {}
-    bad = [row for row in findings.cells(list(CLIENTS)) if row[2] in ("fails", "refused")]
-    assert bad == [], "\n".join(f"{client} {operation}: {verdict} {why}" for client, operation, verdict, why in bad)
+def test_every_client_gets_what_it_expects(tmp_path: Path) -> None:
+    """`strongroom conformance --own-server`: no operation that a client calls is wrong without an explanation."""
+    page = tmp_path / "page.md"
+    command = [sys.executable, "-m", "strongroom", "conformance", "--own-server", "--json", "--report", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    assert found["absent_clients"] == {}
+    bad = [cell for cell in found["cells"] if cell["verdict"] in ("fails", "refused")]
+    assert bad == []
+    assert done.returncode in (0, 3), done.stderr
+    assert all(f"| {operation} |" in page.read_text() for operation in operations())
 
 
 # --- wrong servers --------------------------------------------------------------------------------------------------
@@ -98,7 +111,7 @@ def gone(answer: Answer) -> Answer:
     return replace(answer, status=404, body={"error_code": "APIGW.0101", "error_msg": "The API does not exist."})
 
 
-# operationId -> (what is wrong, the verdict that is due, a word of the reason)
+# operationId -> (what is wrong, the verdict that is due, a word of the reason). ONE for the SDK, TWO for curl.
 ONE: dict[str, tuple[Wrong, str, str]] = {
     "show_vault": (body(lambda b: b["vault"].pop("provider_id")), "fails", "provider_id"),
     "list_backups": (body(lambda b: b.pop("limit")), "fails", "$.limit is absent"),
@@ -141,24 +154,47 @@ TWO: dict[str, tuple[Wrong, str, str]] = {
 }
 
 
-def found(findings: Findings, clients: list[str], wrong: dict[str, tuple[Wrong, str, str]]) -> list[str]:
+def found(findings: Findings, client: str, wrong: dict[str, tuple[Wrong, str, str]]) -> list[str]:
     """What the kit missed, as sentences."""
     missed = []
     for operation, (_, due, word) in wrong.items():
-        seen = [findings.verdict(client, operation) for client in clients]
-        if not any(verdict == due and word in " ".join(reasons) for verdict, reasons in seen):
-            missed.append(f"{operation}: {word} was due, got {seen}")
+        verdict, reasons = findings.verdict(client, operation)
+        if verdict != due or word not in " ".join(reasons):
+            missed.append(f"{operation}: {word} was due, got {verdict}: {reasons}")
     return missed
 
 
-@pytest.mark.parametrize("wrong", [ONE, TWO], ids=["one", "two"])
+@pytest.mark.parametrize(("client", "wrong"), [("sdk", ONE), ("curl", TWO)])
 def test_each_wrong_answer_is_found_where_it_is(
-    parties: tuple[Credentials, Credentials], wrong_server: WrongServer, wrong: dict[str, tuple[Wrong, str, str]]
+    cast: Cast, wrong_server: WrongServer, client: str, wrong: dict[str, tuple[Wrong, str, str]]
 ) -> None:
     """Members, types, statuses, codes, headers: each mutation is found in its own operation, and only there."""
     wrong_server.wrong = {operation: change for operation, (change, _, _) in wrong.items()}
-    clients = ["curl", "sdk"]
-    findings = told(parties, wrong_server.endpoint, clients)
-    assert found(findings, clients, wrong) == []
-    others = [row for row in findings.cells(clients) if row[2] == "fails" and row[1] not in wrong]
+    findings = told(cast, wrong_server.endpoint, [client])
+    assert found(findings, client, wrong) == []
+    others = [row for row in findings.cells([client]) if row[2] == "fails" and row[1] not in wrong]
     assert others == []
+
+
+# --- invented requests ----------------------------------------------------------------------------------------------
+
+SOME = ("/vaults/{vault_id}", "/policies", "/checkpoints", "/backups/{backup_id}", "/tags")  # ends of paths
+
+
+def fuzzed(cast: Cast, examples: int, chosen: Callable[[str], bool]) -> list[Fuzzed]:
+    with Client(cast.owner) as client:
+        target = find_target(client, cast)
+    findings = Findings()
+    now = datetime.datetime.now(datetime.UTC)
+    fuzz(target, findings, now, lambda _: None, examples=examples, chosen=chosen)
+    return [row for done in findings.fuzzed.values() for row in done]
+
+
+@pytest.mark.parametrize(
+    ("examples", "ends"), [(2, SOME), pytest.param(60, ("",), marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+)
+def test_invented_requests_get_documented_answers(cast: Cast, examples: int, ends: tuple[str, ...]) -> None:
+    """Valid or not, known ids or not: no answer is undocumented, malformed or a 500."""
+    rows = fuzzed(cast, examples, lambda label: label.endswith(ends))
+    assert sum(row.requests for row in rows) > examples * len(rows)
+    assert [(row.operation, row.fault) for row in rows if row.fault] == []

@@ -2,7 +2,6 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,28 +12,32 @@ import typer
 from strongroom.base.clock import SystemClock
 from strongroom.cli.client import Client
 from strongroom.cli.command import CredentialsOption, EndpointOption, JsonOption, Session, StateOption, YesOption
+from strongroom.cli.conformance.cast import Cast, find_target
 from strongroom.cli.conformance.own import own_server
-from strongroom.cli.credentials import Credentials, load_credentials
+from strongroom.cli.credentials import load_credentials
 from strongroom.cli.errors import EXIT_FAILED, EXIT_OK, EXIT_PARTLY_DONE, CommandRefused
 from strongroom.cli.output import Output
-from strongroom.cli.signing import RequestSigner
 from strongroom.conformance.findings import Findings
 from strongroom.conformance.fuzzing import fuzz
 from strongroom.conformance.report import NOT_CALLED, as_json, markdown, rows, totals
 from strongroom.conformance.run import CLIENTS, run
-from strongroom.conformance.target import Party, Target
 
-KINDS = ("disk", "turbo", "server")  # in this order a resource is looked for
 PACKAGES = ("huaweicloudsdkcbr", "otcextensions", "openstacksdk", "python-openstackclient")
 
 
 def conformance(
     resource: Annotated[
-        str | None,
-        typer.Option(metavar="RESOURCE", help="What may be backed up and restored over, id or name. Needed."),
+        list[str] | None,
+        typer.Option(
+            metavar="RESOURCE",
+            help="What may be backed up and restored over, id or name; repeatable: one that can be copied elsewhere.",
+        ),
     ] = None,
     partner: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Credentials of a tenant in another project, for sharing.")
+    ] = None,
+    replica: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Credentials in another region, where backups are copied to.")
     ] = None,
     client: Annotated[
         list[str] | None, typer.Option(metavar="CLIENT", help=f"Only this one, repeatable: {', '.join(CLIENTS)}.")
@@ -59,20 +62,23 @@ def conformance(
     clients = client or list(CLIENTS)
     if strange := [name for name in clients if name not in CLIENTS]:
         raise typer.BadParameter(f"{strange[0]} is none of {', '.join(CLIENTS)}", param_hint="--client")
-    other: Credentials | None
     with contextlib.ExitStack() as stack:
         if server_of_its_own:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="strongroom-conformance-")))
-            output.note("Starting a server on embedded defaults")
-            owner, other, resource = stack.enter_context(own_server(folder))
-            where = "`strongroom serve` of this version, with a disk image and two projects"
+            output.note("Starting two servers on embedded defaults")
+            cast = stack.enter_context(own_server(folder))
+            where = "`strongroom serve` of this version, in two regions, with a disk image, a folder and two projects"
         else:
-            owner = load_credentials(state=state, endpoint=endpoint, file=credentials)
-            other = load_credentials(state=None, endpoint=endpoint, file=partner) if partner else None
-            where = owner.endpoint
-        target = _target(stack.enter_context(_asking(owner)), owner, other, resource)
-        with _asking(owner) as asking:
-            question = f"Back up {target.resource_name} of {owner.endpoint}, and restore over it?"
+            cast = Cast(
+                owner=load_credentials(state=state, endpoint=endpoint, file=credentials),
+                partner=load_credentials(state=None, endpoint=endpoint, file=partner) if partner else None,
+                replica=load_credentials(state=None, endpoint=None, file=replica) if replica else None,
+                resources=resource or [],
+            )
+            where = cast.owner.endpoint
+        with Client(cast.owner) as asking:
+            target = find_target(asking, cast)
+            question = f"Back up {target.resource.name} of {target.owner.endpoint}, and restore over it?"
             Session(client=asking, output=output).confirm(question, yes=yes or server_of_its_own)
         findings = run(target, clients, SystemClock().now(), output.note)
         if invented:
@@ -86,48 +92,6 @@ def conformance(
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command("conformance")(conformance)
-
-
-@contextlib.contextmanager
-def _asking(credentials: Credentials) -> Iterator[Client]:
-    with Client(credentials) as client:
-        yield client
-
-
-def _target(client: Client, owner: Credentials, partner: Credentials | None, resource: str | None) -> Target:
-    """Find the resource by id or exact name. Raises CommandRefused with a sentence."""
-    if resource is None:
-        raise CommandRefused(
-            reason="Name the resource that may be backed up and restored over: --resource. Or try --own-server."
-        )
-    for kind in KINDS:
-        found = client.get(client.v3(f"protectables/{kind}/instances"), name=resource)["instances"]
-        found = found or client.get(client.v3(f"protectables/{kind}/instances"), id=resource)["instances"]
-        if found:
-            return Target(
-                owner=_party(owner),
-                partner=_party(partner) if partner is not None else None,
-                resource_id=found[0]["id"],
-                resource_name=found[0]["name"],
-                resource_type=found[0]["type"],
-                object_type=kind,
-            )
-    raise CommandRefused(reason=f"Nothing that can be protected is called {resource} ({', '.join(KINDS)}).")
-
-
-def _party(credentials: Credentials) -> Party:
-    return Party(
-        endpoint=credentials.endpoint,
-        project_id=credentials.project_id,
-        access_key=credentials.access_key,
-        secret_key=credentials.secret_key,
-        username=credentials.username,
-        password=credentials.password,
-        domain_name=credentials.domain_name,
-        project_name=credentials.project_name,
-        region=credentials.region,
-        signed=RequestSigner(credentials, SystemClock()),
-    )
 
 
 def _versions() -> dict[str, str]:

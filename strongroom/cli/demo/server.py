@@ -21,15 +21,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
-def running_server(state: Path, log: Path) -> Iterator[str]:
-    """A server on any free port of this machine; yields its endpoint. Raises CommandRefused with the log's last lines.
+def running_server(state: Path, log: Path, *, listen: str = "127.0.0.1:0") -> Iterator[str]:
+    """A server on any free port of this machine, or the one named; yields its endpoint.
+
+    Raises CommandRefused with the log's last lines.
 
     It runs in a session of its own, so that Ctrl-C reaches the demo first, which then ends it in order; and it is told
     to end should the demo be killed.
     """
-    with log.open("wb") as errors:
+    with log.open("ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "strongroom", "serve", "--state", str(state), "--listen", "127.0.0.1:0"],
+            [sys.executable, "-m", "strongroom", "serve", "--state", str(state), "--listen", listen],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
