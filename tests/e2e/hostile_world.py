@@ -142,7 +142,7 @@ class Rows:
             self._conn.execute("SET LOCAL session_replication_role = replica")  # no order among tables
             for table in self._tables:
                 self._conn.execute(f"DELETE FROM public.{table}".encode())
-                self._conn.execute(f"INSERT INTO public.{table} SELECT * FROM kept.{table}".encode())
+                self._conn.execute(f"INSERT INTO public.{table} OVERRIDING SYSTEM VALUE TABLE kept.{table}".encode())
 
     def contents(self, project_id: str) -> list[Any]:
         """Every row of a tenant, as text."""
