@@ -3,8 +3,9 @@
     pieces (chunk id -> sink, offset)  ->  window  ->  by segment, sorted by pack and offset
     workers: read -> decrypt -> decompress -> check the whole id of every chunk -> write runs of neighbours at once
 
-A window bounds memory; a segment that two windows need is read twice. Workers stop at the first error, which is raised
-in the caller's thread.
+A window bounds memory; a segment that two windows need is read twice. While one is delivered the next is collected, so
+that neither the store nor the workers wait for the manifest. Workers stop at the first error, which is raised in the
+caller's thread.
 """
 
 import threading
@@ -20,9 +21,10 @@ from strongroom.engine.chunker import KEY_BYTES
 from strongroom.engine.pack import ALIGNMENT_BYTES, SegmentPlace, scratch
 from strongroom.engine.repository import Session
 
-WINDOW_PIECES = 16384  # about 1 KB each with their files: 16 MB
+WINDOW_PIECES = 16384  # about 1 KB each with their files: 16 MB, and there are two windows
+PIECES_BETWEEN_LOOKS = 32  # while a window is collected; then workers that became free get the next segment
 EXPECTED = 16  # segments that a slow store is told of in advance: 64 MiB at most, at 100 ms a request 600 MB/s
-SEGMENTS_AHEAD_PER_THREAD = 2  # enough to keep a thread busy, little enough to share the pool and to stop soon
+SEGMENTS_AHEAD_PER_THREAD = 3  # enough to keep a thread busy, little enough to share the pool and to stop soon
 
 
 _start = itemgetter(0)
@@ -57,7 +59,10 @@ class _Run(NamedTuple):
 
 
 class Gatherer:
-    """Collects pieces and delivers them window by window. For one thread; `total` is only told to the monitor."""
+    """Collects pieces and delivers them window by window. For one thread; `total` is only told to the monitor.
+
+    A context: nobody writes to a sink after it ended, however it ended.
+    """
 
     def __init__(self, session: Session, monitor: Monitor, total: int) -> None:
         self.bytes_written = 0
@@ -67,8 +72,21 @@ class Gatherer:
         self._total = total
         self._by_segment: dict[SegmentPlace, list[_Piece]] = {}
         self._pieces = 0
+        self._window: dict[SegmentPlace, list[_Piece]] = {}  # that is being delivered
+        self._order: list[SegmentPlace] = []
+        self._next = 0  # of the order
+        self._futures: deque[Future[None]] = deque()
+        self._alone: list[_Piece] = []  # of segments that cannot be read; workers append
         self._failed = threading.Event()
-        self._lock = threading.Lock()  # of the session, when a worker needs it
+        self._lock = threading.Lock()  # of the count
+
+    def __enter__(self) -> "Gatherer":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._failed.set()
+        while self._futures:
+            self._futures.popleft().exception()
 
     @property
     def is_full(self) -> bool:
@@ -86,32 +104,43 @@ class Gatherer:
         piece = _Piece(place.start, length, chunk_id, sink, offset)
         self._by_segment.setdefault(place.segment, []).append(piece)
         self._pieces += 1
+        if not self._pieces % PIECES_BETWEEN_LOOKS:
+            self._keep_busy()
 
     def deliver(self) -> None:
-        """Everything added is written on return. Raises what went wrong in any thread."""
+        """Begin to deliver what was added; what was begun by earlier calls is written on return.
+
+        Raises what went wrong in any thread.
+        """
+        self.settle()
+        self._window, self._by_segment, self._pieces = self._by_segment, {}, 0
+        self._order, self._next = sorted(self._window), 0
+        self._keep_busy()
+
+    def settle(self) -> None:
+        """Everything that `deliver` began with is written on return. Raises what went wrong in any thread."""
         self._monitor.check()
-        window, self._by_segment, self._pieces = self._by_segment, {}, 0
+        self._keep_busy()
+        while self._futures:
+            self._futures.popleft().result()
+            self._keep_busy()
+            self._monitor.check()
+            self._monitor.advance(self.bytes_written, self._total, self.entries)
+        alone, self._alone = self._alone, []
+        self._deliver_singly(alone)
+
+    def _keep_busy(self) -> None:
+        """Give free workers the next segments. Raises what went wrong in those that are done."""
         pool, segments = self._session.repository.pool, self._session.repository.segments
-        ahead = pool.threads * SEGMENTS_AHEAD_PER_THREAD
-        futures: deque[Future[None]] = deque()
-        try:
-            order = sorted(window)
-            for at, segment in enumerate(order):
-                for following in order[at + EXPECTED if at else 0 : at + EXPECTED + 1]:
-                    segments.expect(following)
-                if len(futures) >= ahead:
-                    futures.popleft().result()
-                    self._monitor.check()
-                    self._monitor.advance(self.bytes_written, self._total, self.entries)
-                futures.append(pool.compute(self._task(segment, window[segment])))
-            while futures:
-                futures.popleft().result()
-        except BaseException:
-            self._failed.set()
-            raise
-        finally:
-            while futures:  # nobody writes to a sink after this returned
-                futures.popleft().exception()
+        while self._futures and self._futures[0].done():
+            self._futures.popleft().result()
+        while self._next < len(self._order) and len(self._futures) < pool.threads * SEGMENTS_AHEAD_PER_THREAD:
+            at = self._next
+            for following in self._order[at + EXPECTED if at else 0 : at + EXPECTED + 1]:
+                segments.expect(following)
+            self._next += 1
+            segment = self._order[at]
+            self._futures.append(pool.compute(self._task(segment, self._window.pop(segment))))
 
     def _task(self, segment: SegmentPlace, pieces: list[_Piece]) -> Callable[[], None]:
         return lambda: None if self._failed.is_set() else self._deliver_segment(segment, pieces)
@@ -125,7 +154,7 @@ class Gatherer:
         except (PackCorrupt, ObjectMissing) as err:
             if isinstance(err, PackCorrupt):
                 self._session.fail(segment)
-            self._deliver_singly(pieces)
+            self._alone.extend(pieces)
             return
         name = self._session.chunker.data_id
         checked: bytes | None = None
@@ -139,10 +168,9 @@ class Gatherer:
         self._count(sum(run.end - run.start for run in runs))
 
     def _deliver_singly(self, pieces: list[_Piece]) -> None:
-        """The segment cannot be read: another pack may hold its chunks, or a newer index know of one."""
+        """Their segment cannot be read: another pack may hold its chunks, or a newer index know of one."""
         for piece in pieces:
-            with self._lock:
-                chunk = self._session.data(piece.id)
+            chunk = self._session.data(piece.id)
             self._require(len(chunk) == piece.length, piece.id)
             piece.sink.write(piece.offset, memoryview(chunk))
             piece.sink.wrote(1)

@@ -28,9 +28,11 @@ from strongroom.engine.manifest import Item, Stream, open_stream, parse_attribut
 from strongroom.engine.model import RestoreReport, Root
 from strongroom.engine.repository import Repository, Session
 
-LINKS_WAITING_MAX = 4096  # links of a window; they are made when it is delivered
+LINKS_WAITING_MAX = 4096  # links of a window; they are made when it is written
 FIRSTS_MAX = 1 << 18  # inodes with names still to come, 500 bytes each; names outside the backup never come
-OPEN_FILES_MAX = 256  # files of several chunks in a window: each may be open at once, and a process may have 1024
+# Files of several chunks in a window: each may be open at once, by two descriptors, and so may those of the window
+# before; a process may have 1024.
+OPEN_FILES_MAX = 128
 
 
 class _File:
@@ -101,6 +103,9 @@ class _First(NamedTuple):
     names_left: int
 
 
+_Link = tuple[Path, Item, Content, Path]  # what it is called, what it is, and the first name
+
+
 class _TreeRestore:
     """One tree, or a part of it, into one target."""
 
@@ -111,7 +116,8 @@ class _TreeRestore:
         self._large = 0  # files of several chunks in this window
         self.firsts_forgotten = 0
         self._firsts: dict[tuple[int, int], _First] = {}
-        self._links: list[tuple[Path, Item, Content, Path]] = []
+        self._links: list[_Link] = []  # of the window that is collected
+        self._links_due: list[_Link] = []  # of those before it
 
     def item(self, path: Path, item: Item) -> None:
         """Make one entry; the content of files follows with the window."""
@@ -129,8 +135,10 @@ class _TreeRestore:
             self._deliver()
 
     def finish(self) -> None:
-        self._deliver()
+        while self._links or self._links_due:
+            self._deliver()
         self._gatherer.deliver()  # links that had to become files
+        self._gatherer.settle()
         self._target.finish()
 
     def _linked(self, path: Path, item: Item, content: Content) -> None:
@@ -185,11 +193,11 @@ class _TreeRestore:
         file.complete()
 
     def _deliver(self) -> None:
-        """Deliver between two entries: every file is complete then, so every link can be made."""
+        """Between two entries: every file begun before is complete when the next window begins, so it can be linked."""
         self._gatherer.deliver()
         self._large = 0
-        links, self._links = self._links, []
-        for path, item, content, first in links:
+        due, self._links_due, self._links = self._links_due, self._links, []
+        for path, item, content, first in due:
             if not self._target.link(path, first, item.entry, item.attributes):
                 self._file(path, item, content)
 
@@ -206,13 +214,13 @@ def restore_tree(
     with repository.session("restore", root) as session:
         found = session.load_root(root)
         stream = open_stream(found, session.metadata, session.expect)
-        gatherer = Gatherer(session, monitor, 0 if path else found.size)
-        work = _TreeRestore(session, target, gatherer)
         entry, attributes = _root_folder(found)
         target.folder((), entry, attributes)
-        for at, item in _selected(stream, path):
-            work.item(at, item)
-        work.finish()
+        with Gatherer(session, monitor, 0 if path else found.size) as gatherer:
+            work = _TreeRestore(session, target, gatherer)
+            for at, item in _selected(stream, path):
+                work.item(at, item)
+            work.finish()
     monitor.advance(gatherer.bytes_written, gatherer.bytes_written, gatherer.entries)
     warnings: tuple[str, ...] = ()
     if work.firsts_forgotten:
@@ -275,28 +283,33 @@ def restore_block(
             raise ManifestCorrupt(reason=f"root {found.name} holds no disk")
         if target.size < found.size:
             raise TargetTooSmall(reason=f"The target has {target.size} bytes, the backup needs {found.size}.")
-        gatherer = Gatherer(session, monitor, found.size)
-        gatherer.entries = 1
-        sink = _BlockSink(target)
-        content = parse_content(found.body.stream)
-        session.expect(top_pages(content))
-        end = hole = 0
-        for chunk_id, length, offset in iter_rows(content, session.metadata):
-            end = offset + length
-            if chunk_id == HOLE:
-                hole += length
-                continue
-            if hole:
-                target.zero(offset - hole, hole)
-                hole = 0
-            if gatherer.is_full:
-                gatherer.deliver()
-            gatherer.add(chunk_id, length, sink, offset)
-        if end != found.size:
-            raise ManifestCorrupt(reason=f"root {found.name} describes another size than its own")
-        if hole:
-            target.zero(end - hole, hole)
-        gatherer.deliver()
+        with Gatherer(session, monitor, found.size) as gatherer:
+            gatherer.entries = 1
+            _blocks(found, session, target, gatherer)
+            gatherer.settle()
         target.flush()
     monitor.advance(found.size, found.size, 1)
     return RestoreReport(bytes=gatherer.bytes_written, entries=1)
+
+
+def _blocks(root: Root, session: Session, target: BlockTarget, gatherer: Gatherer) -> None:
+    sink = _BlockSink(target)
+    content = parse_content(root.body.stream)
+    session.expect(top_pages(content))
+    end = hole = 0
+    for chunk_id, length, offset in iter_rows(content, session.metadata):
+        end = offset + length
+        if chunk_id == HOLE:
+            hole += length
+            continue
+        if hole:
+            target.zero(offset - hole, hole)
+            hole = 0
+        if gatherer.is_full:
+            gatherer.deliver()
+        gatherer.add(chunk_id, length, sink, offset)
+    if end != root.size:
+        raise ManifestCorrupt(reason=f"root {root.name} describes another size than its own")
+    if hole:
+        target.zero(end - hole, hole)
+    gatherer.deliver()

@@ -18,6 +18,7 @@ from strongroom.engine.digests import part_digest
 from strongroom.engine.keys import Domain
 from strongroom.engine.model import PACK_BYTES, SEGMENT_BYTES_MAX
 from strongroom.engine.pack import (
+    ALIGNMENT_BYTES,
     METADATA,
     PACK_CHUNKS_MAX,
     RAW,
@@ -146,7 +147,7 @@ class PackWriter:
         """Store what is compressed already as one segment, on this thread. `finish` MUST come after its return."""
         stored = len(payload) + TAG_BYTES
         pack, offset = self._reserve(stored, raw, codec, ids, lengths)
-        box = scratch("box", stored)
+        box = scratch("box", stored, offset % ALIGNMENT_BYTES)  # as it will lie in a file: written without a copy
         pack.box.seal_into(offset, payload, box)
         place = SegmentPlace(pack.id, offset, stored, raw, codec)
         if self._prove_all or codec == RAW:

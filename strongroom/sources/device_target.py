@@ -14,10 +14,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from strongroom.base.direct import pwrite_full
 from strongroom.base.errors import SourceError, TargetTooSmall
 from strongroom.base.units import KIB, MIB, human_bytes
 from strongroom.sources.base import DoneCallback
-from strongroom.sources.inodes import pread_full, pwrite_full
+from strongroom.sources.inodes import pread_full
 from strongroom.sources.oserrors import shown, target_error
 
 COMPARE_BYTES = 64 * KIB  # the engine's block of disks: what differs is written in these

@@ -9,12 +9,12 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
+from strongroom.base.direct import DirectWriter, pwrite_full
 from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
 from strongroom.base.units import human_bytes
 from strongroom.sources.base import Kind, RestorePlan, RestoreWanted, TargetReport
-from strongroom.sources.direct import DirectWriter
 from strongroom.sources.disk import open_image
-from strongroom.sources.inodes import OPEN_READ, punch_hole, pwrite_full, read_xattrs
+from strongroom.sources.inodes import OPEN_READ, punch_hole, read_xattrs
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import shown, source_error, target_error
 from strongroom.sources.stage import lock_file, stage_name

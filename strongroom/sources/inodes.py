@@ -32,9 +32,6 @@ _libc.renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.syncfs.argtypes = [ctypes.c_int]
 
-_AT_EMPTY_PATH, _STATX_DIOALIGN, _STATX_BYTES = 0x1000, 0x2000, 256
-_STATX_MASK, _STATX_ALIGNMENTS = struct.Struct("<I"), struct.Struct("<152xII")  # of memory, of offsets
-
 
 def _raise_errno(name: bytes = b"") -> None:
     number = ctypes.get_errno()
@@ -45,20 +42,6 @@ def syncfs(fd: int) -> None:
     """Write out everything dirty on the file system of `fd`; durable on return."""
     if _libc.syncfs(fd) != 0:
         _raise_errno()
-
-
-def direct_alignment(fd: int) -> int:
-    """What offsets, lengths and addresses of direct writes must be multiples of; 0 where there are no direct writes.
-
-    0 too where the kernel (before 6.1), the C library or the file system does not tell.
-    """
-    statx = getattr(_libc, "statx", None)
-    found = ctypes.create_string_buffer(_STATX_BYTES)
-    if statx is None or statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, found) != 0:
-        return 0
-    memory, offsets = _STATX_ALIGNMENTS.unpack_from(found)
-    known = _STATX_MASK.unpack_from(found)[0] & _STATX_DIOALIGN and memory and offsets
-    return max(memory, offsets) if known else 0
 
 
 def rename_new(source_fd: int, source: bytes, target_fd: int, target: bytes) -> None:
@@ -232,10 +215,3 @@ def pread_full(fd: int, buffer: memoryview, offset: int) -> int:
             break
         done += got
     return done
-
-
-def pwrite_full(fd: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`."""
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)

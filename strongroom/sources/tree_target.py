@@ -16,10 +16,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import ParamSpec
 
+from strongroom.base.direct import DIRECT_BYTES_MIN, DirectWriter, pwrite_full
 from strongroom.base.errors import TargetDenied
 from strongroom.base.streams import Attributes, Entry, Path
-from strongroom.sources.direct import DIRECT_BYTES_MIN, DirectWriter
-from strongroom.sources.inodes import FLAGS_PINNING, OPEN_FOLDER, OPEN_READ, pwrite_full, syncfs
+from strongroom.sources.inodes import FLAGS_PINNING, OPEN_FOLDER, OPEN_READ, syncfs
 from strongroom.sources.metadata import MetadataWriter, birth_mode
 from strongroom.sources.oserrors import below, shown, target_error
 from strongroom.sources.selection import Selection, check_name

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.direct import DIRECT_BYTES_MIN, DirectWriter
 from strongroom.base.errors import (
     ObjectExists,
     ObjectMissing,
@@ -39,6 +40,7 @@ FILE_MODE = 0o600
 TEMPORARY_PREFIX = ".tmp-"
 TEMPORARY_ATTEMPTS_MAX = 8  # each lost attempt needs a sweep to hit the microsecond between create and lock
 READ_PIECE_BYTES = 1 << 30  # Linux moves at most 2 GiB - 4 KiB in one call
+ROOM_BYTES = 40 << 20  # a pack, and what may come beyond it: one step for most
 FOLDERS_KNOWN_MAX = 65536  # names of folders remembered as durable; forgetting them costs fsyncs only
 
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo in the way must not block us
@@ -259,37 +261,42 @@ def _scan(path: str, name: str) -> _Scan:
 
 
 class PosixWriter:
-    """One temporary file. It owns `folder` (a descriptor) and closes it."""
+    """One temporary file. It owns `folder` (a descriptor) and closes it.
+
+    What is large goes past the page cache: the pages of a pack would push out what the host works with, and making room
+    for them costs up to ten times the copy (docs/benchmarks/tried.md).
+    """
 
     def __init__(self, name: str, last: str, folder: int) -> None:
         self._name = name
         self._last = last
         self._folder = folder
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the five below
         self._written = 0
+        self._begun_to = 0  # where the furthest write that was begun ends
         self._end = 0
+        self._room = 0  # length given to the file, so that no direct write has to extend it
         self._state = "open"  # open, broken after an error, closed
         try:
             self._file, self._temporary = _create_temporary(folder)
         except OSError:
             os.close(folder)
             raise
+        self._direct = DirectWriter(self._file, None)
 
     def write_at(self, offset: int, data: Buffer) -> None:
-        rest = memoryview(data).cast("B")
-        length = rest.nbytes
-        at = offset
+        view = memoryview(data).cast("B")
         with self._step():
-            while rest:
-                count = os.pwrite(self._file, rest, at)
-                at += count
-                rest = rest[count:]
+            self._make_room(offset + view.nbytes, large=view.nbytes >= DIRECT_BYTES_MIN)
+            self._direct.write(offset, view)
         with self._lock:
-            self._written += length
-            self._end = max(self._end, offset + length)
+            self._written += view.nbytes
+            self._end = max(self._end, offset + view.nbytes)
 
     def commit(self) -> None:
         with self._step():
+            if self._room:
+                os.ftruncate(self._file, self._end)
             self._require_whole()
             os.fsync(self._file)
             try:
@@ -319,6 +326,15 @@ class PosixWriter:
     def _link(self, last: str) -> None:
         os.link(self._temporary, last, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)
 
+    def _make_room(self, end: int, *, large: bool) -> None:
+        """Never shorter than what any write that was begun needs, so nothing written is cut off."""
+        with self._lock:
+            self._begun_to = max(self._begun_to, end)
+            if large and self._begun_to > self._room:
+                room = self._begun_to + ROOM_BYTES
+                os.ftruncate(self._file, room)
+                self._room = room
+
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
         """After an error nothing more is tried: the kernel reports a failed write-back to one fsync only."""
@@ -339,6 +355,7 @@ class PosixWriter:
 
     def _close(self) -> None:
         self._state = "closed"
+        self._direct.close()
         os.close(self._file)  # after the unlink: the flock on it keeps a sweep away until then
         os.close(self._folder)
 

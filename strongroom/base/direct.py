@@ -1,6 +1,6 @@
-"""Writing large runs of a restored file past the page cache (O_DIRECT).
+"""Writing large runs of a file past the page cache (O_DIRECT): packs, and files that are restored.
 
-A restore fills gigabytes that nobody reads soon. In the page cache they push out what the host works with, and where
+Both fill gigabytes that nobody reads soon. In the page cache they push out what the host works with, and where
 memory is full every large write first makes room: the kernel compacts memory for it, which cost up to ten times the
 copy itself (docs/benchmarks/tried.md). Past the cache the bytes go from our buffer to the disk.
 
@@ -15,17 +15,43 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 import threading
 
 from strongroom.base.units import KIB, MIB
-from strongroom.sources.inodes import direct_alignment, pwrite_full
 
 DIRECT_BYTES_MIN = 256 * KIB  # below, waiting for the disk costs more than the page cache
 # What satisfies every disk (who asks for more gets buffered writes), and never less than a page: a page that is written
 # both ways at once could bring back what was there before.
 BLOCK_BYTES = max(4 * KIB, mmap.PAGESIZE)
 _BOUNCE_BYTES = MIB
+_AT_EMPTY_PATH, _STATX_DIOALIGN, _STATX_BYTES = 0x1000, 0x2000, 256
+_STATX_MASK, _STATX_ALIGNMENTS = struct.Struct("<I"), struct.Struct("<152xII")  # of memory, of offsets
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.ENOENT)  # of an open or a write: buffer it
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def direct_alignment(fd: int) -> int:
+    """What offsets, lengths and addresses of direct writes must be multiples of; 0 where there are no direct writes.
+
+    0 too where the kernel (before 6.1), the C library or the file system does not tell.
+    """
+    statx = getattr(_libc, "statx", None)
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    if statx is None or statx(fd, b"", _AT_EMPTY_PATH, _STATX_DIOALIGN, found) != 0:
+        return 0
+    memory, offsets = _STATX_ALIGNMENTS.unpack_from(found)
+    known = _STATX_MASK.unpack_from(found)[0] & _STATX_DIOALIGN and memory and offsets
+    return max(memory, offsets) if known else 0
+
+
+def pwrite_full(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    done = os.pwrite(fd, data, offset)
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
 
 
 class _Bounce(threading.local):
@@ -46,10 +72,11 @@ _bounce = _Bounce()
 class DirectWriter:
     """Writes to one open regular file, whose descriptor stays the caller's. Several threads may write.
 
-    `size` is what the file will have: it is set before the first direct write, so that none has to extend it.
+    `size` is what the file will have: it is set before the first direct write, so that none has to extend it, which
+    would make all others wait. None: the caller sees to that.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int | None) -> None:
         self._fd = fd
         self._size = size
         self._lock = threading.Lock()  # of the two below
@@ -94,7 +121,8 @@ class DirectWriter:
             if err.errno in _REFUSED:
                 return -1
             raise
-        os.ftruncate(self._fd, self._size)
+        if self._size is not None:
+            os.ftruncate(self._fd, self._size)
         return direct
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from strongroom.sources.direct import BLOCK_BYTES, DIRECT_BYTES_MIN, DirectWriter
-from strongroom.sources.inodes import direct_alignment
+from strongroom.base.direct import BLOCK_BYTES, DIRECT_BYTES_MIN, DirectWriter, direct_alignment
 
 
 def _make(path: Path) -> int:
