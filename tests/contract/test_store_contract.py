@@ -2,12 +2,15 @@
 
 import errno
 import gc
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -339,6 +342,24 @@ def test_concurrent_writes(store: Store) -> None:
         thread.join()
     writer.commit()
     assert store.read("packs/a") == whole
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_large_and_small_ranges_in_any_order(store: Store, seed: int) -> None:
+    """What goes past the page cache and what goes through it meet at any offset; the object is as long as its bytes."""
+    rng = random.Random(seed)
+    whole = rng.randbytes(3_000_000 + rng.randrange(5000))
+    borders = sorted(
+        {0, len(whole), *(rng.randrange(len(whole)) for _ in range(6)), *(rng.randrange(9000) for _ in "ab")}
+    )
+    pieces = list(itertools.pairwise(borders))
+    rng.shuffle(pieces)
+    writer = store.writer("packs/a")
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda piece: writer.write_at(piece[0], memoryview(whole)[piece[0] : piece[1]]), pieces))
+    writer.commit()
+    assert store.read("packs/a") == whole
+    assert store.size("packs/a") == len(whole)
 
 
 def test_a_sweep_spares_living_writers(store: Store) -> None:
