@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from engine_streams import MemoryTarget, MemoryTargetFile, MemoryTree, Node, Tree, with_parents
 
-from strongroom.base.errors import Corrupt, TargetDenied
+from strongroom.base.errors import ManifestCorrupt, TargetDenied
 from strongroom.base.streams import Attributes, Entry, Path, SilentMonitor
 from strongroom.base.units import KIB
 from strongroom.engine import (
@@ -130,12 +130,12 @@ def test_nobody_writes_after_the_manifest_failed(
         nonlocal adds
         adds += 1
         if adds == 20:
-            raise Corrupt
+            raise ManifestCorrupt(reason="it is damaged")
         add(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(gather.Gatherer, "add", fails)
     target = _FullTarget(1000)
-    with pytest.raises(Corrupt):
+    with pytest.raises(ManifestCorrupt):
         restore_tree(repository, "b.1", target)
     target.ended = True
     repository.pool.compute(lambda: None).result()
