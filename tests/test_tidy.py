@@ -28,6 +28,7 @@ BINDS = re.compile(r"\bproject_id\s*(?:=|IS NOT DISTINCT FROM)|\bINSERT INTO \w+
 WITHOUT_PROJECT = {
     "control/tasks.py": "a worker serves every tenant: rows are found by id and generation, which no request can name",
     "control/sessions.py::close_unowned": "the whole installation was stopped",
+    "control/organization_copies.py": "copies of one policy in every project, found by its id, which one domain owns",
     "control/listing.py": "the project is the first of its Filters",
     "control/backups.py::": "rows with their project, as a source for statements that bind it",
     "control/agents.py::": "the same",

@@ -42,7 +42,7 @@ _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})  # as ASGI 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 QUERY_ITEMS_MAX = 1000  # 300 ids in one list call is the most a real client sends; beyond this it is abuse
 ID_PARAMETERS_FREE = frozenset(
-    {"project_id", "user_id", "member_id", "access_key", "account_id"}
+    {"project_id", "source_project_id", "user_id", "member_id", "access_key", "account_id"}
 )  # not UUIDs, checked elsewhere
 
 

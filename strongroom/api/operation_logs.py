@@ -17,6 +17,9 @@ _REPLICATION = (
     "destination_backup_name",
 )
 
+# What an operation is called here that the published list has no word for: its part in extra_info tells more.
+PUBLISHED_TYPES = {"migrate": "copy", "expiration": "sync"}
+
 LogStatus = Literal["success", "skipped", "failed", "running", "timeout", "waiting"]
 
 
@@ -44,7 +47,7 @@ async def list_op_logs(call: Call) -> dict[str, Any]:
     query: ListQuery = call.query
     page = page_of(query.limit, query.offset, query.marker)
     asked = LogFilters(
-        operation_type=query.operation_type,
+        operation_types=_stored_types(query.operation_type),
         provider_id=query.provider_id or None,
         resource_id=query.resource_id or None,
         resource_name=query.resource_name or None,
@@ -74,7 +77,7 @@ def wire_log(log: OperationLog) -> dict[str, Any]:
     return {
         "id": log.id,
         "project_id": log.project_id,
-        "operation_type": log.operation_type,
+        "operation_type": PUBLISHED_TYPES.get(log.operation_type, log.operation_type),
         "status": shown_status(log),
         "vault_id": log.vault_id,
         "vault_name": log.vault_name,
@@ -96,6 +99,12 @@ def shown_status(log: OperationLog) -> str:
     return "running" if log.status == "waiting" and began else log.status
 
 
+def _stored_types(published: str | None) -> tuple[str, ...]:
+    if published is None:
+        return ()
+    return (published, *(stored for stored, name in PUBLISHED_TYPES.items() if name == published))
+
+
 def _extra_info(log: OperationLog) -> dict[str, Any]:
     return {
         "common": {"progress": log.progress, "request_id": f"req-{log.request_id}", "task_id": log.id},
@@ -108,8 +117,8 @@ def _extra_info(log: OperationLog) -> dict[str, Any]:
         "remove_resources": _removed(log) if log.operation_type == "remove_resource" else None,
         "vault_delete": _vault_delete(log) if log.operation_type == "vault_delete" else None,
         "replication": _replication(log) if log.operation_type in ("replication", "copy") else None,
-        "sync": None,
-        "update_expiration_time": None,
+        "sync": _sync(log) if log.operation_type == "sync" else None,
+        "update_expiration_time": _expiration(log) if log.operation_type == "expiration" else None,
     }
 
 
@@ -160,6 +169,19 @@ def _vault_delete(log: OperationLog) -> dict[str, Any]:
     """Under both names that clients read."""
     failed, total = log.outcome.get("fail_count", 0), log.outcome.get("total_count", 0)
     return {"fail_count": failed, "total_count": total, "fail_delete_count": failed, "total_delete_count": total}
+
+
+def _sync(log: OperationLog) -> dict[str, Any]:
+    """delete_backup_num: a restore point that is no longer in the store is for verify to tell, not to delete."""
+    return {
+        "sync_backup_num": log.outcome.get("imported", 0),
+        "delete_backup_num": 0,
+        "err_sync_backup_num": log.outcome.get("failed", 0),
+    }
+
+
+def _expiration(log: OperationLog) -> dict[str, Any]:
+    return {"affected_backups_count": log.parameters["affected"], "expiration_day": log.parameters["day"]}
 
 
 def _time(at: datetime | None) -> str | None:

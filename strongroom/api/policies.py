@@ -26,27 +26,11 @@ class TriggerBody(msgspec.Struct):
     properties: TriggerPropertiesBody
 
 
-class DefinitionBody(msgspec.Struct):
-    max_backups: int | None = None
-    retention_duration_days: int | None = None
-    day_backups: int | None = None
-    week_backups: int | None = None
-    month_backups: int | None = None
-    year_backups: int | None = None
-    timezone: str | None = None
-    full_backup_interval: int | None = None
-    destination_region: str | None = None
-    destination_project_id: str | None = None
-    enable_acceleration: bool | None = None
-    cross_account_urn: str | None = None
-    advanced_retention_rules: dict[str, Any] | None = None
-
-
 class NewPolicyBody(msgspec.Struct):
     name: str
     operation_type: str
     trigger: TriggerBody
-    operation_definition: DefinitionBody
+    operation_definition: Definition
     enabled: bool | None = None
 
 
@@ -58,7 +42,7 @@ class PolicyChangeBody(msgspec.Struct):
     name: str | None = None
     enabled: bool | None = None
     trigger: TriggerBody | None = None
-    operation_definition: DefinitionBody | None = None
+    operation_definition: Definition | None = None
 
 
 class UpdatePolicyBody(msgspec.Struct):
@@ -105,7 +89,7 @@ class PolicyView(msgspec.Struct):
     trigger: TriggerView
     operation_definition: dict[str, Any]
     associated_vaults: list[AssociationView]
-    policy_type: str = "custom_policy"
+    policy_type: str
 
 
 class PolicyAnswer(msgspec.Struct):
@@ -133,11 +117,7 @@ class DissociateAnswer(msgspec.Struct):
 
 def policy_view(policy: Policy) -> PolicyView:
     """A policy with its patterns word for word, and of its definition what was given."""
-    properties: dict[str, Any] = {"pattern": list(policy.trigger.patterns), "start_time": _start_time(policy.start_at)}
-    if policy.trigger.start_window_minutes is not None:
-        properties["start_window_minutes"] = policy.trigger.start_window_minutes
-    if policy.trigger.time_zone is not None:
-        properties["time_zone"] = policy.trigger.time_zone
+    properties = trigger_view(policy.trigger) | {"start_time": _start_time(policy.start_at)}
     return PolicyView(
         id=policy.id,
         name=policy.name,
@@ -149,7 +129,18 @@ def policy_view(policy: Policy) -> PolicyView:
             AssociationView(vault_id=vault.vault_id, destination_vault_id=vault.destination_vault_id)
             for vault in policy.vaults
         ],
+        policy_type=policy.policy_type,
     )
+
+
+def trigger_view(trigger: Trigger) -> dict[str, Any]:
+    """The members that were given."""
+    properties: dict[str, Any] = {"pattern": list(trigger.patterns)}
+    if trigger.start_window_minutes is not None:
+        properties["start_window_minutes"] = trigger.start_window_minutes
+    if trigger.time_zone is not None:
+        properties["time_zone"] = trigger.time_zone
+    return properties
 
 
 def _start_time(at: datetime) -> str:
@@ -166,8 +157,8 @@ async def create_policy(call: Call) -> PolicyAnswer:
         name=body.name,
         operation_type=body.operation_type,
         enabled=body.enabled is not False,
-        trigger=_trigger(body.trigger),
-        definition=_definition(body.operation_definition),
+        trigger=trigger_of(body.trigger),
+        definition=body.operation_definition,
     )
     made = await policies.create_policy(
         call.services.database, call.project_id, new, region=call.services.region, clock=call.services.clock
@@ -194,8 +185,8 @@ async def update_policy(call: Call) -> PolicyAnswer:
     change = PolicyChange(
         name=body.name,
         enabled=body.enabled,
-        trigger=None if body.trigger is None else _trigger(body.trigger),
-        definition=None if body.operation_definition is None else _definition(body.operation_definition),
+        trigger=None if body.trigger is None else trigger_of(body.trigger),
+        definition=body.operation_definition,
     )
     after = await policies.update_policy(
         call.services.database,
@@ -241,17 +232,14 @@ async def disassociate_vault_policy(call: Call) -> DissociateAnswer:
     return DissociateAnswer(dissociate_policy=AppliedView(vault_id=call.path["vault_id"], policy_id=policy_id))
 
 
-def _trigger(body: TriggerBody) -> Trigger:
+def trigger_of(body: TriggerBody) -> Trigger:
+    """A request's trigger as a value, unchecked."""
     properties = body.properties
     return Trigger(
         patterns=tuple(properties.pattern),
         time_zone=properties.time_zone,
         start_window_minutes=properties.start_window_minutes,
     )
-
-
-def _definition(body: DefinitionBody) -> Definition:
-    return Definition(**msgspec.structs.asdict(body))
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -13,7 +13,18 @@ from strongroom.control import operation_logs
 from strongroom.control.operation_logs import LogFilters, OperationLog
 
 TaskType = Literal[
-    "backup", "restore", "delete", "vault_delete", "remove_resource", "prune", "verify", "replication", "copy"
+    "backup",
+    "restore",
+    "delete",
+    "vault_delete",
+    "remove_resource",
+    "prune",
+    "verify",
+    "expiration",
+    "migrate",
+    "sync",
+    "replication",
+    "copy",
 ]
 
 
@@ -37,7 +48,7 @@ async def list_tasks(call: Call) -> dict[str, Any]:
     page = page_of(query.limit, query.offset, query.marker)
     asked = LogFilters(
         open=query.open,
-        operation_type=query.operation_type,
+        operation_types=(query.operation_type,) if query.operation_type else (),
         status=query.status,
         vault_id=query.vault_id or None,
         checkpoint_id=query.checkpoint_id or None,

@@ -8,7 +8,7 @@ import msgspec
 
 from strongroom.api.operation import Call, Operation
 from strongroom.base.units import gigabytes, megabytes
-from strongroom.control import protectables, resource_binding, vault_resources
+from strongroom.control import moving, protectables, resource_binding, vault_resources
 from strongroom.control.protectables import Protectable
 from strongroom.control.resource_binding import Look, LookAt, NewResource
 from strongroom.control.vault_resources import VaultResource
@@ -41,6 +41,11 @@ class RemoveResourcesBody(msgspec.Struct):
     resource_ids: list[str]
 
 
+class MigrateResourcesBody(msgspec.Struct):
+    destination_vault_id: str
+    resource_ids: list[str]
+
+
 class SetResourcesBody(msgspec.Struct):
     resource_ids: list[str]
     action: Literal["suspend", "unsuspend"]
@@ -66,6 +71,13 @@ class AddedAnswer(msgspec.Struct):
 
 class RemovedAnswer(msgspec.Struct):
     remove_resource_ids: list[str]
+
+
+class MigratedAnswer(msgspec.Struct):
+    """operation_log_id is ours: what tells when they have arrived."""
+
+    migrated_resources: list[str]
+    operation_log_id: str
 
 
 class SetAnswer(msgspec.Struct):
@@ -157,6 +169,20 @@ async def remove_vault_resource(call: Call) -> RemovedAnswer:
     return RemovedAnswer(remove_resource_ids=call.body.resource_ids)
 
 
+async def migrate_vault_resource(call: Call) -> MigratedAnswer:
+    """Accepted: a task moves them; until it has ended they show `removing` in the old vault."""
+    task_id = await moving.request_move(
+        call.services.database,
+        call.project_id,
+        call.path["vault_id"],
+        call.body.destination_vault_id,
+        call.body.resource_ids,
+        request_id=call.request_id,
+        clock=call.services.clock,
+    )
+    return MigratedAnswer(migrated_resources=call.body.resource_ids, operation_log_id=task_id)
+
+
 async def set_vault_resource(call: Call) -> SetAnswer:
     await vault_resources.set_auto_protect(
         call.services.database,
@@ -184,6 +210,14 @@ OPERATIONS: tuple[Operation, ...] = (
         action="cbr:vaults:removeResources",
         handler=remove_vault_resource,
         body=RemoveResourcesBody,
+    ),
+    Operation(
+        name="migrate_vault_resource",
+        method="POST",
+        path="/v3/{project_id}/vaults/{vault_id}/migrateresources",
+        action="cbr:vaults:migrateResources",
+        handler=migrate_vault_resource,
+        body=MigrateResourcesBody,
     ),
     Operation(
         name="set_vault_resource",

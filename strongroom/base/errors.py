@@ -228,7 +228,8 @@ class DatabaseBehind(StrongroomError):
 
     template: ClassVar[str] = (
         "The store holds {count} restore points of this vault that the database does not know, as after an older copy "
-        "of the database was put back. Stop the server and run `strongroom rebuild`; until then nothing is pruned."
+        "of the database was put back. Run `strongroom vault sync` for this vault, or stop the server and run "
+        "`strongroom rebuild`; until then nothing is pruned."
     )
     count: int
 

@@ -13,6 +13,7 @@ from strongroom.cli import (
     conformance,
     demo,
     local,
+    organization,
     policies,
     protectables,
     recover,
@@ -22,6 +23,7 @@ from strongroom.cli import (
     sharing,
     simulation,
     tasks,
+    vault_contents,
     vaults,
     verifying,
 )
@@ -48,9 +50,11 @@ app.add_typer(accounts.token_keys, name="token-key")
 app.add_typer(protectables.app, name="protectable")
 regions.register(backups.app, vaults.app)
 app.add_typer(regions.app, name="region")
+vault_contents.register(vaults.app)
 app.add_typer(vaults.app, name="vault")
 simulation.register(policies.app)
 app.add_typer(policies.app, name="policy")
+app.add_typer(organization.app, name="organization")
 app.add_typer(checkpoints.app, name="checkpoint")
 sharing.register(backups.app)
 app.add_typer(backups.app, name="backup")

@@ -49,6 +49,13 @@ def policy_id(client: Client, text: str) -> str:
     return _only(rows, text, kind="policy", command="strongroom policy list")
 
 
+def organization_policy_id(client: Client, text: str) -> str:
+    if is_id(text):
+        return text
+    rows = client.pages(client.v3("organization-policies"), "policies")
+    return _only(rows, text, kind="policy of the organization", command="strongroom organization list")
+
+
 def project_id(client: Client, text: str) -> str:
     if is_hex_id(text):
         return text

@@ -184,7 +184,12 @@ ABSENT = object()
 
 
 def find(body: Any, path: str) -> Any:
-    """The value at a dotted path, `vaults.0.id`; `#` is the length of a list. ABSENT when it is not there."""
+    """The value at a dotted path, `vaults.0.id`; `#` is the length of a list. ABSENT when it is not there.
+
+    A key that has dots itself, as those of features, is found as a whole.
+    """
+    if isinstance(body, dict) and path in body:
+        return body[path]
     for part in path.split(".") if path else ():
         if isinstance(body, list) and part == "#":
             body = len(body)

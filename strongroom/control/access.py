@@ -109,6 +109,11 @@ ANONYMOUS = Caller(
 )
 
 
+def administers_domain(caller: Caller) -> bool:
+    """Whether the caller decides for all projects of their domain."""
+    return ROLE_OPERATOR in caller.roles
+
+
 def allowed(roles: frozenset[str], action: str) -> bool:
     """True when one of the roles includes the action. Unknown roles allow nothing."""
     return any(action in ACTIONS_OF.get(role, frozenset()) for role in roles)

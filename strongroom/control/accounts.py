@@ -17,6 +17,7 @@ from strongroom.base.errors import AccountNotFound, Conflict, InvalidRequest
 from strongroom.base.ids import is_hex_id, new_hex_id
 from strongroom.control.access import ACTIONS_OF, ROLE_OPERATOR, ROLE_TENANT_ADMIN
 from strongroom.control.db import Database
+from strongroom.control.organization_copies import give_policies
 from strongroom.control.passwords import Passwords
 from strongroom.control.tokens import Ring
 
@@ -149,8 +150,10 @@ class Accounts:
         if len(description) > _DESCRIPTION_CHARS_MAX or not description.isprintable():
             raise InvalidRequest(reason=f"A description has at most {_DESCRIPTION_CHARS_MAX} printable characters.")
         async with self._database.transaction() as conn:
+            now = self._clock.now()
             domain = await _require_domain(conn, domain_id)
-            project_id = await _insert_project(conn, domain.id, name, description, self._clock.now())
+            project_id = await _insert_project(conn, domain.id, name, description, now)
+            await give_policies(conn, domain.id, project_id, now)
         return Project(
             id=project_id,
             name=name,

@@ -6,6 +6,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from strongroom.control.db import Database
+from strongroom.control.organization_copies import give_policies
 
 NAME_CHARS_MAX = 64  # of our own names; longer ones are cut, their callers carry the full ones
 
@@ -26,12 +27,14 @@ async def adopt_project(
                 "ON CONFLICT DO NOTHING",
                 {"id": domain_id, "name": _short(domain_name, domain_id), "now": now},
             )
-            await conn.execute(
+            made = await conn.execute(
                 "INSERT INTO projects (id, domain_id, name, created_at) SELECT %(id)s, %(domain)s, CASE WHEN EXISTS "
                 "(SELECT 1 FROM projects WHERE domain_id = %(domain)s AND name = %(name)s) THEN %(id)s "
                 "ELSE %(name)s END, %(now)s ON CONFLICT DO NOTHING",
                 {"id": project_id, "domain": domain_id, "name": _short(name, project_id), "now": now},
             )
+            if made.rowcount:
+                await give_policies(conn, domain_id, project_id, now)
             row = await _enabled(conn, project_id)
         return row is not None and row
 

@@ -73,13 +73,13 @@ class OperationLog:
 
 @dataclass(frozen=True, kw_only=True)
 class LogFilters:
-    """Conditions of a list, joined by AND; None: not asked for. Names match by part, everything else exactly.
+    """Conditions of a list, joined by AND; None or empty: not asked for. Names match by part, everything else exactly.
 
     start_time  of the begin of work   end_time  of its end; inclusive
     open        True: only what is waiting or running; False: only what is final
     """
 
-    operation_type: str | None = None
+    operation_types: tuple[str, ...] = ()
     provider_id: str | None = None
     resource_id: str | None = None
     resource_name: str | None = None
@@ -127,12 +127,12 @@ async def show_task(database: Database, project_id: str, task_id: str) -> Operat
 
 
 async def cancel_task(database: Database, project_id: str, task_id: str) -> None:
-    """Ask a waiting or running backup, restore or replication to stop; it ends as failed. Idempotent while it is open.
+    """Ask a waiting or running backup, restore, replication or move to stop; it ends as failed. Idempotent while open.
 
     Raises TaskNotFound, and Conflict for a task that has ended (6112) or that deletes: half a deletion helps nobody.
     """
     task = await show_task(database, project_id, task_id)
-    if task.operation_type not in ("backup", "restore", "replication", "copy"):
+    if task.operation_type not in ("backup", "restore", "replication", "copy", "migrate"):
         raise Conflict(conflict_code="6112", reason=f"A {task.operation_type} task cannot be canceled. Let it end.")
     async with database.transaction() as conn:
         if not await tasks.request_cancel(conn, project_id, task_id):
@@ -141,10 +141,11 @@ async def cancel_task(database: Database, project_id: str, task_id: str) -> None
 
 def _filters(project_id: str, asked: LogFilters) -> Filters:
     filters = Filters(project_id=project_id)
-    if asked.operation_type is None:
+    if asked.operation_types:
+        filters.add("operation_type = ANY(%s)", list(asked.operation_types))
+    else:
         filters.add("listed")
     exact: tuple[tuple[LiteralString, object], ...] = (
-        ("operation_type = %s", asked.operation_type),
         ("provider_id = %s", asked.provider_id),
         ("strpos(resource_name, %s) > 0", asked.resource_name),
         ("status = %s", asked.status),

@@ -14,12 +14,14 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import Conflict, InvalidRequest, PolicyNotApplied, PolicyNotFound
+from strongroom.base.errors import Conflict, Forbidden, InvalidRequest, PolicyNotApplied, PolicyNotFound
 from strongroom.base.ids import new_id
 from strongroom.control import policy_rules, retention
 from strongroom.control.db import Database
 from strongroom.control.names import require_id
 from strongroom.control.policy_rules import (
+    CUSTOM,
+    ORGANIZATION,
     POLICIES_MAX,
     Association,
     Definition,
@@ -40,7 +42,7 @@ from strongroom.control.vault_resources import require_available
 APPLIED_AT_ONCE_MAX = 10  # contract, of add_policy_ids
 
 _COLUMNS: LiteralString = """id, project_id, name, operation_type, enabled, trigger_id, patterns, time_zone,
-    start_window_minutes, start_at, definition, retention_changed_at"""
+    start_window_minutes, start_at, definition, retention_changed_at, policy_type, organization_policy_id"""
 
 
 # --- policies ---------------------------------------------------------------------------------------------------------
@@ -50,6 +52,20 @@ async def create_policy(database: Database, project_id: str, new: NewPolicy, *, 
     """Make a policy; it fires for the vaults it is applied to. Raises InvalidRequest, Conflict 6001 (too many)."""
     now = clock.now()
     check_new_policy(new, region=region, now=now)
+    async with database.transaction() as conn:
+        await _require_room(conn, project_id, new.operation_type)
+        return await insert_policy(conn, project_id, new, now)
+
+
+async def insert_policy(
+    conn: AsyncConnection[Any],
+    project_id: str,
+    new: NewPolicy,
+    now: datetime,
+    *,
+    organization_policy_id: str | None = None,
+) -> Policy:
+    """The row of a policy that was checked; of an organization's policy the project's copy."""
     policy = Policy(
         id=new_id(),
         project_id=project_id,
@@ -61,19 +77,20 @@ async def create_policy(database: Database, project_id: str, new: NewPolicy, *, 
         start_at=now,
         definition=new.definition,
         retention_changed_at=now,
+        policy_type=CUSTOM if organization_policy_id is None else ORGANIZATION,
+        organization_policy_id=organization_policy_id,
     )
-    async with database.transaction() as conn:
-        await _require_room(conn, project_id, new.operation_type)
-        await conn.execute(
-            "INSERT INTO policies (id, project_id, name, operation_type, enabled, trigger_id, patterns, time_zone, "
-            "start_window_minutes, start_at, definition, retention_changed_at, created_at) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                *(policy.id, project_id, policy.name, policy.operation_type, policy.enabled, policy.trigger_id),
-                *(list(policy.trigger.patterns), policy.trigger.time_zone, policy.trigger.start_window_minutes),
-                *(policy.start_at, Jsonb(policy.definition.given()), policy.retention_changed_at, now),
-            ],
-        )
+    await conn.execute(
+        "INSERT INTO policies (id, project_id, name, operation_type, enabled, trigger_id, patterns, time_zone, "
+        "start_window_minutes, start_at, definition, retention_changed_at, policy_type, organization_policy_id, "
+        "created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            *(policy.id, project_id, policy.name, policy.operation_type, policy.enabled, policy.trigger_id),
+            *(list(policy.trigger.patterns), policy.trigger.time_zone, policy.trigger.start_window_minutes),
+            *(policy.start_at, Jsonb(policy.definition.given()), policy.retention_changed_at),
+            *(policy.policy_type, organization_policy_id, now),
+        ],
+    )
     return policy
 
 
@@ -105,47 +122,68 @@ async def update_policy(
 ) -> Policy:
     """Change a policy and when it fires next, and return it. What is under way goes on as it began.
 
-    Raises PolicyNotFound, InvalidRequest, Conflict: 6003 (another region while it is applied to a vault), 6110 (keeps
-    less than a locked vault has promised).
+    Raises PolicyNotFound, Forbidden (the organization's), InvalidRequest, Conflict: 6003 (another region while it is
+    applied to a vault), 6110 (keeps less than a locked vault has promised).
     """
-    now = clock.now()
     async with database.transaction() as conn:
         before = await _require_policy(conn, project_id, policy_id, lock="FOR UPDATE")
-        after = policy_rules.changed(before, change, region=region)
-        if before.vaults and after.definition.destination_region != before.definition.destination_region:
-            raise Conflict(
-                conflict_code="6003",
-                reason="The policy is applied to a vault, so its destination region is fixed. Remove it there first.",
-            )
-        rules = [policy_rules.rules_of(policy) for policy in (before, after)]
-        await conn.execute(
-            "UPDATE policies SET name = %s, enabled = %s, patterns = %s, time_zone = %s, start_window_minutes = %s, "
-            "definition = %s, retention_changed_at = %s, updated_at = %s WHERE project_id = %s AND id = %s",
-            [
-                *(after.name, after.enabled, list(after.trigger.patterns), after.trigger.time_zone),
-                *(after.trigger.start_window_minutes, Jsonb(after.definition.given())),
-                *(before.retention_changed_at if rules[0] == rules[1] else now, now, project_id, policy_id),
-            ],
+        _refuse_owned(before)
+        return await change_policy(conn, before, change, region=region, now=clock.now())
+
+
+async def change_policy(
+    conn: AsyncConnection[Any], before: Policy, change: PolicyChange, *, region: str, now: datetime
+) -> Policy:
+    """The same for a policy whose row is locked, whoever owns it. Raises as above."""
+    project_id, policy_id = before.project_id, before.id
+    after = policy_rules.changed(before, change, region=region)
+    if before.vaults and after.definition.destination_region != before.definition.destination_region:
+        raise Conflict(
+            conflict_code="6003",
+            reason="The policy is applied to a vault, so its destination region is fixed. Remove it there first.",
         )
-        if retention.shortens(*rules):
-            await _refuse_locked(conn, project_id, [association.vault_id for association in before.vaults])
-        # Otherwise a run that is due stays due: a new name is no reason to miss one.
-        if (after.trigger, after.enabled) != (before.trigger, before.enabled):
-            for association in after.vaults:
-                await conn.execute(
-                    "UPDATE policy_vaults SET next_fire_at = %s WHERE project_id = %s AND vault_id = %s "
-                    "AND policy_id = %s",
-                    [next_run_at(after, association.vault_id, now), project_id, association.vault_id, policy_id],
-                )
+    rules = [policy_rules.rules_of(policy) for policy in (before, after)]
+    await conn.execute(
+        "UPDATE policies SET name = %s, enabled = %s, patterns = %s, time_zone = %s, start_window_minutes = %s, "
+        "definition = %s, retention_changed_at = %s, updated_at = %s WHERE project_id = %s AND id = %s",
+        [
+            *(after.name, after.enabled, list(after.trigger.patterns), after.trigger.time_zone),
+            *(after.trigger.start_window_minutes, Jsonb(after.definition.given())),
+            *(before.retention_changed_at if rules[0] == rules[1] else now, now, project_id, policy_id),
+        ],
+    )
+    if retention.shortens(*rules):
+        await _refuse_locked(conn, project_id, [association.vault_id for association in before.vaults])
+    # Otherwise a run that is due stays due: a new name is no reason to miss one.
+    if (after.trigger, after.enabled) != (before.trigger, before.enabled):
+        for association in after.vaults:
+            await conn.execute(
+                "UPDATE policy_vaults SET next_fire_at = %s WHERE project_id = %s AND vault_id = %s AND policy_id = %s",
+                [next_run_at(after, association.vault_id, now), project_id, association.vault_id, policy_id],
+            )
     return after
 
 
 async def delete_policy(database: Database, project_id: str, policy_id: str) -> None:
-    """Delete a policy; vaults it was applied to lose it, backups stay. Raises PolicyNotFound."""
+    """Delete a policy; vaults it was applied to lose it, backups stay. Raises PolicyNotFound, Forbidden."""
     async with database.transaction() as conn:
-        done = await conn.execute("DELETE FROM policies WHERE project_id = %s AND id = %s", [project_id, policy_id])
-        if done.rowcount != 1:
-            raise PolicyNotFound(id=policy_id)
+        _refuse_owned(await _require_policy(conn, project_id, policy_id, lock="FOR UPDATE"))
+        await conn.execute("DELETE FROM policies WHERE project_id = %s AND id = %s", [project_id, policy_id])
+
+
+async def lock_copies(conn: AsyncConnection[Any], project_id: str, organization_policy_id: str) -> list[Policy]:
+    """The project's copy of an organization's policy, locked; none or one."""
+    return await _load(
+        conn, project_id, "AND organization_policy_id = %(owner)s FOR UPDATE", {"owner": organization_policy_id}
+    )
+
+
+def _refuse_owned(policy: Policy) -> None:
+    if policy.policy_type == ORGANIZATION:
+        raise Forbidden(
+            reason=f"Policy {policy.name} is your organization's: its administrator changes it for all projects. "
+            "You may apply it to your vaults, and take it from them."
+        )
 
 
 # --- applied to vaults ------------------------------------------------------------------------------------------------
@@ -388,7 +426,8 @@ async def _require_room(conn: AsyncConnection[Any], project_id: str, operation_t
     """Policies of one project are made one after the other, so that the quota holds for two creations at once."""
     await conn.execute("SELECT 1 FROM projects WHERE id = %s FOR NO KEY UPDATE", [project_id])
     found = await conn.execute(
-        "SELECT count(*) FROM policies WHERE project_id = %s AND operation_type = %s", [project_id, operation_type]
+        "SELECT count(*) FROM policies WHERE project_id = %s AND operation_type = %s AND policy_type <> %s",
+        [project_id, operation_type, ORGANIZATION],
     )
     row = await found.fetchone()
     if row is not None and row[0] >= POLICIES_MAX:

@@ -17,6 +17,9 @@ from strongroom.control.retention import RetentionRules
 from strongroom.control.schedule import Schedule, fixed_zone, named_zone, next_fire_at, schedule_of
 
 OPERATION_TYPES = ("backup", "replication")
+CUSTOM = "custom_policy"
+ORGANIZATION = "organization_policy_v1"  # a project's copy; only the domain's administrator changes it
+REMOVED = "organization_policy_removed"  # was such a copy, and is the project's own since the organization let it go
 POLICIES_MAX = 32  # contract: of each kind
 KEEP = -1  # no such rule, in the words of the API
 COUNT_MAX = 99999  # contract, of max_backups and retention_duration_days
@@ -91,7 +94,10 @@ class Association:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """A policy with the vaults it is applied to. start_at: every n-th day is counted from here; times are aware UTC."""
+    """A policy with the vaults it is applied to. start_at: every n-th day is counted from here; times are aware UTC.
+
+    organization_policy_id   whose copy it is; None: the project's own
+    """
 
     id: str
     project_id: str
@@ -103,6 +109,8 @@ class Policy:
     start_at: datetime
     definition: Definition
     retention_changed_at: datetime
+    policy_type: str = CUSTOM
+    organization_policy_id: str | None = None
     vaults: tuple[Association, ...] = ()
 
 

@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 from strongroom.control.access import ROLE_OPERATOR, ROLE_TENANT_ADMIN
 from strongroom.control.accounts import DEFAULT_DOMAIN
 from strongroom.control.db import Database
+from strongroom.control.organization_copies import give_policies
 from strongroom.control.vault_kinds import VAULT_KINDS
 
 PROTECTABLE_TYPES = {"OS::Sfs::Turbo": "turbo", "OS::Cinder::Volume": "disk"}
@@ -55,7 +56,7 @@ class LostBackup:
 
 @dataclass(frozen=True, kw_only=True)
 class LostVault:
-    """One vault with its backups, oldest first, at least one.
+    """One vault with its backups, oldest first.
 
     object_type  of VAULT_KINDS
     wrapped      the keys of each of its domains, by id in hex; None: its own
@@ -102,14 +103,24 @@ async def restore_rows(database: Database, vault: LostVault, now: datetime, *, r
     async with database.transaction() as conn:
         projects = await _insert_project(conn, vault.project_id, now)
         vaults = await _insert_vault(conn, vault)
-        checkpoints = await _insert_checkpoints(conn, vault)
-        backups = 0
-        for backup in vault.backups:
-            backups += await _insert_backup(conn, vault, backup, now)
+        checkpoints, backups = await insert_points(conn, vault, now)
         made = 0
         for resource in _newest_of_each_resource(vault) if registrations else ():
             made += await _insert_registration(conn, vault, resource, now)
     return RowsMade(projects=projects, vaults=vaults, checkpoints=checkpoints, backups=backups, registrations=made)
+
+
+async def insert_points(conn: AsyncConnection[Any], vault: LostVault, now: datetime) -> tuple[int, int]:
+    """Rows of restore points and of backups that were not there: how many of each. The vault's row is there."""
+    made = await _insert_checkpoints(conn, vault)
+    backups = sum([await _insert_backup(conn, vault, backup, now) for backup in vault.backups])
+    # A backup that stands elsewhere by now leaves the restore point that was made for it here without any.
+    empty = await conn.execute(
+        "DELETE FROM checkpoints c WHERE c.project_id = %s AND c.vault_id = %s AND c.id = ANY(%s) AND NOT EXISTS "
+        "(SELECT 1 FROM backups b WHERE b.project_id = c.project_id AND b.checkpoint_id = c.id)",
+        [vault.project_id, vault.id, list(made)],
+    )
+    return len(made) - empty.rowcount, backups
 
 
 async def _insert_project(conn: AsyncConnection[Any], project_id: str, now: datetime) -> int:
@@ -125,6 +136,7 @@ async def _insert_project(conn: AsyncConnection[Any], project_id: str, now: date
             "WHERE role = %s AND project_id IS NULL ON CONFLICT DO NOTHING",
             [project_id, ROLE_TENANT_ADMIN, ROLE_OPERATOR],
         )
+        await give_policies(conn, DEFAULT_DOMAIN, project_id, now)
     return done.rowcount
 
 
@@ -147,9 +159,12 @@ async def _insert_vault(conn: AsyncConnection[Any], vault: LostVault) -> int:
     return done.rowcount
 
 
-async def _insert_checkpoints(conn: AsyncConnection[Any], vault: LostVault) -> int:
-    """A restore point is available when one of its backups is. Its name is not in the store: that of a backup."""
-    made = 0
+async def _insert_checkpoints(conn: AsyncConnection[Any], vault: LostVault) -> list[str]:
+    """A restore point is available when one of its backups is. Its name is not in the store: that of a backup.
+
+    Returns those that were not there.
+    """
+    made = []
     for checkpoint_id in dict.fromkeys(backup.checkpoint_id for backup in vault.backups):
         own = [backup for backup in vault.backups if backup.checkpoint_id == checkpoint_id]
         status = "available" if any(backup.status == "available" for backup in own) else "error"
@@ -159,8 +174,8 @@ async def _insert_checkpoints(conn: AsyncConnection[Any], vault: LostVault) -> i
             [checkpoint_id, vault.project_id, vault.id, vault.name, VAULT_KINDS[vault.object_type].provider_id, status,
              own[0].name, own[0].auto_trigger, min(backup.created_at for backup in own)],
         )  # fmt: skip
-        made += done.rowcount
-        for position, backup in enumerate(own if done.rowcount else ()):
+        made += [checkpoint_id] if done.rowcount else []
+        for position, backup in enumerate(own):
             await conn.execute(
                 "INSERT INTO checkpoint_resources (project_id, checkpoint_id, resource_id, position, type, name, "
                 "size_bytes) VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",

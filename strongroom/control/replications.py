@@ -24,6 +24,7 @@ from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tasks import NewTask, Task
 from strongroom.control.vault_kinds import RESOURCE_KINDS, VAULT_KINDS
+from strongroom.control.vault_work import refuse_open_work
 
 BACKUPS_AT_ONCE_MAX = 1000  # of one call or run; the next one takes the next ones
 
@@ -97,6 +98,7 @@ async def replicate_backup(
             raise BackupNotFound(id=backup_id)
         require_replicable_backup(rows[0])
         _require_ready(vault)
+        await refuse_open_work(conn, vault, "migrate")
         await _refuse_second(conn, vault, backup_id, new.destination)
         begun = await _begin(conn, vault, rows, new, request_id, clock.now())
         return begun[0], vault.provider_id
@@ -131,7 +133,9 @@ async def begin_missing(
         vault,
         "AND b.status = 'available' AND b.image_type = 'backup' AND NOT EXISTS (SELECT 1 FROM replication_records r "
         "WHERE r.project_id = b.project_id AND r.backup_id = b.id AND r.side = 'source' "
-        "AND r.destination_region = %(region)s AND r.status <> 'fail')",
+        "AND r.destination_region = %(region)s AND r.status <> 'fail') AND NOT EXISTS (SELECT 1 FROM vault_resources v "
+        "WHERE v.project_id = b.project_id AND v.vault_id = b.vault_id AND v.resource_id = b.resource_id "
+        "AND v.protect_status = 'removing')",  # on its way out, or to another vault
         {"region": new.destination.region},
     )
     return await _begin(conn, vault, rows, new, request_id, now) if rows else []

@@ -92,6 +92,19 @@ async def lock_vaults(
     return {vault.id: vault for vault in rows}
 
 
+async def lock_all_vaults(conn: AsyncConnection[Any], project_id: str, *vault_ids: str) -> dict[str, VaultRef]:
+    """Lock several vaults in the order of ids. Raises VaultNotFound for the first that is not there."""
+    rows = await _select_vaults(
+        conn,
+        "WHERE project_id = %(project)s AND id = ANY(%(vaults)s) ORDER BY id FOR UPDATE",
+        {"project": project_id, "vaults": list(vault_ids)},
+    )
+    found = {vault.id: vault for vault in rows}
+    for vault_id in vault_ids:
+        require_vault(found, vault_id)
+    return found
+
+
 def require_vault(vaults: Mapping[str, VaultRef], vault_id: str | None) -> VaultRef:
     """The vault among those that were locked. Raises VaultNotFound."""
     found = vaults.get(vault_id or "")

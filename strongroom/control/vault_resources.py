@@ -73,7 +73,7 @@ async def remove_resources(
     Raises VaultNotFound, or Conflict: 6112 (vault deleting or locked), 6135 (not in it), 6134 (already on the way),
     6125 (a backup runs), 2010 (a restore runs). A refused call changes nothing.
     """
-    _check_ids(resource_ids)
+    check_ids(resource_ids)
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, vault_id)
         require_available(vault, "error")
@@ -82,8 +82,8 @@ async def remove_resources(
                 reason="The vault is locked: backups leave it only by expiry, so no resource can be removed.",
                 conflict_code="6112",
             )
-        rows = await _rows_of(conn, vault, resource_ids)
-        await _refuse_busy(conn, vault, resource_ids, rows)
+        rows = await rows_of(conn, vault, resource_ids)
+        await refuse_busy(conn, vault, resource_ids, rows)
         await conn.execute(
             "UPDATE vault_resources SET protect_status = 'removing' "
             "WHERE project_id = %s AND vault_id = %s AND resource_id = ANY(%s)",
@@ -113,11 +113,11 @@ async def set_auto_protect(
 
     Raises VaultNotFound, InvalidRequest, or Conflict: 6112 (vault deleting), 6135 (not in it), 6134 (being removed).
     """
-    _check_ids(resource_ids)
+    check_ids(resource_ids)
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, vault_id)
         require_available(vault, "lock", "error")
-        for row in (await _rows_of(conn, vault, resource_ids)).values():
+        for row in (await rows_of(conn, vault, resource_ids)).values():
             if row["protect_status"] == "removing":
                 raise Conflict(reason=f"Resource {row['resource_id']} is being removed.", conflict_code="6134")
         await conn.execute(
@@ -127,7 +127,7 @@ async def set_auto_protect(
         )
 
 
-def _check_ids(resource_ids: Sequence[str]) -> None:
+def check_ids(resource_ids: Sequence[str]) -> None:
     """Form of a request's list of ids. Raises InvalidRequest, or Conflict 6104 (one stands twice)."""
     if not 0 < len(resource_ids) <= RESOURCES_PER_VAULT_MAX:
         raise InvalidRequest(reason=f"Invalid resource_ids: give 1 to {RESOURCES_PER_VAULT_MAX} ids.")
@@ -142,9 +142,10 @@ def require_available(vault: VaultRef, *others: str) -> None:
         raise Conflict(reason=f"The vault is {vault.status}; wait until it is available.", conflict_code="6112")
 
 
-async def _rows_of(
+async def rows_of(
     conn: AsyncConnection[Any], vault: VaultRef, resource_ids: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
+    """Rows of resources of the vault, locked, by id. Raises Conflict 6135 for one that is not in it."""
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             "SELECT resource_id, type, name, protect_status FROM vault_resources "
@@ -158,7 +159,7 @@ async def _rows_of(
     return rows
 
 
-async def _refuse_busy(
+async def refuse_busy(
     conn: AsyncConnection[Any], vault: VaultRef, resource_ids: Sequence[str], rows: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """A waiting task counts as much as a running one: the status of the resource changes only when it starts."""
@@ -180,7 +181,7 @@ async def _refuse_busy(
                 raise Conflict(reason=f"Resource {resource_id} is being removed already.", conflict_code="6134")
             case "protecting":
                 raise Conflict(
-                    reason=f"Resource {resource_id} is being backed up. Remove it when that is done.",
+                    reason=f"Resource {resource_id} is being backed up. Try again when that is done.",
                     conflict_code="6125",
                 )
             case "replicating":
@@ -191,7 +192,7 @@ async def _refuse_busy(
                 )
             case "restoring":
                 raise Conflict(
-                    reason=f"Resource {resource_id} is part of a running restore. Remove it when that is done.",
+                    reason=f"Resource {resource_id} is part of a running restore. Try again when that is done.",
                     conflict_code="2010",
                 )
 

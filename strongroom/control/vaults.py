@@ -35,6 +35,7 @@ from strongroom.control.vault_rules import (
     check_new_vault,
     check_threshold,
 )
+from strongroom.control.vault_work import refuse_open_work
 
 VAULTS_PER_PROJECT_MAX = 10_000  # contract section 15 knows a quota but no number; a list of all stays ten pages
 IDS_MAX = 1000  # of one filter: a page of the list
@@ -237,11 +238,12 @@ async def delete_vault(database: Database, project_id: str, vault_id: str, reque
     """Delete a vault with every backup in it: at once if it never had one, else by a task while it says `deleting`.
 
     Backups that wait or run are told to stop; the task waits for what is open. Raises VaultNotFound, or Conflict 6112
-    (wrong status), 6111 (locked and not empty).
+    (wrong status, or resources move from it or to it), 6111 (locked and not empty).
     """
     async with database.transaction() as conn:
         vault = await lock_vault(conn, project_id, vault_id)
         require_available(vault, "error")
+        await refuse_open_work(conn, vault, "migrate")
         backups, untouched = await _contents(conn, vault)
         if vault.locked and backups:
             raise Conflict(

@@ -149,9 +149,9 @@ async def _mark(conn: AsyncConnection[Any], task: Task, backup_id: str, damage: 
     }
     found = await conn.execute(
         "UPDATE backups SET status = CASE WHEN status = 'available' THEN 'error' ELSE status END, damage = %s, "
-        "updated_at = %s WHERE project_id = %s AND id = %s "
+        "updated_at = %s WHERE project_id = %s AND vault_id = %s AND id = %s "  # one that moved away was not lost
         "AND status IN ('available', 'error', 'waiting_restore', 'restoring') RETURNING checkpoint_id",
-        [Jsonb(values), now, task.project_id, backup_id],
+        [Jsonb(values), now, task.project_id, task.vault_id, backup_id],
     )
     return [row[0] for row in await found.fetchall()]
 

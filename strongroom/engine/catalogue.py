@@ -108,14 +108,15 @@ def list_points(
     """
     monitor = monitor or SilentMonitor()
     names = [name for name in repository.root_names() if only is None or name in only]
-    points = [_point(repository, name) for name in sorted(names)]
+    numbers = repository.label_numbers() if names else {}
+    points = [_point(repository, name, numbers) for name in sorted(names)]
     if check:
         points = _checked(repository, points, monitor)
     points = _with_counts(points)
     return sorted(points, key=lambda point: (point.created_at is None, point.created_at, point.name))
 
 
-def _point(repository: Repository, name: str) -> Point:
+def _point(repository: Repository, name: str, numbers: Mapping[str, int]) -> Point:
     parsed = parse_root_name(name)
     assert parsed is not None  # root_names gives no others
     backup_id, generation = parsed
@@ -125,7 +126,7 @@ def _point(repository: Repository, name: str) -> Point:
         return Point(name=name, backup_id=backup_id, generation=generation, state="unreadable", reason=str(err))
     labels, reason = root.labels, ""
     try:
-        labels = repository.load_labels(root)
+        labels = repository.load_labels(root, numbers.get(backup_id, 0))
     except (Corrupt, ObjectMissing) as err:
         reason = f"its newest labels do not read, those of its first hour are shown: {err}"
     return Point(

@@ -29,7 +29,6 @@ from strongroom.base.errors import (
     ObjectMissing,
     PackCorrupt,
 )
-from strongroom.base.units import KIB
 from strongroom.engine.beginning import PACKS_SEEN_MAX, Seen, look
 from strongroom.engine.chunker import KEY_BYTES, Chunker
 from strongroom.engine.digests import (
@@ -45,17 +44,18 @@ from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBE
 from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.keys import Domain
-from strongroom.engine.model import LABELS_BYTES_MAX, Labels, Root, SessionKind, Sessions
+from strongroom.engine.labels import LabelsOf
+from strongroom.engine.model import Labels, Root, SessionKind, Sessions
 from strongroom.engine.pack import Pack, SegmentPlace, SegmentReader, decompress_bounded
 from strongroom.engine.pool import Pool
-from strongroom.engine.roots import ROOT_BYTES_MAX, open_root, pack_labels, parse_labels, parse_root_name, seal_root
-from strongroom.engine.seal import INDEX, INDEX_LIST, LABELS, derive_key, new_object_id, open_object, seal_object
+from strongroom.engine.roots import ROOT_BYTES_MAX, open_root, parse_root_name, seal_root
+from strongroom.engine.seal import INDEX, INDEX_LIST, derive_key, new_object_id, open_object, seal_object
 from strongroom.engine.sessions import ProcessSessions
+from strongroom.engine.small import SEALED_EXTRA_BYTES, read_small
 from strongroom.engine.store.base import ObjectInfo, Store
-from strongroom.engine.store.remote import at_once, read_whole
+from strongroom.engine.store.remote import at_once
 from strongroom.engine.suspects import Failures
 
-SEALED_EXTRA_BYTES = 4 * KIB  # what sealing and a frame may add to a small object
 INDEX_LEVEL = 1  # half of an index object is random; the rest is easy
 TABLES_EXPECTED = 16  # index objects a slow store is told of in advance; a backup's largest have 1.3 MB
 SEGMENTS_KEPT = 8  # metadata segments a reader keeps open: 8 MiB
@@ -64,7 +64,6 @@ METADATA_AHEAD = 16  # segments of 1 MiB that a slow store is told of in advance
 SESSION_ATTEMPTS_MAX = 16  # a new list appears once a prune, so one repeat is already rare
 _LIST_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}")
 _OBJECT_NAME = re.compile(rf"[0-9]{{{NUMBER_DIGITS}}}\.[0-9a-f]{{32}}")
-_LABELS_NAME = re.compile(r"([A-Za-z0-9-]{1,64})\.([0-9]{6})")
 
 
 class Repository:
@@ -91,6 +90,7 @@ class Repository:
         self.sessions: Sessions = sessions or ProcessSessions()
         self.clock = clock
         self.segments = SegmentReader(store, prefix, domain)
+        self._labels = LabelsOf(store=store, prefix=prefix, domain=domain)
         self.wraps: tuple[tuple[int, bytes], ...] = ()  # (n, object keys/<n>) that opened it
         self._pool = pool
         self._owns_pool = pool is None
@@ -157,33 +157,16 @@ class Repository:
 
     def label_numbers(self) -> dict[str, int]:
         """The highest number of labels put later, by backup id; one LIST."""
-        numbers: dict[str, int] = {}
-        for match in map(_LABELS_NAME.fullmatch, self._names("labels/")):
-            if match:
-                numbers[match[1]] = max(numbers.get(match[1], 0), int(match[2]))
-        return numbers
+        return self._labels.numbers()
 
     def put_labels(self, backup_id: str, labels: Labels, number: int | None = None) -> None:
         """Replace the labels of a backup, as `number` or the next one. Durable on return. Raises ObjectExists when
         another does so right now."""
-        if number is None:
-            number = max((n for n, _ in self._label_names(backup_id)), default=0) + 1
-        name = f"{backup_id}.{number:06d}"
-        data = seal_object(self.domain.data_key, self.domain.id, LABELS, pack_labels(labels), name.encode())
-        self.store.put(f"{self.prefix}labels/{name}", [data])
-        put_checked_digest(self.store, self.prefix, digest_of(f"labels/{name}", data))
+        self._labels.put(backup_id, labels, number)
 
-    def load_labels(self, root: Root) -> Labels:
-        """The labels that stand: the highest number put later, else those in the root."""
-        newest = max(self._label_names(root.backup_id), default=None)
-        if newest is None:
-            return root.labels
-        data = self._read(f"labels/{newest[1]}", LABELS_BYTES_MAX)
-        return parse_labels(open_object(self.domain.data_key, self.domain.id, LABELS, data, newest[1].encode()))
-
-    def _label_names(self, backup_id: str) -> list[tuple[int, str]]:
-        found = [(_LABELS_NAME.fullmatch(name), name) for name in self._names("labels/")]
-        return [(int(match[2]), name) for match, name in found if match and match[1] == backup_id]
+    def load_labels(self, root: Root, number: int | None = None) -> Labels:
+        """The labels that stand: the highest number put later, else those in the root. number: where it is known."""
+        return self._labels.load(root, number)
 
     # --- index ---
 
@@ -381,10 +364,7 @@ class Repository:
             yield info.name[start:]
 
     def _read(self, name: str, plain_max: int) -> bytes:
-        size, data = read_whole(self.store, self.prefix + name, plain_max + SEALED_EXTRA_BYTES)
-        if size > plain_max + SEALED_EXTRA_BYTES:
-            raise Corrupt(reason=f"{name} is larger than any object of its kind", detail=f"{size} bytes")
-        return data
+        return read_small(self.store, self.prefix, name, plain_max)
 
 
 class Session:

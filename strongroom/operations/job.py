@@ -15,7 +15,8 @@ from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.tasks import Task
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
-from strongroom.engine.catalogue import find_domains, is_own_domain
+from strongroom.engine.catalogue import DomainPlace, find_domains, is_own_domain
+from strongroom.engine.copy import receive_domain
 from strongroom.engine.model import SessionKind, Sessions
 from strongroom.engine.open import load_wraps
 from strongroom.engine.pool import Pool
@@ -98,6 +99,15 @@ class Tools:
             _, wrapped = load_wraps(store, repository.prefix)[0]
             self.portal.call(save_vault_keys(self.database, vault.project_id, vault.id, wrapped))
         return repository
+
+    def receive(self, vault: VaultRef, task_id: str, source: Repository) -> tuple[Repository, str | None]:
+        """The domain of `source` in this vault, made when it is not there, and how `repository` names it there."""
+        prefix = vault_prefix(vault.project_id, vault.id) + "/"
+        store = WatchedStore(self.store)
+        place = DomainPlace(prefix=prefix, id=source.domain.id, objects={}, bytes=0)
+        domain_id = None if is_own_domain(store, place) else source.domain.id.hex()
+        sessions = RowSessions(self, vault, task_id, domain_id)
+        return receive_domain(store, prefix, self.master, source, sessions, self.index_cache(vault)), domain_id
 
     def _open(
         self, store: Store, prefix: str, sessions: Sessions, cache: str | None, domain_id: bytes | None = None

@@ -55,7 +55,7 @@ class Rebuilt:
 
 async def rebuild_rows(store: Store, master: MasterKey, pool: Pool, save: Save) -> Rebuilt:
     """Everything in the store, vault by vault. `save` writes the rows of one vault."""
-    done = Rebuilt()
+    done, taken = Rebuilt(), dict[str, str]()
     for _, places in groupby(find_domains(store, "vaults/"), key=lambda place: place.prefix):
         vaults = []
         for place in sorted(places, key=lambda place: not is_own_domain(store, place)):
@@ -67,8 +67,24 @@ async def rebuild_rows(store: Store, master: MasterKey, pool: Pool, save: Save) 
             vaults += [vault] if vault is not None else []
             done = replace(done, indexes=done.indexes + indexed, problems=(*done.problems, *problems))
         if vaults:
-            done = replace(done, made=done.made.plus(await save(reduce(_joined, vaults))))
+            vault, problems = _once(reduce(_joined, vaults), taken)
+            done = replace(done, made=done.made.plus(await save(vault)), problems=(*done.problems, *problems))
     return done
+
+
+def _once(vault: LostVault, taken: dict[str, str]) -> tuple[LostVault, list[tuple[str, str]]]:
+    """The vault without backups that an earlier one has: they were moving from one to the other. taken: id -> vault."""
+    problems = [
+        (
+            f"vaults/{vault.project_id}/{vault.id}/",
+            f"Backup {backup.id} lies in vault {taken[backup.id]} too; it is there.",
+        )
+        for backup in vault.backups
+        if backup.id in taken
+    ]
+    backups = [backup for backup in vault.backups if backup.id not in taken]
+    taken |= {backup.id: vault.id for backup in backups}
+    return replace(vault, backups=backups), problems
 
 
 def _joined(vault: LostVault, more: LostVault) -> LostVault:
@@ -101,7 +117,7 @@ def _read(
     problems = [(f"{place.prefix}packs/{pack}", reason) for pack, reason in report.packs_damaged]
     points = list_points(repository, check=True)
     backups = []
-    for point in _one_a_backup(points):
+    for point in one_a_backup(points):
         backup = lost_backup(repository, point, parts[1], parts[2], domain_id)
         if point.state != "complete" or backup is None:
             reason = point.reason or "Its labels are not those of a backup of this vault."
@@ -113,7 +129,7 @@ def _read(
     return _vault(repository, parts[1], parts[2], backups), report.list_written, problems
 
 
-def _one_a_backup(points: list[Point]) -> list[Point]:
+def one_a_backup(points: list[Point]) -> list[Point]:
     """The generation that counts; the highest one where none does."""
     best: dict[str, Point] = {}
     for point in sorted(points, key=lambda point: (point.counts, point.generation)):

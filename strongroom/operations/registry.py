@@ -4,7 +4,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from strongroom.base.errors import StrongroomError
-from strongroom.operations import backup, deletion, prune, receive, replicate, restore, verify
+from strongroom.operations import (
+    backup,
+    deletion,
+    expiration,
+    importing,
+    move,
+    prune,
+    receive,
+    replicate,
+    restore,
+    verify,
+)
 from strongroom.operations.job import Job
 
 
@@ -25,4 +36,7 @@ WORK: dict[str, Work] = {
     "verify": Work(verify.run, verify.fail),
     "replication": Work(replicate.run, replicate.fail),
     "copy": Work(receive.run, receive.fail),
+    "expiration": Work(expiration.run, expiration.fail),
+    "migrate": Work(move.run, move.fail),
+    "sync": Work(importing.run, importing.fail),
 }

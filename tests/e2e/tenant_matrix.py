@@ -32,15 +32,16 @@ NOT_OURS = {
     "destination_project_id": "a project of the other region, which decides",
     "resource_size_measure_id": "a number of the order form",
     "resourceSizeMeasureId": "a number of the order form",
-    "destination_vault_id": "a vault of the other region, which decides",
     "id of include_volumes": "a disk of the cloud's, inside a server",
     "exclude_volumes": "disks of the cloud's, inside a server",
     "members": "projects that a tenant shares its own backup with",
     "agent_id": "chosen by the client, unique in its project",
 }
-# Members that an operation reads only for sources that there are none of.
+# Members that an operation reads only for sources that there are none of, or that decide nothing here.
 IGNORED = {
     ("restore_backup", "backup_id"): "of the mappings of a server's disks",
+    ("associate_vault_policy", "destination_vault_id"): "a vault of the other region, which decides",
+    ("import_backup", "resource_id"): "compared with what the restore point says of itself",
 }
 # Parameters of a query that take a text which is no id, and whose answer says it in another form.
 NO_IDS = {
@@ -109,6 +110,10 @@ def path_values(own: Tenant) -> dict[str, str]:
     """A value of the tenant's own for each parameter of a path."""
     return {
         "project_id": own.project,
+        "source_project_id": own.project,
+        "domain_name": "default",
+        "feature_key": "replication.enable",
+        "organization_policy_id": own.policy,
         "user_id": own.user,
         "vault_id": own.vault,
         "checkpoint_id": own.checkpoint,
@@ -152,6 +157,24 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
         "trigger": trigger,
         "operation_definition": {"max_backups": 3},
     }
+    organization = {
+        "name": "for-all",
+        "operation_type": "backup",
+        "policy_name": "for-all",
+        "policy_enabled": True,
+        "policy_trigger": trigger,
+        "policy_operation_definition": {"max_backups": 3},
+    }
+    imported = {
+        "backup_id": own.backup,
+        "backup_name": "imported",
+        "bucket_name": own.vault,
+        "image_path": f"roots/{own.backup}.1",
+        "resource_id": own.resource,
+        "resource_name": "share",
+        "resource_type": TURBO,
+        "created_at": 1767225600,
+    }
     product = {"resource_size": 200, "resource_spec_code": "vault.backup.turbo.normal"}
     orders = ({"resource_id": own.vault, "product_info": product}, {"resourceId": own.vault, "productInfo": product})
     far = {
@@ -185,6 +208,13 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
         ),
         "create_policy": ({"policy": policy},),
         "update_policy": ({"policy": {"name": "renamed"}},),
+        "create_organization_policy": ({"policy": organization},),
+        "update_organization_policy": ({"policy": {"name": "renamed"}},),
+        "update_expiration_time": ({"expect_expiration_date": "2099-12-31", "time_zone": "UTC+00:00"},),
+        "migrate_vault_resource": ({"destination_vault_id": own.spare_vault, "resource_ids": [own.resource]},),
+        "migrate_domain": ({"all_regions": True, "reservation": 0.2},),
+        "import_checkpoint": ({"sync": {"vault_id": own.spare_vault, "auto_trigger": False}},),
+        "import_backup": ({"sync": [imported]},),
         "associate_vault_policy": (
             {"policy_id": own.policy},
             {"add_policy_ids": [own.policy]},
@@ -264,7 +294,7 @@ def places(sound: Asked, other: Tenant, *, missing: bool) -> Iterator[Asked]:
         for value in (*ids, *texts):
             yield replace(sound, query={**sound.query, name: value}, place=f"query {name}", value=value)
     for name, where in _leaves(sound.body):
-        if name not in NOT_OURS:
+        if name not in NOT_OURS and (sound.operation.name, name) not in IGNORED:
             for value in (*ids, texts[0]):
                 yield replace(sound, body=_with(sound.body, where, value), place=f"body {name}", value=value)
 

@@ -41,6 +41,14 @@ REFUSED_WITH_OWN = {
     "copy_backup": "the server knows no other region",
     "copy_checkpoint": "the server knows no other region",
     "check_region": "the server knows no other region",
+    "migrate_vault_resource": "it is being backed up",
+    "import_backup": "the time of the vault's backups is being changed",
+    **{
+        f"{verb}_organization_policy": "the administrator of the domain may"
+        for verb in ("create", "show", "update", "delete")
+    },
+    "list_organization_policies": "the administrator of the domain may",
+    "list_organization_policy_detail": "the administrator of the domain may",
 }
 PUBLIC_PATHS = {"/", "/v3", "/{api_version}", "/v3/auth/tokens", "/healthz", "/readyz", "/metrics"}
 LAST = ("remove_vault_resource", "delete_vault")  # what stands in the way of others
