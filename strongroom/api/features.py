@@ -15,21 +15,23 @@ class FeaturesQuery(msgspec.Struct):
     offset: int | None = None
 
 
-def features(region: str) -> dict[str, Any]:
-    """All of them, by key. Replicas go to no other region, and a store has no zones."""
+def features(call: Call) -> dict[str, Any]:
+    """All of them, by key: what holds for the caller's project. A store has no zones."""
+    regions = call.services.regions
+    names = [name for name, _ in regions.destinations(call.project_id)] if regions is not None else []
     return {
         "features.backup_double_az": False,
         "replication.destination_dgw_regions": [],
-        "replication.destination_regions": [],
-        "replication.enable": False,
-        "replication.source_region": region,
+        "replication.destination_regions": names,
+        "replication.enable": bool(names),
+        "replication.source_region": call.services.region,
     }
 
 
 async def list_features(call: Call) -> dict[str, Any]:
     """A page of the map, in the order of its keys."""
     start, end = _range(call.query)
-    found = features(call.services.region)
+    found = features(call)
     return {key: found[key] for key in sorted(found)[start:end]}
 
 
@@ -37,7 +39,7 @@ async def show_feature(call: Call) -> dict[str, Any]:
     """A map with the one entry. Raises InvalidRequest for a key that is none."""
     _range(call.query)
     key = call.path["feature_key"]
-    found = features(call.services.region)
+    found = features(call)
     if key not in found:
         raise InvalidRequest(reason=f"Invalid feature_key: use one of {', '.join(sorted(found))}.")
     return {key: found[key]}

@@ -13,14 +13,17 @@ from starlette.responses import Response
 
 from strongroom import __version__
 from strongroom.api.operation import REGION, Call, Handler, Operation
+from strongroom.api.paging import page_of
 from strongroom.api.services import Regions
+from strongroom.api.vault_views import vault_view
 from strongroom.base.errors import Conflict, InvalidRequest, RecordNotFound
-from strongroom.control import replica_offers
+from strongroom.control import replica_offers, vaults
 from strongroom.control.names import require_description, require_id, require_name
 from strongroom.control.policy_rules import COUNT_MAX, PERIODS_MAX
 from strongroom.control.replica_offers import Offer
 from strongroom.control.replication_records import ReplicationRecord, find_of_region
 from strongroom.control.vault_kinds import RESOURCE_KINDS, VAULT_KINDS
+from strongroom.control.vaults import VaultQuery
 
 SIZE_HEADER = "X-Object-Size"
 
@@ -82,6 +85,19 @@ class ProjectBody(msgspec.Struct):
     project_id: HexId
 
 
+class VaultsQuery(msgspec.Struct):
+    """Filters as list_external_vault has them."""
+
+    source_project_id: HexId
+    project_id: HexId
+    object_type: str | None = None
+    protect_type: str | None = None
+    cloud_type: str | None = None
+    vault_id: str | None = None
+    limit: int | None = None
+    offset: int | None = None
+
+
 class ListQuery(msgspec.Struct):
     prefix: str = ""
     after: str = ""
@@ -123,6 +139,23 @@ async def check_destination(call: Call) -> dict[str, Any]:
         own_region=call.services.region,
     )
     return {}
+
+
+async def list_peer_vaults(call: Call) -> dict[str, Any]:
+    """Vaults of here that take replicas of a project of there; no others."""
+    query: VaultsQuery = call.query
+    _require_mapped(call, query.source_project_id, query.project_id)
+    if query.protect_type not in (None, "replication"):
+        return {"vaults": [], "count": 0}
+    wanted = VaultQuery(
+        ids=(query.vault_id,) if query.vault_id else (),
+        object_type=query.object_type,
+        protect_type="replication",
+        cloud_type=query.cloud_type,
+    )
+    page = page_of(query.limit, query.offset, None)
+    found, count = await vaults.list_vaults(call.services.database, query.project_id, wanted, page)
+    return {"vaults": [vault_view(vault) for vault in found], "count": count}
 
 
 async def offer_replica(call: Call) -> dict[str, Any]:
@@ -271,6 +304,7 @@ OPERATIONS: tuple[Operation, ...] = (
     _operation("echo_peer", "POST", "/echo", echo_peer),
     _operation("check_peer_project", "POST", "/project", check_project, body=ProjectBody),
     _operation("check_peer_destination", "POST", "/check", check_destination, body=CheckBody),
+    _operation("list_peer_vaults", "GET", "/vaults", list_peer_vaults, query=VaultsQuery),
     _operation("offer_replica", "PUT", "/replicas/{record_id}", offer_replica, body=OfferBody),
     _operation("show_replica", "GET", "/replicas/{record_id}", show_replica),
     _operation("cancel_replica", "DELETE", "/replicas/{record_id}", cancel_replica, status=204),

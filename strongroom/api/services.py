@@ -61,6 +61,10 @@ class Regions(Protocol):
         """Raises Conflict (6118-6120, 6129, 1011) when the vault over there cannot take replicas, InvalidRequest."""
         ...
 
+    async def external_vaults(self, project_id: str, region: str, **wanted: str | int | None) -> object:
+        """The answer of `list_external_vault` as the other region gives it. Raises Conflict 6118."""
+        ...
+
     async def has_replica(self, region: str, record_id: str) -> bool:
         """False when it is gone over there. Raises Conflict 6118."""
         ...

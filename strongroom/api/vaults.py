@@ -6,7 +6,7 @@ from strongroom.api.operation import Call, Operation
 from strongroom.api.paging import page_of
 from strongroom.api.vault_resources import ResourceBody, looker, new_resources
 from strongroom.api.vault_views import VaultView, vault_view
-from strongroom.base.errors import InvalidRequest
+from strongroom.base.errors import Conflict, InvalidRequest
 from strongroom.base.ids import is_hex_id
 from strongroom.control import vaults
 from strongroom.control.names import Tag
@@ -169,7 +169,7 @@ async def list_vault(call: Call) -> VaultsAnswer:
 
 
 async def list_external_vault(call: Call) -> ExternalVaultsAnswer:
-    """Vaults of another project in this region. Of other regions none are known here."""
+    """Vaults of another project in this region, or of the caller's own in another region that take replicas."""
     query: ListExternalQuery = call.query
     if not is_hex_id(query.external_project_id):
         raise InvalidRequest(reason="Invalid external_project_id provided.")
@@ -180,12 +180,36 @@ async def list_external_vault(call: Call) -> ExternalVaultsAnswer:
         cloud_type=query.cloud_type or None,
     )
     page = page_of(query.limit, query.offset, None)
+    if query.region_id != call.services.region:
+        return await _vaults_of_region(call, query, wanted)
     found, count = await vaults.list_external(
         call.services.database, call.caller, query.external_project_id, wanted, page
     )
-    if query.region_id != call.services.region:
-        return ExternalVaultsAnswer(vaults=[], count=0)
     return ExternalVaultsAnswer(vaults=[vault_view(vault) for vault in found], count=count)
+
+
+async def _vaults_of_region(call: Call, query: ListExternalQuery, wanted: VaultQuery) -> ExternalVaultsAnswer:
+    """None, as if there were none, for a project that the caller's has nothing to do with."""
+    regions = call.services.regions
+    mapped = dict(regions.destinations(call.project_id)) if regions is not None else {}
+    if regions is None or mapped.get(query.region_id) != query.external_project_id:
+        return ExternalVaultsAnswer(vaults=[], count=0)
+    found = await regions.external_vaults(
+        call.project_id,
+        query.region_id,
+        object_type=wanted.object_type,
+        protect_type=wanted.protect_type,
+        cloud_type=wanted.cloud_type,
+        vault_id=query.vault_id or None,
+        limit=query.limit,
+        offset=query.offset,
+    )
+    try:
+        return msgspec.convert(found, ExternalVaultsAnswer)
+    except msgspec.ValidationError as err:
+        raise Conflict(
+            conflict_code="6118", reason=f"Region {query.region_id} does not answer as agreed.", detail=str(err)
+        ) from err
 
 
 async def show_vault(call: Call) -> VaultAnswer:

@@ -9,7 +9,7 @@ from strongroom.cli.backups import BackupArgument
 from strongroom.cli.client import Json
 from strongroom.cli.command import Session, WaitOption, group, remote
 from strongroom.cli.errors import EXIT_FAILED, EXIT_OK, CommandRefused
-from strongroom.cli.vaults import VaultArgument
+from strongroom.cli.vaults import MEMBERS, VaultArgument
 from strongroom.cli.watching import outcome_code, tell_failures, watch
 
 app = group("Other regions: Strongroom servers that keep replicas of your restore points.")
@@ -19,6 +19,8 @@ TargetOption = Annotated[
     str, typer.Option("--to-vault", metavar="VAULT", help="Id of a vault over there that was made with --replicas.")
 ]
 TASKS_PAGE = 1000
+VAULTS_MAX = 1000  # one page of the API; a project has fewer
+VAULT_COLUMNS = ("Id", "Name", "Holds", "Size GB", "Used MB", "Status")
 
 
 @remote(app, "list")
@@ -27,6 +29,20 @@ def list_regions(session: Session) -> None:
     client = session.client
     rows = client.get(client.ext("regions"))["regions"]
     session.output.table(rows, {"Region": "name", "Your project there": "project_id"})
+
+
+@remote(app, "vaults")
+def list_vaults(
+    session: Session,
+    region: Annotated[str, typer.Argument(metavar="REGION", help="Name, see `region list`.")],
+) -> None:
+    """Show your vaults in another region that take replicas: --to-vault wants their ids."""
+    client = session.client
+    there = _project_there(session, region)
+    answer = client.get(client.v3("vaults/external"), region_id=region, external_project_id=there, limit=VAULTS_MAX)
+    session.output.table(
+        answer["vaults"], {label: member for label, member in MEMBERS.items() if label in VAULT_COLUMNS}
+    )
 
 
 @remote(app, "check")
@@ -78,15 +94,20 @@ def register(backups: typer.Typer, vaults: typer.Typer) -> None:
 
 
 def _destination(session: Session, region: str, vault: str) -> Json:
-    regions = {row["name"]: row["project_id"] for row in session.client.get(session.client.ext("regions"))["regions"]}
+    return {
+        "destination_region": region,
+        "destination_project_id": _project_there(session, region),
+        "destination_vault_id": vault,
+    }
+
+
+def _project_there(session: Session, region: str) -> str:
+    rows = session.client.get(session.client.ext("regions"))["regions"]
+    regions = {str(row["name"]): str(row["project_id"]) for row in rows}
     if region not in regions:
         known = ", ".join(sorted(regions)) or "none"
         raise CommandRefused(reason=f"Your project has no region {region} to copy to. There is: {known}.")
-    return {
-        "destination_region": region,
-        "destination_project_id": regions[region],
-        "destination_vault_id": vault,
-    }
+    return regions[region]
 
 
 def _follow(session: Session, answer: Json, backup_ids: list[str], *, wait: bool) -> int:

@@ -281,3 +281,9 @@ async def _move_backups(
                 "old": old_domain,
             },
         )
+    # What the regions have of it goes with it: the old vault's end must not take the record along.
+    await conn.execute(
+        "UPDATE replication_records r SET vault_id = %s FROM backups b WHERE r.project_id = %s AND r.vault_id = %s "
+        "AND b.project_id = r.project_id AND b.id = r.backup_id AND b.vault_id = %s",
+        [destination.id, source.project_id, source.id, destination.id],
+    )

@@ -240,9 +240,9 @@ async def _begin_again(conn: AsyncConnection[Any], vault: VaultRef, offer: Offer
         )
     await conn.execute(
         "UPDATE replication_records SET status = 'waiting_replicate', progress = 0, fail_code = '', fail_reason = '', "
-        "ended_at = NULL, created_at = %s, task_id = %s WHERE project_id = %s AND side = 'destination' "
+        "ended_at = NULL, created_at = %s, wrapped = %s, task_id = %s WHERE project_id = %s AND side = 'destination' "
         "AND source_region = %s AND id = %s",
-        [now, task.id, vault.project_id, offer.region, offer.record_id],
+        [now, offer.wrapped, task.id, vault.project_id, offer.region, offer.record_id],
     )
     await checkpoints.settle(conn, vault.project_id, [offer.checkpoint_id], now)
 

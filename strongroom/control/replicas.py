@@ -143,7 +143,7 @@ async def _end_record(
 ) -> None:
     await conn.execute(
         "UPDATE replication_records SET status = %s, progress = CASE WHEN %s = 'success' THEN 100 ELSE progress END, "
-        "fail_code = %s, fail_reason = %s, ended_at = %s WHERE project_id = %s AND task_id = %s "
+        "fail_code = %s, fail_reason = %s, ended_at = %s, wrapped = NULL WHERE project_id = %s AND task_id = %s "
         "AND side = 'destination'",
         [
             *(status, status, error.published_code if error else "", error.message if error else "", now),

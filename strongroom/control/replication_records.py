@@ -21,7 +21,7 @@ class ReplicationRecord:
     side                    source, or destination
     source_created_at       when the restore point was asked for over there
     destination_backup_id   and those like it: None until the destination has answered
-    wrapped                 of a destination: the keys of the source's domain, wrapped for the two regions
+    wrapped                 of a destination that has not ended: the domain's keys, wrapped for the two regions
     """
 
     id: str

@@ -83,7 +83,7 @@ async def replicate_backup(
     """Begin to copy one backup to another region. Returns what began, and the vault's provider.
 
     Raises BackupNotFound; Conflict: 6122 (kind of resource), 6128 (a replica itself), 6216 (status), 6130 (on its way
-    already), 6118 (there already), 6112 (vault status).
+    already), 6118 (there already), 6112 (vault status), 6134 (its resource leaves the vault).
     """
     async with database.transaction() as conn:
         found = await conn.execute(
@@ -98,6 +98,12 @@ async def replicate_backup(
             raise BackupNotFound(id=backup_id)
         require_replicable_backup(rows[0])
         _require_ready(vault)
+        if rows[0]["leaving"]:
+            raise Conflict(
+                conflict_code="6134",
+                reason=f"Resource {rows[0]['resource_name']} is leaving the vault, and its backups with it. Try again "
+                "when that has ended.",
+            )
         await refuse_open_work(conn, vault, "migrate")
         await _refuse_second(conn, vault, backup_id, new.destination)
         begun = await _begin(conn, vault, rows, new, request_id, clock.now())
@@ -138,6 +144,7 @@ async def begin_missing(
         "AND v.protect_status = 'removing')",  # on its way out, or to another vault
         {"region": new.destination.region},
     )
+    rows = [row for row in rows if not row["leaving"]]
     return await _begin(conn, vault, rows, new, request_id, now) if rows else []
 
 
@@ -216,7 +223,9 @@ async def _select(
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             "SELECT b.id, b.checkpoint_id, b.name, b.description, b.status, b.image_type, b.resource_id, "  # noqa: S608
-            "b.resource_type, b.resource_name, b.created_at FROM backups b WHERE b.project_id = %(project)s "
+            "b.resource_type, b.resource_name, b.created_at, EXISTS (SELECT 1 FROM vault_resources v WHERE "
+            "v.project_id = b.project_id AND v.vault_id = b.vault_id AND v.resource_id = b.resource_id "
+            "AND v.protect_status = 'removing') AS leaving FROM backups b WHERE b.project_id = %(project)s "
             f"AND b.vault_id = %(vault)s {condition} ORDER BY b.created_at, b.id LIMIT %(limit)s".encode(),
             {"project": vault.project_id, "vault": vault.id, "limit": BACKUPS_AT_ONCE_MAX, **values},
         )

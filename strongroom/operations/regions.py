@@ -83,6 +83,15 @@ class RegionGate:
         except (RegionUnreachable, RegionRefused) as err:
             raise _as_conflict(err) from err
 
+    async def external_vaults(self, project_id: str, region: str, **wanted: str | int | None) -> object:
+        """Vaults of the project's own over there that take replicas, decoded. Raises Conflict 6118."""
+        there = self._peers.regions[region].projects[project_id]
+        ask = partial(self._peers.to(region).get, "/vaults", source_project_id=project_id, project_id=there, **wanted)
+        try:
+            return await asyncio.to_thread(ask)
+        except (RegionUnreachable, RegionRefused) as err:
+            raise _as_conflict(err) from err
+
     async def has_replica(self, region: str, record_id: str) -> bool:
         """False when the region says that it is gone. Raises Conflict 6118."""
         try:

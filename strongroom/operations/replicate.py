@@ -34,6 +34,8 @@ LOOK_AGAIN_S = 1.0  # while it is young: a small increment is there in a second 
 LOOK_SELDOM_S = 5.0
 YOUNG = timedelta(minutes=1)
 UNREACHABLE_AGAIN_S = 5.0
+TEXT_CHARS_MAX = 1000  # of each text of an answer: the longest are sentences
+BYTES_END = 1 << 62
 GIVE_UP = timedelta(days=1)  # a region that is away longer has other worries; the next run of a policy tries again
 
 
@@ -97,12 +99,17 @@ def _replica(answer: Any, peer: Peer) -> dict[str, Any]:
     texts = ("status", "backup_id", "backup_name", "checkpoint_id", "fail_code", "fail_reason")
     if (
         not isinstance(found, dict)
-        or not all(isinstance(found.get(name), str) for name in texts)
+        or not all(isinstance(found.get(name), str) and _is_plain(found[name]) for name in texts)
         or not all(isinstance(found.get(name), int) for name in ("progress", "stored_bytes"))
         or not 0 <= found["progress"] <= 100
+        or not 0 <= found["stored_bytes"] < BYTES_END
     ):
         raise RegionUnreachable(region=peer.name, reason="its answer is not of the form that was agreed.")
     return found
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= TEXT_CHARS_MAX and "\0" not in text
 
 
 def _offer(job: Job, plan: ReplicationJob, peer: Peer) -> dict[str, Any]:

@@ -158,7 +158,7 @@ async def test_a_replica_that_failed_begins_anew_when_it_is_offered_again(world:
     await world.execute("UPDATE operation_logs SET not_before = now() + interval '1 h' WHERE operation_type = 'prune'")
     await fetched(world)
     assert await world.one("SELECT status FROM backups") == "available"
-    assert await world.one("SELECT status FROM replication_records") == "success"
+    assert await world.execute("SELECT status, wrapped FROM replication_records") == [("success", None)]
 
 
 async def test_a_source_that_gives_up_stops_the_replica(world: World) -> None:
@@ -265,6 +265,18 @@ async def test_what_is_copied_is_not_deleted_meanwhile(world: World) -> None:
         await replications.start_replication(world.database, task)
     await replications.fail_replication(world.database, task, Canceled(), world.clock)
     assert (await world.claim()).operation_type == "vault_delete"
+
+
+async def test_what_leaves_the_vault_is_not_copied(world: World) -> None:
+    """A resource that is being removed or moved: 6134, and a copy of the whole vault passes over it."""
+    vault, resource, backup = await one_backup(world)
+    await world.execute("UPDATE vault_resources SET protect_status = 'removing' WHERE resource_id = %s", resource)
+    await refused(sent(world, backup), "6134")
+    new = NewReplication(destination=FAR, source_region="east")
+    whole = replications.replicate_vault(
+        world.database, world.project, vault, new, request_id=new_id(), clock=world.clock
+    )
+    await refused(whole, "0001")
 
 
 async def test_only_the_region_it_is_for_reads_an_open_record(world: World) -> None:

@@ -380,6 +380,18 @@ def test_the_command_line_checks_the_way_and_copies(
     vault, backup = backed_up(east, source, "cli")
     target = _cli(regions.west, "vault", "create", "cli-replicas", "--type", "turbo", "--replicas")["id"]
     assert _cli(regions.east, "region", "list") == [{"name": "west", "project_id": regions.west_project}]
+    assert target in [vault["id"] for vault in _cli(regions.east, "region", "vaults", "west")]
+    external = f"/v3/{east.project}/vaults/external"
+    asked = {"region_id": "west", "external_project_id": regions.west_project}
+    plain = west.vault("takes-none", "turbo", [])
+    found = check_answer("list_external_vault", east.http.get(external, params=asked))["vaults"]
+    assert target in {vault["id"] for vault in found}
+    assert plain not in {vault["id"] for vault in found}
+    assert {vault["billing"]["protect_type"] for vault in found} == {"replication"}
+    features = check_answer("list_features", east.http.get(f"/v3/{east.project}/cbr-features"))
+    assert (features["replication.enable"], features["replication.destination_regions"]) == (True, ["west"])
+    for change in ({"external_project_id": "0" * 32}, {"region_id": "north"}, {"protect_type": "backup"}):
+        assert east.http.get(external, params=asked | change).json() == {"vaults": [], "count": 0}
     steps = _cli(regions.east, "region", "check", "west")["steps"]
     assert [step["works"] for step in steps] == [True] * 4, steps
     regions.to_east.cut_after = regions.to_east.down
@@ -403,28 +415,12 @@ def test_the_command_line_checks_the_way_and_copies(
 
 def test_the_store_of_the_second_region_is_enough(tmp_path: Path) -> None:
     """Both servers are gone, and the first region wholly: with the second one's store and key `recover` restores, and
-    `rebuild` brings replicas back as replicas. Before that, TLS: without the authority's file nothing is sent."""
+    `rebuild` brings replicas back as replicas."""
     pair = Regions(tmp_path)
     source = tmp_path / "source"
     make_tree(source, 33)
     expected = contents(source)
-    cert, key = certificate(tmp_path)
-    tls = {"tls_cert": str(cert), "tls_key": str(key)}
     try:
-        pair.write(pair.east, "west", pair.to_west, scheme="https")
-        pair.start(pair.east)
-        pair.start(pair.west, **tls)
-        steps = _cli(pair.east, "region", "check", "west", code=1)["steps"]
-        assert not steps[0]["works"]
-        assert "certificate is not trusted" in steps[0]["reason"], steps
-        assert "ca_file" in steps[0]["reason"]
-        pair.east.stop()
-        pair.write(pair.east, "west", pair.to_west, scheme="https", more=f'ca_file = "{cert}"')
-        pair.start(pair.east)
-        assert all(step["works"] for step in _cli(pair.east, "region", "check", "west")["steps"])
-        pair.west.stop()
-        pair.write(pair.east, "west", pair.to_west)
-        pair.east.stop()
         for server in (pair.east, pair.west):
             pair.start(server)
         with pair.east.client() as east, pair.west.client() as west:
@@ -468,6 +464,27 @@ def test_the_store_of_the_second_region_is_enough(tmp_path: Path) -> None:
         assert again_there.stop() == 0
 
 
+@pytest.mark.long
+def test_a_certificate_that_is_not_trusted_stops_everything(tmp_path: Path) -> None:
+    """TLS: without the authority's file nothing is sent and the check says what to do; with it everything works."""
+    pair = Regions(tmp_path)
+    cert, key = certificate(tmp_path)
+    try:
+        pair.write(pair.east, "west", pair.to_west, scheme="https")
+        pair.start(pair.east)
+        pair.start(pair.west, tls_cert=str(cert), tls_key=str(key))
+        steps = _cli(pair.east, "region", "check", "west", code=1)["steps"]
+        assert not steps[0]["works"]
+        assert "certificate is not trusted" in steps[0]["reason"], steps
+        assert "ca_file" in steps[0]["reason"]
+        pair.east.stop()
+        pair.write(pair.east, "west", pair.to_west, scheme="https", more=f'ca_file = "{cert}"')
+        pair.start(pair.east)
+        assert all(step["works"] for step in _cli(pair.east, "region", "check", "west")["steps"])
+    finally:
+        pair.stop()
+
+
 def _run_bare(*argv: str) -> subprocess.CompletedProcess[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
     command = [sys.executable, "-m", "strongroom", *argv]
@@ -487,8 +504,10 @@ def _run(server: Server, *argv: str) -> subprocess.CompletedProcess[str]:
 def _cli(server: Server, *argv: str, code: int = 0) -> Any:
     done = _run(server, *argv)
     assert done.returncode == code, (argv, done.stdout, done.stderr)
-    lines = done.stdout.splitlines()
-    return json.loads(done.stdout if not lines or not lines[-1].startswith("{") else lines[-1]) if lines else None
+    text = done.stdout
+    if '"message_type"' in text:
+        text = text.splitlines()[-1]
+    return json.loads(text) if text else None
 
 
 def _cli_error(server: Server, *argv: str) -> str:

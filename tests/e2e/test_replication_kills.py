@@ -54,6 +54,10 @@ class World:
         assert log["status"] == "success", log
         assert contents(self.base / "target") == self.expected[replica]
 
+    def server_of(self, point: str) -> Server:
+        """`copy` runs in the west, `replication` in the east."""
+        return self.regions.west if point.startswith("copy:") else self.regions.east
+
     def restart(self, server: Server, kill_at: str | None = None) -> None:
         server.stop()
         self.regions.start(server, **({"kill_at": kill_at} if kill_at else {}))
@@ -65,30 +69,32 @@ def _spread(total: int, count: int) -> list[int]:
     return sorted({1 + total * (i + 1) // (count + 1) for i in range(count)})
 
 
-def _killed_everywhere(base: Path, plan: dict[str, int]) -> None:
-    """plan: `operation:kind` -> how many points; `copy` runs in the west, `replication` in the east."""
-    world = World(base)
-    seed = 0
+def _points(world: World, plan: dict[str, int]) -> list[str]:
+    """plan: `operation:kind` -> how many points. They are counted in a run that is not killed."""
+    points = []
+    for seed, (point, count) in enumerate(plan.items()):
+        server = world.server_of(point)
+        world.restart(server, f"{point}:{OUT_OF_REACH}")
+        world.end(*world.begin(1000 + seed))
+        server.stop()
+        # How often a side looks at the other, and how many packs there are, differs: the last third may not come.
+        points += [f"{point}:{number}" for number in _spread(server.trace_points() * 2 // 3, count)]
+        world.regions.start(server)
+    return points
+
+
+def _killed(world: World, points: list[str]) -> None:
     try:
-        for point, count in plan.items():
-            server = world.regions.west if point.startswith("copy:") else world.regions.east
-            world.restart(server, f"{point}:{OUT_OF_REACH}")
-            seed += 1
-            world.end(*world.begin(seed))
-            server.stop()
-            # How often a side looks at the other, and how many packs there are, differs: the last third may not come.
-            total = server.trace_points() * 2 // 3
+        for seed, point in enumerate(points, 1):
+            server = world.server_of(point)
+            world.restart(server, point)
+            backup, record = world.begin(seed)
+            assert server.wait_dead() == -9, f"{point} was not reached"
             world.regions.start(server)
-            for number in _spread(total, count):
-                world.restart(server, f"{point}:{number}")
-                seed += 1
-                backup, record = world.begin(seed)
-                assert server.wait_dead() == -9, f"{point}:{number} was not reached"
-                world.regions.start(server)
-                replica = world.end(backup, record)
-                with world.regions.west.client() as west:
-                    west.quiet()
-                    world.check(west, replica)
+            replica = world.end(backup, record)
+            with world.regions.west.client() as west:
+                west.quiet()
+                world.check(west, replica)
         with world.regions.west.client() as west:
             available = {b["id"] for b in west.backups(status="available", vault_id=world.target)}
             assert available == set(world.expected), "each is there once, and nothing else"
@@ -99,13 +105,15 @@ def _killed_everywhere(base: Path, plan: dict[str, int]) -> None:
 
 
 def test_a_replication_killed_on_either_side_ends_whole(tmp_path: Path) -> None:
-    """Killed at two store calls and a database call of the destination, and in the middle of the source's."""
-    _killed_everywhere(tmp_path, {"copy:store": 2, "copy:database": 1, "replication:database": 1})
+    """Killed while the destination writes, and while the source writes what it was told."""
+    _killed(World(tmp_path), ["copy:store:14", "replication:database:6"])
 
 
 @pytest.mark.long
 def test_a_replication_killed_at_many_points_ends_whole(tmp_path: Path) -> None:
-    """The same at twenty store calls and ten database calls of the destination, and at ten of the source."""
-    _killed_everywhere(
-        tmp_path, {"copy:store": 20, "copy:database": 10, "replication:database": 10, "replication:store": 5}
+    """The same at twenty store calls and ten database calls of the destination, and at fifteen of the source."""
+    world = World(tmp_path)
+    _killed(
+        world,
+        _points(world, {"copy:store": 20, "copy:database": 10, "replication:database": 10, "replication:store": 5}),
     )

@@ -33,7 +33,7 @@ CREATE TABLE replication_records (
     destination_backup_name   text,
     -- source: {"name", "description", "retention"} as asked for; destination: {"root", "domain_id", "retention", ...}
     details                   jsonb NOT NULL DEFAULT '{}',
-    wrapped                   bytea,                  -- destination: the domain's keys, as they came; NULL at the source
+    wrapped                   bytea,                  -- destination: the domain's keys as they came, until it has ended
     created_at                timestamptz NOT NULL,
     ended_at                  timestamptz,
     PRIMARY KEY (side, source_region, id),
