@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from lifeline import end_with_starter
+
 from strongroom.engine.store.access import S3Access
 
 BUCKET = "backups"
@@ -96,11 +98,17 @@ class Seaweed:
         return S3Access(**{**values, **changes})  # type: ignore[arg-type]
 
     def start(self) -> None:
+        """Returns when objects can be written. The server ends with this process, however that ends."""
         program = weed_program()
         assert program, "the tests need the `weed` program of requirements/test.txt"
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [program, *self._arguments], stdout=log, stderr=log, cwd=self._folder, start_new_session=True
+                [program, *self._arguments],
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                start_new_session=True,
+                preexec_fn=end_with_starter,  # noqa: PLW1509 -- as lifeline says
             )
         self._wait()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from lifeline import end_with_starter
 
 START_S_MAX = 60
 WAIT_S_MAX = 90
@@ -44,6 +45,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            preexec_fn=end_with_starter,  # noqa: PLW1509 -- as lifeline says
         )
         log.close()
         assert self.process.stdout is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 from harness import wait_until
+from lifeline import end_with_starter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCK = ROOT / "requirements" / "keystone.txt"
@@ -79,6 +80,7 @@ class Keystone:
                 [str(self._programs / "python"), str(script), str(self._config), str(self.port)],
                 stdout=log,
                 stderr=log,
+                preexec_fn=end_with_starter,  # noqa: PLW1509 -- as lifeline says
             )
         wait_until(self._answers, "Keystone answers")
         return self

@@ -238,18 +238,28 @@ def key_wrap(data: bytes) -> None:
 
 
 @cache
-def folder() -> Path:
-    """Where the inputs lie that are read from files."""
-    return Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+def folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the inputs lie that are read from files; `remove_folder` ends it."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 
 
 @cache
 def folder_fd() -> int:
-    return os.open(folder(), os.O_RDONLY | os.O_DIRECTORY)
+    return os.open(folder().name, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def remove_folder() -> None:
+    """When no input is read any more, in this process."""
+    if folder_fd.cache_info().currsize:
+        os.close(folder_fd())
+        folder_fd.cache_clear()
+    if folder.cache_info().currsize:
+        folder().cleanup()
+        folder.cache_clear()
 
 
 def file_of(name: str, data: bytes) -> Path:
-    path = folder() / name
+    path = Path(folder().name, name)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
         out.write(data)
     return path

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fuzz_targets import Target, targets
+from fuzz_targets import Target, remove_folder, targets
 from reliability import report
 
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
@@ -27,6 +27,12 @@ NAMES = (
     "journal", "key file", "labels", "pack footer", "page of the stream", "root", "sealed object", "token",
     "wrapped keys, plain", "wrapped keys, sealed",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_folder_stays() -> Iterator[None]:
+    yield
+    remove_folder()
 
 
 @contextmanager
