@@ -84,7 +84,8 @@ def conformance(
         if invented:
             fuzz(target, findings, SystemClock().now(), output.note, examples=invented)
     if report is not None:
-        report.write_text(markdown(findings, clients, {"against": where, **_versions()}), encoding="utf-8")
+        day = SystemClock().now().date().isoformat()
+        report.write_text(markdown(findings, clients, {"on": day, "against": where, **_versions()}), encoding="utf-8")
     _show(output, findings, clients)
     raise typer.Exit(_exit_code(findings, clients))
 
