@@ -95,6 +95,7 @@ class Settings:
     worker_concurrency: int
     worker_memory_bytes: int
     token_ttl_s: int
+    audit_days: int
     keystone: KeystoneAccess | None
     body_bytes_max: int
     requests_max: int
@@ -288,6 +289,9 @@ SETTINGS: dict[str, Setting] = {
         parse=_number(0, 300),
         default="15",
         meaning="How long its word on a token is used: a revoked one counts no longer.",
+    ),
+    "audit_days": Setting(
+        parse=_number(30, 36500), default="365", meaning="How long the audit log is kept, counted in days of service."
     ),
     "body_bytes_max": Setting(parse=_size(64 * KIB, 64 * MIB), default="1MiB", meaning="Longest request body."),
     "requests_max": Setting(

@@ -22,6 +22,7 @@ from strongroom.api.accounts import AccountsApi
 from strongroom.api.app import build_app
 from strongroom.api.authentication import Authenticator, RegionAuthenticator
 from strongroom.api.connection import Connection
+from strongroom.api.event_hub import EventHub
 from strongroom.api.identity import IdentityApi
 from strongroom.api.keystone import KeystoneAuthenticator
 from strongroom.api.operation import Operation
@@ -41,6 +42,7 @@ from strongroom.control.tokens import Ring
 from strongroom.engine import DomainSettings
 from strongroom.engine.pool import Pool
 from strongroom.engine.store.open import open_store
+from strongroom.engine.store.retention import retains
 from strongroom.operations import trace
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
 from strongroom.operations.job import Tools
@@ -120,6 +122,7 @@ async def _serve(settings: Settings, url: str) -> int:
             concurrency=settings.worker_concurrency,
             alone=True,
             region=settings.region,
+            audit_days=settings.audit_days,
         )
         listener = _bind(settings)
         endpoint = _endpoint(settings, listener)
@@ -134,13 +137,8 @@ async def _serve(settings: Settings, url: str) -> int:
         accounts_rows = _account_operations(settings, accounts, callers, logins, passwords, keys)
         try:
             await asyncio.to_thread(worker.start)
-            return await _listen(
-                settings,
-                build_app((*OPERATIONS, *accounts_rows), services),
-                listener,
-                endpoint,
-                worker,
-            )
+            app = build_app((*OPERATIONS, *accounts_rows), services)
+            return await _listen(settings, app, services.events, listener, endpoint, worker)
         finally:
             await asyncio.to_thread(worker.stop)
             if trace.passed() is not None:
@@ -185,6 +183,9 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, work
         if not worker.alive:
             raise Unavailable(reason="The worker ended. Restart the server.")
 
+    async def store_retains() -> bool:
+        return await asyncio.to_thread(retains, tools.store)
+
     return Services(
         database=tools.database,
         clock=tools.clock,
@@ -193,6 +194,7 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, work
         authenticate_region=RegionAuthenticator(settings.regions, own=settings.region, clock=tools.clock),
         authenticate=authenticate,
         browser=RestorePointBrowser(tools),
+        retains=store_retains,
         inspector=ResourceInspector(forbidden=_own_places(settings)),
         probes={"database": probe_database, "store": probe_store, "worker": probe_worker},
         limits=Limits(
@@ -217,7 +219,9 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _listen(settings: Settings, app: ASGIApp, listener: socket.socket, endpoint: str, worker: Worker) -> int:
+async def _listen(
+    settings: Settings, app: ASGIApp, events: EventHub, listener: socket.socket, endpoint: str, worker: Worker
+) -> int:
     """Answer requests until a signal, or until the worker is gone. Returns the exit code."""
     server = _Server(
         uvicorn.Config(
@@ -235,8 +239,13 @@ async def _listen(settings: Settings, app: ASGIApp, listener: socket.socket, end
         )
     )
     loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        server.should_exit = True
+        events.close()  # or the server would wait for streams that never end by themselves
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+        loop.add_signal_handler(number, end)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     announced = False
     while not serving.done():
@@ -246,7 +255,7 @@ async def _listen(settings: Settings, app: ASGIApp, listener: socket.socket, end
             _announce(settings, endpoint)
         if not worker.alive and not server.should_exit:
             log.error("the worker ended; the server stops so that it can be started again")
-            server.should_exit = True
+            end()
     await serving
     return 0 if worker.alive else 1
 

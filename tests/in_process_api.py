@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+from ext_schema import check_ours
 from psycopg.rows import dict_row
 from starlette.requests import Request
 
@@ -150,7 +151,9 @@ class InProcessApi:
         made = Services(**(wired | services))
         # Failures inside the application must arrive as its own answer, not as an exception of the test.
         transport = httpx.ASGITransport(Application(OPERATIONS, made), raise_app_exceptions=False)
-        client = httpx.AsyncClient(transport=transport, base_url="http://cbr.test")
+        client = httpx.AsyncClient(
+            transport=transport, base_url="http://cbr.test", event_hooks={"response": [check_ours]}
+        )
         people = {
             name: Person(client, f"token-of-{name}", project_id)
             for name, project_id in (("alice", PROJECT_A), ("bob", PROJECT_B), ("rita", PROJECT_A), ("oscar", ""))

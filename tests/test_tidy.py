@@ -26,6 +26,7 @@ TOUCHES = re.compile(rf"\b(?:FROM|UPDATE|INTO|JOIN)\s+({'|'.join(TENANT_TABLES)}
 BINDS = re.compile(r"\bproject_id\s*(?:=|IS NOT DISTINCT FROM)|\bINSERT INTO \w+ \([^)]*\bproject_id\b")
 # Statements that are right without a project, each with its reason.
 WITHOUT_PROJECT = {
+    "control/audit.py": "the operator reads the log of all projects, and its age is that of the installation",
     "control/tasks.py": "a worker serves every tenant: rows are found by id and generation, which no request can name",
     "control/sessions.py::close_unowned": "the whole installation was stopped",
     "control/organization_copies.py": "copies of one policy in every project, found by its id, which one domain owns",

@@ -5,6 +5,19 @@ from typing import Any
 import msgspec
 
 from strongroom.api.identity import base_url, project_view
+from strongroom.api.identity_answers import (
+    AccountDomainsAnswer,
+    DomainAnswer,
+    EnabledAnswer,
+    KeysAnswer,
+    NewKeyAnswer,
+    ProjectAnswer,
+    ProjectsAnswer,
+    RolesAnswer,
+    TokenKeyAnswer,
+    UserAnswer,
+    UsersAnswer,
+)
 from strongroom.api.operation import Call, Operation
 from strongroom.base.errors import InvalidRequest
 from strongroom.control import account_changes
@@ -120,24 +133,25 @@ class AccountsApi:
     @property
     def operations(self) -> tuple[Operation, ...]:
         """Rows of the table, all for the role `admin` of the default domain."""
-        rows: tuple[tuple[str, str, str, Any, dict[str, Any]], ...] = (
-            ("create_domain", "POST", "domains", self.create_domain, {"body": DomainRequest, "status": 201}),
-            ("list_domains", "GET", "domains", self.all_domains, {}),
-            ("create_project", "POST", "projects", self.create_project, {"body": ProjectRequest, "status": 201}),
-            ("list_projects", "GET", "projects", self.all_projects, {}),
-            ("change_project", "PUT", "projects/{account_id}", self.change_project, {"body": ProjectChange}),
-            ("create_user", "POST", "users", self.create_user, {"body": UserRequest, "status": 201}),
-            ("list_users", "GET", "users", self.all_users, {}),
-            ("change_user", "PUT", "users/{user_id}", self.change_user, {"body": UserChange, "status": 204}),
-            ("delete_user", "DELETE", "users/{user_id}", self.delete_user, {"status": 204}),
-            ("list_roles", "GET", "users/{user_id}/roles", self.roles, {}),
-            ("give_role", "POST", "users/{user_id}/roles", self.give_role, {"body": RoleRequest, "status": 204}),
-            ("take_role", "POST", "users/{user_id}/roles/take", self.take_role, {"body": RoleRequest, "status": 204}),
-            ("create_key", "POST", "keys", self.create_key, {"body": KeyRequest, "status": 201}),
-            ("list_keys", "GET", "keys", self.all_keys, {}),
-            ("change_key", "PUT", "keys/{access_key}", self.change_key, {"body": KeyChange, "status": 204}),
-            ("delete_key", "DELETE", "keys/{access_key}", self.delete_key, {"status": 204}),
-            ("change_token_key", "POST", "token-keys", self.change_token_key, {"body": TokenKeyRequest}),
+        made, nothing = {"status": 201}, {"status": 204}
+        rows: tuple[tuple[str, str, Any, type[msgspec.Struct] | None, type[msgspec.Struct] | None, Any], ...] = (
+            ("create_domain", "POST domains", self.create_domain, DomainRequest, DomainAnswer, made),
+            ("list_domains", "GET domains", self.all_domains, None, AccountDomainsAnswer, {}),
+            ("create_project", "POST projects", self.create_project, ProjectRequest, ProjectAnswer, made),
+            ("list_projects", "GET projects", self.all_projects, None, ProjectsAnswer, {}),
+            ("change_project", "PUT projects/{account_id}", self.change_project, ProjectChange, EnabledAnswer, {}),
+            ("create_user", "POST users", self.create_user, UserRequest, UserAnswer, made),
+            ("list_users", "GET users", self.all_users, None, UsersAnswer, {}),
+            ("change_user", "PUT users/{user_id}", self.change_user, UserChange, None, nothing),
+            ("delete_user", "DELETE users/{user_id}", self.delete_user, None, None, nothing),
+            ("list_roles", "GET users/{user_id}/roles", self.roles, None, RolesAnswer, {}),
+            ("give_role", "POST users/{user_id}/roles", self.give_role, RoleRequest, None, nothing),
+            ("take_role", "POST users/{user_id}/roles/take", self.take_role, RoleRequest, None, nothing),
+            ("create_key", "POST keys", self.create_key, KeyRequest, NewKeyAnswer, made),
+            ("list_keys", "GET keys", self.all_keys, None, KeysAnswer, {}),
+            ("change_key", "PUT keys/{access_key}", self.change_key, KeyChange, None, nothing),
+            ("delete_key", "DELETE keys/{access_key}", self.delete_key, None, None, nothing),
+            ("change_token_key", "POST token-keys", self.change_token_key, TokenKeyRequest, TokenKeyAnswer, {}),
         )
         return tuple(
             Operation(
@@ -146,9 +160,13 @@ class AccountsApi:
                 path=f"/ext/v1/admin/{path}",
                 action=ACTION_ADMIN,
                 handler=handler,
+                body=body,
+                answer=answer,
+                audit=method != "GET",
                 **more,
             )
-            for name, method, path, handler, more in rows
+            for name, place, handler, body, answer, more in rows
+            for method, _, path in [place.partition(" ")]
         )
 
     async def create_domain(self, call: Call) -> dict[str, Any]:
@@ -161,7 +179,7 @@ class AccountsApi:
 
     async def create_project(self, call: Call) -> dict[str, Any]:
         new: NewProject = call.body.project
-        made = await self._accounts.create_project(new.name, new.description, new.domain_id)
+        made = await self._accounts.on(call.services.database).create_project(new.name, new.description, new.domain_id)
         return {"project": project_view(made, base_url(self._endpoint, call.request))}
 
     async def all_projects(self, call: Call) -> dict[str, Any]:
@@ -175,7 +193,7 @@ class AccountsApi:
 
     async def create_user(self, call: Call) -> dict[str, Any]:
         new: NewUser = call.body.user
-        made = await self._accounts.create_user(
+        made = await self._accounts.on(call.services.database).create_user(
             name=new.name, password=new.password, project_id=new.project_id, role=new.role
         )
         return {"user": _user(made)}
@@ -219,7 +237,8 @@ class AccountsApi:
     async def create_key(self, call: Call) -> dict[str, Any]:
         """The secret is in this answer and nowhere else."""
         new: NewKey = call.body.key
-        return {"key": _key(await self._accounts.create_access_key(new.user_id, new.duration_seconds), new.user_id)}
+        made = await self._accounts.on(call.services.database).create_access_key(new.user_id, new.duration_seconds)
+        return {"key": _key(made, new.user_id)}
 
     async def all_keys(self, call: Call) -> dict[str, Any]:
         found = await self._accounts.access_keys()
@@ -241,7 +260,7 @@ class AccountsApi:
         )
 
     async def delete_key(self, call: Call) -> None:
-        await self._accounts.delete_access_key(call.path["access_key"])
+        await self._accounts.on(call.services.database).delete_access_key(call.path["access_key"])
 
     async def change_token_key(self, call: Call) -> dict[str, Any]:
         """keys: how many open tokens now."""

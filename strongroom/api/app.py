@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -18,11 +18,13 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from strongroom.api.errors import error_response, gateway_response
+from strongroom.api.openapi_document import with_documents
 from strongroom.api.operation import AUTHENTICATED, PUBLIC, REGION, Call, Operation
 from strongroom.api.services import Services
 from strongroom.base.errors import (
     Forbidden,
     InvalidRequest,
+    NotFound,
     StrongroomError,
     Throttled,
     TooLarge,
@@ -31,7 +33,8 @@ from strongroom.base.errors import (
     Unavailable,
 )
 from strongroom.base.ids import is_hex_id, is_id, new_id
-from strongroom.control.access import ANONYMOUS, Caller, allowed
+from strongroom.control.access import ACTION_ADMIN, ANONYMOUS, Caller, allowed
+from strongroom.control.audit import Note
 
 log = structlog.get_logger("api")
 REQUESTS = Histogram(
@@ -41,6 +44,8 @@ REQUESTS = Histogram(
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})  # as ASGI has names: in lower case
 _PARAMETER = re.compile(r"\{(\w+)\}")
 QUERY_ITEMS_MAX = 1000  # 300 ids in one list call is the most a real client sends; beyond this it is abuse
+READING_METHODS = frozenset({"GET", "HEAD"})
+RECORDED = (Unauthenticated, Forbidden, NotFound, Throttled)  # refusals that the audit log tells of
 ID_PARAMETERS_FREE = frozenset(
     {"project_id", "source_project_id", "user_id", "member_id", "access_key", "account_id"}
 )  # not UUIDs, checked elsewhere
@@ -171,14 +176,26 @@ class Application:
         return operation.name, await self._guarded(operation, path, request, request_id)
 
     async def _guarded(self, operation: Operation, path: dict[str, str], request: Request, request_id: str) -> Response:
+        note = Note(
+            operation=operation.name,
+            request_id=request_id,
+            address=request.client.host if request.client is not None else "",
+            objects=path,
+            status=operation.status,
+            clock=self._services.clock,
+        )
         try:
-            return await self._perform(operation, path, request, request_id)
+            return await self._perform(operation, path, request, note)
         except StrongroomError as error:
             response = error_response(error, keystone=operation.keystone, request_id=request_id)
             if isinstance(error, TooLarge | TooSlow):
                 response.headers["Connection"] = "close"  # the rest of the body is not worth reading
             if response.status_code >= 500:
                 log.error("failed", operation=operation.name, error=str(error), request_id=request_id, exc_info=True)
+            if isinstance(error, RECORDED):
+                await self._services.audit.refused(
+                    self._services.database, note, response.status_code, error.published_code
+                )
             return response
         except ClientDisconnect:
             return gateway_response(400, "APIGW.0201", "The request body was cut off.", request_id)
@@ -186,15 +203,15 @@ class Application:
             log.exception("unexpected", operation=operation.name, error=repr(error), request_id=request_id)
             return error_response(StrongroomError(), keystone=operation.keystone, request_id=request_id)
 
-    async def _perform(self, operation: Operation, path: dict[str, str], request: Request, request_id: str) -> Response:
+    async def _perform(self, operation: Operation, path: dict[str, str], request: Request, note: Note) -> Response:
         if "project_id" in path and not is_hex_id(path["project_id"]):
             # The SDK without a project id sends the literal placeholder (contract/identity.md section 4).
             return gateway_response(
-                404, "APIGW.0101", "The API does not exist: bad project id in the path.", request_id
+                404, "APIGW.0101", "The API does not exist: bad project id in the path.", note.request_id
             )
         body = await self._receive(request)
         with _counted(self._working, self._services.limits.concurrency_max):
-            return await self._work(operation, path, request, body, request_id)
+            return await self._work(operation, path, request, body, note)
 
     async def _receive(self, request: Request) -> bytes:
         """The body, within its bounds. Bodies that do not come take no place from requests that are there."""
@@ -209,21 +226,27 @@ class Application:
                 raise TooSlow(limit_s=limits.body_s_max) from err
 
     async def _work(
-        self, operation: Operation, path: dict[str, str], request: Request, body: bytes, request_id: str
+        self, operation: Operation, path: dict[str, str], request: Request, body: bytes, note: Note
     ) -> Response:
-        caller = await self._authorized(operation, path, request, body, request_id)
+        caller = await self._authorized(operation, path, request, body, note)
         _check_ids(path)
+        services = self._services
+        if operation.method not in READING_METHODS:
+            services = replace(services, database=services.database.with_each_transaction(note.write_with))
         call = Call(
-            services=self._services,
+            services=services,
             caller=caller,
             path=path,
             query=_decode_query(operation, request),
             body=_decode_body(operation, body),
             request=request,
-            request_id=request_id,
+            request_id=note.request_id,
+            note=note,
         )
         with self._shares.one_of(caller.project_id, self._services.limits.of_project_max):
             result = await operation.handler(call)
+        if operation.audit and not note.written:
+            await self._services.audit.done(self._services.database, note)
         if isinstance(result, Response):
             return result
         if result is None:
@@ -235,15 +258,20 @@ class Application:
         )
 
     async def _authorized(
-        self, operation: Operation, path: dict[str, str], request: Request, body: bytes, request_id: str
+        self, operation: Operation, path: dict[str, str], request: Request, body: bytes, note: Note
     ) -> Caller:
         if operation.action == PUBLIC:
             return ANONYMOUS
         if operation.action == REGION:
             if self._services.authenticate_region is None:
                 raise Unauthenticated(reason="this server knows no other region")
-            return await self._services.authenticate_region(request, body, request_id)
-        caller = await self._services.authenticate(request, body, request_id)
+            caller = await self._services.authenticate_region(request, body, note.request_id)
+            note.user_id, note.user_name, note.project_id = caller.user_id, caller.user_name, caller.project_id
+            return caller
+        caller = await self._services.authenticate(request, body, note.request_id)
+        note.user_id, note.user_name = caller.user_id, caller.user_name
+        # What the operator does to a project stands in that project's log, anything else in that of the caller.
+        note.project_id = path.get("project", "") if operation.action == ACTION_ADMIN else caller.project_id
         if "project_id" in path and path["project_id"] != caller.project_id:
             raise Forbidden(
                 reason="The project in the path is not the project of your credentials. "
@@ -348,5 +376,5 @@ def sentence(text: str) -> str:
 
 
 def build_app(operations: Sequence[Operation], services: Services) -> ASGIApp:
-    """The application for an ASGI server."""
-    return Application(operations, services)
+    """The application for an ASGI server: the operations, and the documents that describe them."""
+    return Application(with_documents(operations), services)

@@ -101,6 +101,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_began, self._head_bytes = True, 0
+        self.scope["state"]["abort"] = self.transport.abort  # for an answer whose client does not read (api/events.py)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)

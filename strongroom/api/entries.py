@@ -58,7 +58,40 @@ class RestoreBody(msgspec.Struct):
     restore: RestorePart
 
 
-async def show_report(call: Call) -> dict[str, Any]:
+class BackupReportAnswer(msgspec.Struct):
+    """backup: its state, beside what the run reported of bytes, entries and what it left out, once it has ended."""
+
+    backup: dict[str, Any]
+
+
+class EntryPart(msgspec.Struct, kw_only=True):
+    """One name: for people, and exactly in raw_path_b64. target: of a symbolic link."""
+
+    name: str
+    path: str
+    raw_path_b64: str
+    kind: str
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    modified_at: str
+    target: str | None
+    changed_while_read: bool
+
+
+class EntriesAnswer(msgspec.Struct):
+    """next: for `after`, null on the last page."""
+
+    entries: list[EntryPart]
+    next: str | None
+
+
+class JobAnswer(msgspec.Struct):
+    job_id: str
+
+
+async def show_report(call: Call) -> BackupReportAnswer:
     """What the backup read, what of it was new, and what it left out: the members of its report beside its state."""
     backup = await backups.show_backup(call.services.database, call.project_id, call.path["backup_id"])
     if backup.member_status is not None:
@@ -75,10 +108,10 @@ async def show_report(call: Call) -> dict[str, Any]:
         "created_at": api_timestamp(backup.created_at),
         "damage": backup.damage,
     }
-    return {"backup": backup.report | state}
+    return BackupReportAnswer(backup=backup.report | state)
 
 
-async def list_entries(call: Call) -> dict[str, Any]:
+async def list_entries(call: Call) -> EntriesAnswer:
     query: EntriesQuery = call.query
     limit = ENTRIES_LIMIT_MAX if query.limit is None else query.limit
     if not 1 <= limit <= ENTRIES_LIMIT_MAX:
@@ -92,10 +125,8 @@ async def list_entries(call: Call) -> dict[str, Any]:
     )
     page = found[:limit]
     more = len(found) > limit
-    return {
-        "entries": [wire_entry(entry) for entry in page],
-        "next": _encoded(_name(page[-1])) if more else None,
-    }
+    following = _encoded(_name(page[-1])) if more else None
+    return EntriesAnswer(entries=[wire_entry(entry) for entry in page], next=following)
 
 
 async def download(call: Call) -> Response:
@@ -135,7 +166,7 @@ async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byt
         yield piece
 
 
-async def restore_part(call: Call) -> dict[str, Any]:
+async def restore_part(call: Call) -> JobAnswer:
     """One file or folder, or everything, to a registered resource."""
     asked: RestorePart = call.body.restore
     job_id = await restores.request_restore(
@@ -151,24 +182,24 @@ async def restore_part(call: Call) -> dict[str, Any]:
         request_id=call.request_id,
         clock=call.services.clock,
     )
-    return {"job_id": job_id}
+    return JobAnswer(job_id=job_id)
 
 
-def wire_entry(entry: EntryView) -> dict[str, Any]:
-    """One name, for people (`name`, `path`) and exactly (`raw_path_b64`)."""
-    return {
-        "name": readable_path(_name(entry)),
-        "path": readable_path(entry.raw_path),
-        "raw_path_b64": _encoded(entry.raw_path),
-        "kind": entry.kind,
-        "size": entry.size_bytes,
-        "mode": entry.mode,
-        "uid": entry.uid,
-        "gid": entry.gid,
-        "modified_at": api_timestamp(entry.modified_at),
-        "target": readable_path(entry.target) if entry.kind == "symlink" else None,
-        "changed_while_read": entry.changed_while_read,
-    }
+def wire_entry(entry: EntryView) -> EntryPart:
+    """One name of a folder."""
+    return EntryPart(
+        name=readable_path(_name(entry)),
+        path=readable_path(entry.raw_path),
+        raw_path_b64=_encoded(entry.raw_path),
+        kind=entry.kind,
+        size=entry.size_bytes,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        modified_at=api_timestamp(entry.modified_at),
+        target=readable_path(entry.target) if entry.kind == "symlink" else None,
+        changed_while_read=entry.changed_while_read,
+    )
 
 
 def _name(entry: EntryView) -> bytes:
@@ -210,6 +241,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/backups/{backup_id}",
         action="cbr:backups:get",
         handler=show_report,
+        answer=BackupReportAnswer,
     ),
     Operation(
         name="list_entries",
@@ -217,6 +249,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/backups/{backup_id}/entries",
         action="strongroom:entries:list",
         handler=list_entries,
+        answer=EntriesAnswer,
         query=EntriesQuery,
     ),
     Operation(
@@ -225,7 +258,9 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/backups/{backup_id}/download",
         action="strongroom:entries:download",
         handler=download,
+        answer="application/octet-stream",
         query=PathQuery,
+        audit=True,
     ),
     Operation(
         name="restore_part",
@@ -233,6 +268,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/backups/{backup_id}/restore",
         action="cbr:backups:restore",
         handler=restore_part,
+        answer=JobAnswer,
         body=RestoreBody,
         status=202,
     ),

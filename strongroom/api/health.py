@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
@@ -12,9 +13,21 @@ from strongroom.base.errors import StrongroomError
 PROBE_S_MAX = 5.0  # load balancers give up sooner than that
 
 
-async def healthz(call: Call) -> dict[str, str]:
+class HealthAnswer(msgspec.Struct):
+    status: str
+    version: str
+
+
+class ReadyAnswer(msgspec.Struct):
+    """parts: `ok`, or what is wrong with it."""
+
+    status: str
+    parts: dict[str, str]
+
+
+async def healthz(call: Call) -> HealthAnswer:
     """The process answers."""
-    return {"status": "ok", "version": __version__}
+    return HealthAnswer(status="ok", version=__version__)
 
 
 async def readyz(call: Call) -> Response:
@@ -38,7 +51,7 @@ async def metrics(call: Call) -> Response:
 
 
 OPERATIONS = (
-    Operation(name="healthz", method="GET", path="/healthz", action=PUBLIC, handler=healthz),
-    Operation(name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz),
-    Operation(name="metrics", method="GET", path="/metrics", action=PUBLIC, handler=metrics),
+    Operation(name="healthz", method="GET", path="/healthz", action=PUBLIC, handler=healthz, answer=HealthAnswer),
+    Operation(name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz, answer=ReadyAnswer),
+    Operation(name="metrics", method="GET", path="/metrics", action=PUBLIC, handler=metrics, answer="text/plain"),
 )

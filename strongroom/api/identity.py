@@ -11,6 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from strongroom.api.authentication import TOKEN_HEADER, source_of
+from strongroom.api.identity_answers import (
+    CatalogAnswer,
+    DomainsAnswer,
+    ProjectsAnswer,
+    TokenAnswer,
+    VersionsAnswer,
+)
 from strongroom.api.operation import AUTHENTICATED, PUBLIC, Call, Handler, Operation
 from strongroom.base.errors import Forbidden, InvalidRequest, Unsupported
 from strongroom.control.accounts import Accounts, Project
@@ -113,26 +120,35 @@ class IdentityApi:
     @property
     def operations(self) -> tuple[Operation, ...]:
         """Rows of the table: versions, tokens, projects and domains."""
-        by_name: dict[str, Any] = {"query": ProjectQuery}
+        by_name: dict[str, Any] = {"query": ProjectQuery, "answer": ProjectsAnswer}
+        issue = {"body": TokenRequest, "status": 201, "answer": TokenAnswer, "audit": True}
         rows: tuple[tuple[str, str, str, str, Handler, dict[str, Any]], ...] = (
-            ("create_token", "POST", "auth/tokens", PUBLIC, self.create_token, {"body": TokenRequest}),
-            ("show_token", "GET", "auth/tokens", AUTHENTICATED, self.show_token, {}),
-            ("revoke_token", "DELETE", "auth/tokens", AUTHENTICATED, self.revoke_token, {"status": 204}),
+            ("create_token", "POST", "auth/tokens", PUBLIC, self.create_token, issue),
+            ("show_token", "GET", "auth/tokens", AUTHENTICATED, self.show_token, {"answer": TokenAnswer}),
+            ("revoke_token", "DELETE", "auth/tokens", AUTHENTICATED, self.revoke_token, {"status": 204, "audit": True}),
             (
                 "change_password",
                 "POST",
                 "users/{user_id}/password",
                 AUTHENTICATED,
                 self.change_password,
-                {"body": PasswordRequest, "status": 204},
+                {"body": PasswordRequest, "status": 204, "audit": True},
             ),
             ("list_auth_projects", "GET", "auth/projects", AUTHENTICATED, self.projects, by_name),
             ("list_own_projects", "GET", "projects", AUTHENTICATED, self.projects, by_name),
-            ("list_auth_domains", "GET", "auth/domains", AUTHENTICATED, self.domains, {}),
-            ("show_catalog", "GET", "auth/catalog", AUTHENTICATED, self.catalog, {}),
+            ("list_auth_domains", "GET", "auth/domains", AUTHENTICATED, self.domains, {"answer": DomainsAnswer}),
+            ("show_catalog", "GET", "auth/catalog", AUTHENTICATED, self.catalog, {"answer": CatalogAnswer}),
         )
         versions = [
-            Operation(name=name, method="GET", path=path, action=PUBLIC, handler=self.versions, status=300)
+            Operation(
+                name=name,
+                method="GET",
+                path=path,
+                action=PUBLIC,
+                handler=self.versions,
+                status=300,
+                answer=VersionsAnswer,
+            )
             for name, path in (("list_api_versions", "/"), ("show_api_version_v3", "/v3"))
         ]
         keystone = [
@@ -180,11 +196,14 @@ class IdentityApi:
                 domain_id=domain.id,
                 domain_name=domain.name,
             )
+            call.note.user_name = user.name or user.id or ""
             issued = await self._logins.log_in(login, scope, source_of(call.request))
         elif auth.identity.methods == ["token"] and auth.identity.token is not None:
             issued = await self._callers.exchange_token(auth.identity.token.id, scope)
         else:
             raise Unsupported(reason='auth.identity.methods must be ["password"] or ["token"], with its member.')
+        call.note.user_id, call.note.user_name = issued.caller.user_id, issued.caller.user_name
+        call.note.project_id = issued.caller.project_id
         body = msgspec.json.encode(self._token_body(call.request, issued))
         return Response(body, 201, {SUBJECT_HEADER: issued.text}, media_type="application/json")
 

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from strongroom.api.services import Services
 from strongroom.control.access import Caller
+from strongroom.control.audit import Note
 
 PUBLIC = "public"  # no credentials needed: versions, token issue, health
 AUTHENTICATED = "authenticated"  # anybody with valid credentials
@@ -38,6 +39,7 @@ class Call:
     body: Any
     request: Request
     request_id: str
+    note: Note  # what the audit log will say; a handler adds who it is where credentials are in the body
 
     @property
     def project_id(self) -> str:
@@ -59,6 +61,9 @@ class Operation:
     status     of success; a handler that returns a Response decides itself
     keystone   errors in the Keystone envelope instead of the CBR one
     headers    extra headers of a successful answer
+    answer     msgspec Struct of a successful answer, or the media type of one that is no JSON; None: no body
+    events     of an answer that is a stream of them: kind -> data
+    audit      a success is recorded also when it writes no rows: a login, protected data that leaves
     """
 
     name: str
@@ -71,3 +76,6 @@ class Operation:
     status: int = 200
     keystone: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
+    answer: type[msgspec.Struct] | str | None = None
+    events: Mapping[str, type[msgspec.Struct]] = field(default_factory=dict)
+    audit: bool = False

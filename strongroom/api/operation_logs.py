@@ -9,7 +9,7 @@ from strongroom.api.operation import Call, Operation
 from strongroom.api.paging import page_of
 from strongroom.base.clock import api_timestamp
 from strongroom.control import operation_logs
-from strongroom.control.operation_logs import LogFilters, OperationLog
+from strongroom.control.operation_logs import LogFilters, OperationLog, shown_status
 
 _REPLICATION = (
     *("source_region", "source_project_id", "source_checkpoint_id", "source_backup_id", "source_backup_name"),
@@ -91,12 +91,6 @@ def wire_log(log: OperationLog) -> dict[str, Any]:
         "error_info": {"code": log.error_code, "message": log.error_message},
         "extra_info": _extra_info(log),
     }
-
-
-def shown_status(log: OperationLog) -> str:
-    """A replication waits between two looks at the other region; for its tenant it runs."""
-    began = log.operation_type in ("replication", "copy") and log.started_at is not None
-    return "running" if log.status == "waiting" and began else log.status
 
 
 def _stored_types(published: str | None) -> tuple[str, ...]:

@@ -137,6 +137,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/admin/protectables",
         action=ACTION_ADMIN,
         handler=register_protectable,
+        answer=RegisteredAnswer,
         body=RegisterProtectableBody,
         status=201,
     ),
@@ -146,6 +147,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/admin/protectables",
         action=ACTION_ADMIN,
         handler=list_registered,
+        answer=RegisteredListAnswer,
         query=ListRegisteredQuery,
     ),
     Operation(

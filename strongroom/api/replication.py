@@ -135,6 +135,29 @@ async def show_replication_capabilities(call: Call) -> dict[str, Any]:
     return {"regions": [{"name": call.services.region, "replication_destinations": names}]}
 
 
+class RegionView(msgspec.Struct):
+    """project_id: the project's counterpart over there."""
+
+    name: str
+    project_id: str
+
+
+class RegionsAnswer(msgspec.Struct):
+    regions: list[RegionView]
+
+
+class RegionStep(msgspec.Struct):
+    """reason: why it does not work, else empty."""
+
+    what: str
+    works: bool
+    reason: str
+
+
+class RegionStepsAnswer(msgspec.Struct):
+    steps: list[RegionStep]
+
+
 async def list_regions(call: Call) -> dict[str, Any]:
     """The same with the project over there, which requests have to name."""
     return {"regions": [{"name": region, "project_id": there} for region, there in _destinations(call)]}
@@ -241,6 +264,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/regions",
         action="cbr:backups:queryReplicationCapability",
         handler=list_regions,
+        answer=RegionsAnswer,
     ),
     Operation(
         name="check_region",
@@ -248,5 +272,6 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/regions/{region}/check",
         action="cbr:vaults:replicate",
         handler=check_region,
+        answer=RegionStepsAnswer,
     ),
 )

@@ -6,9 +6,11 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from strongroom.api.event_hub import EventHub
 from strongroom.base.browsing import EntryView
 from strongroom.base.clock import Clock
 from strongroom.control.access import Caller
+from strongroom.control.audit import AuditTrail
 from strongroom.control.db import Database
 
 # Who sends this request? Gets the raw request and its whole body (a signature covers it). Raises Unauthenticated.
@@ -16,6 +18,14 @@ Authenticate = Callable[[Request, bytes, str], Awaitable[Caller]]
 
 # Returns when a part that the service needs answers. Raises StrongroomError with the sentence for operators.
 Probe = Callable[[], Awaitable[None]]
+
+
+# Whether the store itself keeps what a locked vault promises (object lock). Raises StoreError.
+Retains = Callable[[], Awaitable[bool]]
+
+
+async def _keeps_nothing() -> bool:
+    return False
 
 
 class Inspector(Protocol):
@@ -120,3 +130,6 @@ class Services:
     limits: Limits = Limits()
     regions: Regions | None = None
     authenticate_region: Authenticate | None = None
+    retains: Retains = _keeps_nothing
+    audit: AuditTrail = field(default_factory=AuditTrail)
+    events: EventHub = field(default_factory=EventHub)

@@ -2,10 +2,12 @@
 
 from strongroom.api import (
     agents,
+    audit,
     backup_metadata,
     backups,
     checkpoints,
     entries,
+    events,
     features,
     health,
     importing,
@@ -16,6 +18,7 @@ from strongroom.api import (
     policies,
     projects,
     protectables,
+    quotas,
     registrations,
     replication,
     sharing,
@@ -57,4 +60,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *operation_logs.OPERATIONS,
     *entries.OPERATIONS,
     *tasks.OPERATIONS,
+    *events.OPERATIONS,
+    *quotas.OPERATIONS,
+    *audit.OPERATIONS,
 )

@@ -3,7 +3,7 @@
 import msgspec
 
 from strongroom.api.operation import Call, Operation
-from strongroom.control import promises
+from strongroom.control import locking
 
 
 class LockPart(msgspec.Struct):
@@ -17,14 +17,28 @@ class LockBody(msgspec.Struct):
     lock: LockPart
 
 
-async def show_lock(call: Call) -> LockBody:
-    locked, manual = await promises.show_lock(call.services.database, call.project_id, call.path["vault_id"])
-    return LockBody(lock=LockPart(locked=locked, keep_manual=manual))
+class LockView(msgspec.Struct):
+    """kept_by_store: the store keeps the data against everybody who has its keys too (object lock of S3); else only our
+    own programs leave it alone."""
+
+    locked: bool
+    keep_manual: bool
+    kept_by_store: bool
 
 
-async def set_lock(call: Call) -> LockBody:
+class LockAnswer(msgspec.Struct):
+    lock: LockView
+
+
+async def show_lock(call: Call) -> LockAnswer:
+    locked, manual = await locking.show_lock(call.services.database, call.project_id, call.path["vault_id"])
+    kept = await call.services.retains()
+    return LockAnswer(lock=LockView(locked=locked, keep_manual=manual, kept_by_store=kept))
+
+
+async def set_lock(call: Call) -> LockAnswer:
     asked: LockPart = call.body.lock
-    await promises.set_lock(
+    await locking.set_lock(
         call.services.database,
         call.project_id,
         call.path["vault_id"],
@@ -42,6 +56,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/vaults/{vault_id}/lock",
         action="cbr:vaults:get",
         handler=show_lock,
+        answer=LockAnswer,
     ),
     Operation(
         name="set_vault_lock",
@@ -49,6 +64,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/vaults/{vault_id}/lock",
         action="cbr:vaults:update",
         handler=set_lock,
+        answer=LockAnswer,
         body=LockBody,
     ),
 )

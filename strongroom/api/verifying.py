@@ -1,7 +1,5 @@
 """Checks of a vault under /ext: asked for here, watched as tasks."""
 
-from typing import Any
-
 import msgspec
 
 from strongroom.api.operation import Call, Operation
@@ -22,7 +20,11 @@ class VerifyBody(msgspec.Struct):
     verify: VerifyMembers
 
 
-async def verify_vault(call: Call) -> dict[str, Any]:
+class VerifyAnswer(msgspec.Struct):
+    task_id: str
+
+
+async def verify_vault(call: Call) -> VerifyAnswer:
     """Accepted: the task's outcome has the findings, and it fails when a backup is hit."""
     asked: VerifyMembers = call.body.verify
     if asked.sample is not None and not (asked.deep and PERCENT_MIN <= asked.sample <= 100):
@@ -36,7 +38,7 @@ async def verify_vault(call: Call) -> dict[str, Any]:
         request_id=call.request_id,
         clock=call.services.clock,
     )
-    return {"task_id": task_id}
+    return VerifyAnswer(task_id=task_id)
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -46,6 +48,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/vaults/{vault_id}/verify",
         action="strongroom:vaults:verify",
         handler=verify_vault,
+        answer=VerifyAnswer,
         body=VerifyBody,
         status=202,
     ),

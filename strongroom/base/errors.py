@@ -195,10 +195,15 @@ class Conflict(StrongroomError):
 
 @dataclass(kw_only=True, eq=False)
 class QuotaExceeded(StrongroomError):
-    code: ClassVar[str] = "BackupService.6133"
-    template: ClassVar[str] = "The quota of {limit} {what} is used up. Delete some, or ask the operator for more."
-    limit: int
-    what: str
+    """limit: number and what of, such as `20 vaults`."""
+
+    template: ClassVar[str] = "The quota of {limit} is used up. Delete some, or ask the operator for more."
+    limit: str
+    quota_code: str
+
+    @property
+    def published_code(self) -> str:
+        return f"BackupService.{self.quota_code}"
 
 
 @dataclass(kw_only=True, eq=False)

@@ -4,11 +4,13 @@ import os
 import re
 import uuid
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+ID_PATTERN = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+HEX_ID_PATTERN = r"[0-9a-f]{32}"
+_UUID = re.compile(ID_PATTERN)
 # RFC 9562 section 5.4: 122 random bits, version and variant between them. By hand: half of what uuid4 costs.
 _RANDOM = (1 << 128) - 1 ^ 0xF << 76 ^ 0x3 << 62
 _VERSION_4 = 4 << 76 | 2 << 62
-_HEX32 = re.compile(r"[0-9a-f]{32}")
+_HEX32 = re.compile(HEX_ID_PATTERN)
 
 
 def new_id() -> str:

@@ -8,6 +8,7 @@ import typer
 from strongroom.base.errors import Canceled, StrongroomError
 from strongroom.cli import (
     accounts,
+    audit,
     backups,
     checkpoints,
     conformance,
@@ -16,6 +17,7 @@ from strongroom.cli import (
     organization,
     policies,
     protectables,
+    quotas,
     recover,
     regions,
     restores,
@@ -47,6 +49,8 @@ app.add_typer(accounts.projects, name="project")
 app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")
 app.add_typer(accounts.token_keys, name="token-key")
+app.add_typer(audit.app, name="audit")
+app.add_typer(quotas.app, name="quota")
 app.add_typer(protectables.app, name="protectable")
 regions.register(backups.app, vaults.app)
 app.add_typer(regions.app, name="region")

@@ -71,7 +71,11 @@ def list_tasks(
 def show(session: Session, task: TaskArgument) -> None:
     """Show one task with its counters and its outcome."""
     found = session.client.get(session.client.ext(f"tasks/{task}"))["task"]
-    done = f"{human_bytes(found.get('bytes_done') or 0)} of {human_bytes(found.get('bytes_total') or 0)}"
+    total = found.get("bytes_total")
+    about = "" if found.get("bytes_total_exact") else "about "
+    done = human_bytes(found.get("bytes_done") or 0) + (f" of {about}{human_bytes(total)}" if total else "")
+    if found.get("rate_bytes_s"):
+        done += f", {human_bytes(found['rate_bytes_s'])}/s"
     session.output.details(found if session.output.as_json else found | {"done": done}, MEMBERS)
 
 
@@ -92,11 +96,11 @@ def watch_tasks(
 
 @remote(app, "cancel")
 def cancel(session: Session, task: TaskArgument) -> None:
-    """Ask a task to stop. It ends as failed; what it had stored is removed later."""
+    """Stop a task. One that waits ends at once, one that runs within seconds, as failed; what it stored is removed."""
     client = session.client
     found = client.get(client.ext(f"tasks/{task}"))["task"]
     if found["status"] in ENDED:
         session.output.note(f"It has ended: {found['status']}.")
         return
-    client.post(client.ext(f"tasks/{task}/cancel"), {})
-    session.output.note("Asked to stop.")
+    found = client.post(client.ext(f"tasks/{task}/cancel"), {})["task"]
+    session.output.note("It will not begin." if found["status"] in ENDED else "Asked to stop.")

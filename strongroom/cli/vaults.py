@@ -117,7 +117,12 @@ def lock(
     path = session.client.ext(f"vaults/{found['id']}/lock")
     keep = manual or session.client.get(path)["lock"]["keep_manual"]
     answer = session.client.put(path, {"lock": {"locked": True, "keep_manual": keep}})
-    session.output.details(answer["lock"], {"Locked": "locked", "Keeps manual backups": "keep_manual"})
+    members = {"Locked": "locked", "Keeps manual backups": "keep_manual", "Kept by the store itself": "kept_by_store"}
+    session.output.details(answer["lock"], members)
+    if not answer["lock"]["kept_by_store"]:
+        session.output.warn(
+            "The store keeps this against our own programs only: it is a folder, or a bucket without object lock."
+        )
 
 
 @remote(app, "suspend")

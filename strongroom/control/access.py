@@ -12,6 +12,7 @@ ROLE_NO_POLICIES = "CBR BackupsAndVaultsFullAccess"
 ROLE_READER = "CBR ReadOnlyAccess"
 
 ACTION_ADMIN = "strongroom:admin"  # everything under /ext/v1/admin
+ACTION_AUDIT = "strongroom:audit:list"  # for who administers the project: it tells of all its users
 
 READ_ACTIONS = frozenset(
     {
@@ -37,6 +38,8 @@ READ_ACTIONS = frozenset(
         "cbr:features:get",
         "cbr:tasks:list",
         "cbr:tasks:get",
+        "strongroom:events:get",
+        "strongroom:quotas:get",
         "strongroom:entries:list",  # names inside a restore point; contents need download
     }
 )
@@ -78,7 +81,7 @@ POLICY_ACTIONS = frozenset({"cbr:policies:create", "cbr:policies:update", "cbr:p
 
 ACTIONS_OF: dict[str, frozenset[str]] = {
     ROLE_OPERATOR: frozenset({ACTION_ADMIN}),
-    ROLE_TENANT_ADMIN: READ_ACTIONS | WRITE_ACTIONS | POLICY_ACTIONS,
+    ROLE_TENANT_ADMIN: READ_ACTIONS | WRITE_ACTIONS | POLICY_ACTIONS | {ACTION_AUDIT},
     ROLE_FULL: READ_ACTIONS | WRITE_ACTIONS | POLICY_ACTIONS,
     ROLE_NO_POLICIES: READ_ACTIONS | WRITE_ACTIONS,
     ROLE_READER: READ_ACTIONS,

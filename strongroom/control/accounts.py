@@ -109,6 +109,10 @@ class Accounts:
         self._passwords = passwords
         self._clock = clock
 
+    def on(self, database: Database) -> "Accounts":
+        """The same, through another view of the database: that of one request, which records what it changes."""
+        return Accounts(database=database, ring=self._ring, passwords=self._passwords, clock=self._clock)
+
     # --- what a user has --------------------------------------------------------------------------------------------
 
     async def projects_of(self, user_id: str, name: str | None = None) -> list[Project]:

@@ -18,12 +18,13 @@ from strongroom.base.errors import (
     BackupNotFound,
     Conflict,
     InvalidRequest,
+    QuotaExceeded,
     ResourceNotFound,
     StoreFull,
     StrongroomError,
 )
 from strongroom.base.units import GIB
-from strongroom.control import checkpoints, deletions, tasks
+from strongroom.control import checkpoints, deletions, quotas, tasks
 from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
@@ -265,6 +266,7 @@ class BackupJob:
 
     incremental  False: trust no parent, read and hash everything
     parent       newest restorable backup of this resource in this vault; None: there is none
+    project_left_bytes   what the project's quota leaves; None: no limit
     expired_at   None: kept until deleted
     promised_until   by the clock of promises; None: nothing is promised
     """
@@ -280,6 +282,7 @@ class BackupJob:
     expired_at: datetime | None
     promised_until: datetime | None
     parent: ParentRef | None
+    project_left_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +330,8 @@ async def start_backup(database: Database, task: Task) -> BackupJob:
             raise ResourceNotFound(id=resource.id, detail="no longer bound to the vault")
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "UPDATE backups SET status = 'protecting', updated_at = now() WHERE project_id = %s AND id = %s "
+                "UPDATE backups SET status = 'protecting', promise_told = promised_until, updated_at = now() "
+                "WHERE project_id = %s AND id = %s "
                 "AND status IN ('waiting_protect', 'protecting') "
                 "RETURNING name, checkpoint_id, incremental, auto_trigger, created_at, expired_at, promised_until",
                 [task.project_id, task.backup_id],
@@ -336,8 +340,15 @@ async def start_backup(database: Database, task: Task) -> BackupJob:
         if row is None or task.backup_id is None:
             raise BackupNotFound(id=task.backup_id or "(none)")
         parent = await _find_parent(conn, task.project_id, vault.id, resource.id)
+        left = await quotas.bytes_left(conn, task.project_id)
     return BackupJob(
-        vault=vault, resource=resource, backup_id=task.backup_id, backup_name=row.pop("name"), parent=parent, **row
+        vault=vault,
+        resource=resource,
+        backup_id=task.backup_id,
+        backup_name=row.pop("name"),
+        parent=parent,
+        project_left_bytes=left,
+        **row,
     )
 
 
@@ -358,7 +369,8 @@ async def _find_parent(
 
 async def commit_backup(database: Database, task: Task, committed: CommittedBackup, clock: Clock) -> None:
     """Report a backup whose root is durable: its row, the vault's usage, the checkpoint, the resource and the task end
-    in one transaction. A second call raises Fenced. Raises BackupNotFound when the row is not waiting for this."""
+    in one transaction. A second call raises Fenced. Raises BackupNotFound when the row is not waiting for this, and
+    QuotaExceeded when the project may not store so much."""
     now = clock.now()
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
@@ -385,6 +397,7 @@ async def commit_backup(database: Database, task: Task, committed: CommittedBack
             raise BackupNotFound(id=task.backup_id or "(none)")
         used = vault.used_bytes + committed.stored_bytes if committed.used_bytes is None else committed.used_bytes
         await set_used(conn, vault, used)
+        await quotas.require_bytes(conn, task.project_id)  # others may have used it up meanwhile: then prune takes ours
         await _note_size(conn, task, committed.resource_size_bytes)
         await _note_for_policy(conn, task, incremental=row[0], automatic=row[1], created_at=row[2], now=now)
         await release_resource(conn, task.project_id, task.resource_id, "protecting")
@@ -464,4 +477,4 @@ async def fail_backup(
 
 
 def _lacked_room(error: StrongroomError) -> bool:
-    return isinstance(error, StoreFull) or error.published_code == "BackupService.6114"
+    return isinstance(error, StoreFull | QuotaExceeded) or error.published_code == "BackupService.6114"

@@ -18,7 +18,7 @@ from psycopg.types.json import Jsonb
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Conflict, InvalidRequest, ResourceNotFound
 from strongroom.base.ids import new_id
-from strongroom.control import tasks
+from strongroom.control import quotas, tasks
 from strongroom.control.checkpoint_views import Checkpoint, load_checkpoint
 from strongroom.control.db import Database
 from strongroom.control.names import require_description, require_id, require_name
@@ -78,8 +78,8 @@ async def create_checkpoint(
 ) -> Checkpoint:
     """Write the rows of a run; workers do the rest. All rows or none.
 
-    Raises VaultNotFound, ResourceNotFound, InvalidRequest and Conflict: 6124 (vault type), 6113 (vault status), 6114
-    (full), 0001 (nothing to back up), 6135 (resource of no or another vault), 6104 (twice), 6125 (met another run).
+    Raises VaultNotFound, ResourceNotFound, InvalidRequest, QuotaExceeded and Conflict: 6124 (vault type), 6113 (vault
+    status), 6114 (full), 0001 (nothing to back up), 6135 (resource not of the vault), 6104 (twice), 6125 (met a run).
     """
     _check(new)
     async with database.transaction() as conn:
@@ -101,6 +101,7 @@ async def begin_checkpoint(
         raise Conflict(conflict_code="0001", reason=f"Nothing to back up in vault {vault.name}. {reasons}".strip())
     new = replace(new, name=new.name or await _made_up_name(conn, vault, new.auto_trigger))
     await _write_rows(conn, vault, new, members, checkpoint_id, now)
+    await quotas.require_point(conn, vault.project_id)
     if vault.locked:
         await promise(conn, vault, now)
     await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)

@@ -6,7 +6,7 @@ tried again. Broken constraints pass through as psycopg's IntegrityError: only t
 """
 
 import select
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Self, TypeVar, overload
 
@@ -19,6 +19,8 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from strongroom.base.errors import Unavailable
 
 Row = TypeVar("Row")
+
+BeforeCommit = Callable[[AsyncConnection[Any]], Awaitable[None]]
 
 OPEN_S_MAX = 15.0  # until the first connection stands; an embedded PostgreSQL recovers within seconds
 CHECKOUT_S_MAX = 10.0  # a request that waited longer for a connection is better refused
@@ -37,9 +39,16 @@ _SESSION_SETTINGS = {
 class Database:
     """A pool of connections. Made by `open`; every method may be called by many tasks at once."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[Any]], url: str) -> None:
+    def __init__(
+        self, pool: AsyncConnectionPool[AsyncConnection[Any]], url: str, before_commit: BeforeCommit | None = None
+    ) -> None:
         self._pool = pool
         self._url = url
+        self._before_commit = before_commit
+
+    def with_each_transaction(self, before_commit: BeforeCommit) -> "Database":
+        """The same pool; each of its transactions calls this as its last step, and is rolled back when that raises."""
+        return Database(self._pool, self._url, before_commit)
 
     @classmethod
     async def open(cls, url: str, *, min_size: int = 1, max_size: int = 16) -> Self:
@@ -118,6 +127,8 @@ class Database:
                 if in_transaction:
                     async with conn.transaction():
                         yield conn
+                        if self._before_commit is not None:
+                            await self._before_commit(conn)
                 else:
                     yield conn
             finally:

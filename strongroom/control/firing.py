@@ -5,7 +5,7 @@ policy_vaults that says when; then the run, as a request would make it, and the 
 both find it due, and one that dies before the commit has done nothing: the next tick finds it due as before.
 
 After a time without a ticker a vault runs once, not once for each run it missed, and goes on by its schedule. A run
-that is refused (vault full, every resource busy) is told in the operation log of each resource and is over.
+that is refused (vault full, quota used up, every resource busy) is told in the operation log of each resource and over.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import Conflict
+from strongroom.base.errors import Conflict, QuotaExceeded
 from strongroom.base.ids import new_id
 from strongroom.control.auto_binding import bind_matching
 from strongroom.control.checkpoints import KEEP_FOR_EVER, NewCheckpoint, begin_checkpoint
@@ -29,7 +29,7 @@ from strongroom.control.retention import full_due
 from strongroom.control.subjects import VaultRef, lock_vault_if_free
 
 DUE_AT_ONCE_MAX = 100  # vaults of one tick; the next tick, two seconds later, takes the next ones
-NOTHING = "0001"  # of the published codes: every resource is busy, or there is none
+NOTHING = "BackupService.0001"  # of the published codes: every resource is busy, or there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ async def _run(conn: AsyncConnection[Any], vault: VaultRef, policy: Policy, now:
     try:
         async with conn.transaction():  # a refusal must not take back what else this transaction does
             checkpoint = await begin_checkpoint(conn, vault, new, request_id=request_id, now=now)
-    except Conflict as refused:
+    except (Conflict, QuotaExceeded) as refused:
         await _tell(conn, vault, policy, covered, refused, request_id, now)
         return None, refused.message
     return checkpoint.id, ""
@@ -167,7 +167,7 @@ async def _tell(
     vault: VaultRef,
     policy: Policy,
     resource_ids: list[str],
-    refused: Conflict,
+    refused: Conflict | QuotaExceeded,
     request_id: str,
     now: datetime,
 ) -> None:
@@ -180,7 +180,7 @@ async def _tell(
         "gen_random_uuid()::text, resource_id, type, name FROM vault_resources "
         "WHERE project_id = %s AND vault_id = %s AND resource_id = ANY(%s)",
         [
-            *("skipped" if refused.conflict_code == NOTHING else "failed", vault.name, vault.provider_id, policy.id),
+            *("skipped" if refused.published_code == NOTHING else "failed", vault.name, vault.provider_id, policy.id),
             *(request_id, Jsonb({"incremental": True}), refused.published_code, refused.message),
             *(now, now, now, now, vault.project_id, vault.id, resource_ids),
         ],

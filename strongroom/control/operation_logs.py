@@ -1,4 +1,4 @@
-"""Operation logs as tenants read them, and the same rows as tasks for /ext. Nothing here changes a row but cancel.
+"""Operation logs as tenants read them, and the same rows as tasks for /ext. Nothing here changes a row.
 
 Housekeeping (prune) is not a tenant's operation: it stands in no list unless asked for by its type.
 """
@@ -11,8 +11,7 @@ from typing import Any, LiteralString
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
-from strongroom.base.errors import Conflict, TaskNotFound
-from strongroom.control import tasks
+from strongroom.base.errors import TaskNotFound
 from strongroom.control.db import Database
 from strongroom.control.deletions import removed_resources
 from strongroom.control.listing import Filters, Page, fetch_page, require_time
@@ -35,6 +34,7 @@ class OperationLog:
     started_at  None while it waits      ended_at  None until it is final
     removed     resources of a remove_resource
     error_code  `BackupService.nnnn`, "" when nothing went wrong
+    bytes_total 0: not known        total_exact  False: an estimate, of the resource as it was at the last look
     """
 
     id: str
@@ -67,7 +67,9 @@ class OperationLog:
     progress: int
     bytes_done: int
     bytes_total: int
+    total_exact: bool
     entries_done: int
+    rate_bytes_s: int | None
     removed: tuple[RemovedResource, ...] = ()
 
 
@@ -94,10 +96,17 @@ class LogFilters:
     open: bool | None = None
 
 
-_COLUMNS: LiteralString = """id, project_id, operation_type, status, vault_id, vault_name, provider_id, checkpoint_id,
+def shown_status(log: OperationLog) -> str:
+    """A replication waits between two looks at the other region; for its tenant it runs."""
+    began = log.operation_type in ("replication", "copy") and log.started_at is not None
+    return "running" if log.status == "waiting" and began else log.status
+
+
+COLUMNS: LiteralString = """id, project_id, operation_type, status, vault_id, vault_name, provider_id, checkpoint_id,
     policy_id, backup_id, backup_name, resource_id, resource_type, resource_name, target_resource_id,
     target_resource_name, request_id, parameters, outcome, error_code, error_message, created_at, started_at, ended_at,
-    updated_at, attempts, cancel_requested, progress, bytes_done, bytes_total, entries_done"""
+    updated_at, attempts, cancel_requested, progress, bytes_done, bytes_total, total_exact, entries_done,
+    rate_bytes_s"""
 
 
 async def list_logs(
@@ -107,7 +116,7 @@ async def list_logs(
     async with database.read() as conn:
         rows, count = await fetch_page(
             conn,
-            columns=_COLUMNS,
+            columns=COLUMNS,
             table="operation_logs",
             filters=_filters(project_id, asked),
             page=page,
@@ -124,19 +133,6 @@ async def show_log(database: Database, project_id: str, log_id: str) -> Operatio
 async def show_task(database: Database, project_id: str, task_id: str) -> OperationLog:
     """Any task of the project. Raises TaskNotFound."""
     return await _show(database, project_id, task_id, listed_only=False)
-
-
-async def cancel_task(database: Database, project_id: str, task_id: str) -> None:
-    """Ask a waiting or running backup, restore, replication or move to stop; it ends as failed. Idempotent while open.
-
-    Raises TaskNotFound, and Conflict for a task that has ended (6112) or that deletes: half a deletion helps nobody.
-    """
-    task = await show_task(database, project_id, task_id)
-    if task.operation_type not in ("backup", "restore", "replication", "copy", "migrate"):
-        raise Conflict(conflict_code="6112", reason=f"A {task.operation_type} task cannot be canceled. Let it end.")
-    async with database.transaction() as conn:
-        if not await tasks.request_cancel(conn, project_id, task_id):
-            raise Conflict(conflict_code="6112", reason="The task has ended already; there is nothing to cancel.")
 
 
 def _filters(project_id: str, asked: LogFilters) -> Filters:
@@ -182,7 +178,7 @@ async def _show(database: Database, project_id: str, log_id: str, *, listed_only
     async with database.read() as conn:
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                f"SELECT {_COLUMNS} FROM operation_logs "  # noqa: S608 -- the columns are ours
+                f"SELECT {COLUMNS} FROM operation_logs "  # noqa: S608 -- the columns are ours
                 "WHERE project_id = %s AND id = %s AND (listed OR NOT %s)",
                 [project_id, log_id, listed_only],
             )

@@ -16,10 +16,8 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import InvalidRequest
 from strongroom.control.db import Database
-from strongroom.control.subjects import VaultRef, lock_vault
-from strongroom.control.vault_resources import require_available
+from strongroom.control.subjects import VaultRef
 
 TICK_S_MAX = 3600.0  # of one tick: what the database takes in one step
 
@@ -73,30 +71,37 @@ async def promise(conn: AsyncConnection[Any], vault: VaultRef, now: datetime) ->
     )
 
 
-async def show_lock(database: Database, project_id: str, vault_id: str) -> tuple[bool, bool]:
-    """(locked, keep_manual) of a vault. Raises VaultNotFound."""
-    async with database.transaction() as conn:
-        vault = await lock_vault(conn, project_id, vault_id)
-        return vault.locked, vault.keep_manual
-
-
-async def set_lock(
-    database: Database, project_id: str, vault_id: str, *, locked: bool, keep_manual: bool, clock: Clock
-) -> None:
-    """Lock a vault, and say whether it keeps manual backups too. Neither is taken back while it is locked.
-
-    Raises VaultNotFound, InvalidRequest, Conflict 6112 (vault status).
-    """
-    async with database.transaction() as conn:
-        vault = await lock_vault(conn, project_id, vault_id)
-        require_available(vault, "lock", "error")
-        if vault.locked and not (locked and keep_manual >= vault.keep_manual):
-            raise InvalidRequest(
-                reason="vault not support to modify locked attribute from true to false. What a locked vault keeps "
-                "can only become more."
-            )
-        await conn.execute(
-            "UPDATE vaults SET locked = %s, keep_manual = %s, updated_at = %s WHERE project_id = %s AND id = %s",
-            [locked, keep_manual, clock.now(), project_id, vault.id],
+async def untold_promises(
+    database: Database, project_id: str, vault_id: str, domain_id: str | None
+) -> list[tuple[str, datetime]]:
+    """(root, time) of backups in the domain whose labels in the store do not say what is promised to them."""
+    async with database.read() as conn:
+        found = await conn.execute(
+            "SELECT root, promised_until FROM backups WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL "
+            "AND domain_id IS NOT DISTINCT FROM %s AND promised_until IS NOT NULL "
+            "AND promise_told IS DISTINCT FROM promised_until ORDER BY created_at, id",
+            [project_id, vault_id, domain_id],
         )
-        await promise(conn, vault, clock.now())
+        return await found.fetchall()
+
+
+async def time_left(
+    database: Database, project_id: str, vault_id: str, domain_id: str | None
+) -> list[tuple[str, float]]:
+    """(root, seconds) of promises to backups of the domain that are not over."""
+    async with database.read() as conn:
+        found = await conn.execute(
+            "SELECT root, extract(epoch FROM promised_until - (SELECT at FROM promise_clock))::float8 FROM backups "
+            "WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL AND domain_id IS NOT DISTINCT FROM %s "
+            "AND promised_until > (SELECT at FROM promise_clock) ORDER BY created_at, id",
+            [project_id, vault_id, domain_id],
+        )
+        return await found.fetchall()
+
+
+async def note_told(database: Database, project_id: str, root: str, until: datetime) -> None:
+    """The labels of this root say so now."""
+    async with database.transaction() as conn:
+        await conn.execute(
+            "UPDATE backups SET promise_told = %s WHERE project_id = %s AND root = %s", [until, project_id, root]
+        )

@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Conflict
 from strongroom.base.ids import new_id
-from strongroom.control import checkpoints, tasks
+from strongroom.control import checkpoints, quotas, tasks
 from strongroom.control.db import Database
 from strongroom.control.policy_rules import Definition, Trigger, retention_rules
 from strongroom.control.promises import promise
@@ -226,6 +226,7 @@ async def _write_rows(conn: AsyncConnection[Any], vault: VaultRef, offer: Offer,
     await checkpoints.settle(conn, vault.project_id, [offer.checkpoint_id], now)
     if vault.locked:
         await promise(conn, vault, now)
+    await quotas.require_point(conn, vault.project_id)
 
 
 async def _begin_again(conn: AsyncConnection[Any], vault: VaultRef, offer: Offer, task: NewTask, now: datetime) -> None:

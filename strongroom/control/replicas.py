@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
 from strongroom.base.errors import BackupNotFound, Canceled, Conflict, StrongroomError
-from strongroom.control import checkpoints, deletions, tasks
+from strongroom.control import checkpoints, deletions, quotas, tasks
 from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
 from strongroom.control.replica_offers import sent_retention
@@ -110,6 +110,7 @@ async def commit_replica(database: Database, task: Task, committed: CommittedRep
             raise BackupNotFound(id=task.backup_id or "(none)")
         used = vault.used_bytes + committed.stored_bytes if committed.used_bytes is None else committed.used_bytes
         await set_used(conn, vault, used)
+        await quotas.require_bytes(conn, task.project_id)
         await _end_record(conn, task, "success", now)
         if not vault.locked:  # a locked vault keeps what it has, whatever rules a region sends
             await _apply_retention(conn, task, now)

@@ -86,11 +86,12 @@ class Task:
     state: dict[str, Any]
     member_id: str | None = None
     lender_project_id: str | None = None
+    cancel_requested: bool = False
 
 
 _CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, vault_name, provider_id, checkpoint_id,
     backup_id, resource_id, resource_type, resource_name, target_resource_id, request_id, parameters, state,
-    member_id, lender_project_id"""
+    member_id, lender_project_id, cancel_requested"""
 
 
 # As one document: the statement is the same for any number of rows, so it stays prepared.
@@ -215,15 +216,34 @@ async def still_mine(conn: AsyncConnection[Any], task: Task) -> None:
         raise Fenced(reason="its lease ran out", detail=f"task {task.id} generation {task.generation}")
 
 
-async def note_progress(
-    database: Database, task: Task, *, bytes_done: int, bytes_total: int, entries_done: int, progress: int
-) -> None:
-    """Written at most once a second by the worker's renewal thread; lost progress is only a number on a screen."""
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a running task is.
+
+    bytes_total   0: nobody knows        total_exact  False: what the resource had at the last look
+    percent       0..99: 100 is said by the transaction that ends the task
+    rate_bytes_s  of the last seconds; None: too early to tell
+    """
+
+    bytes_done: int
+    bytes_total: int
+    total_exact: bool
+    entries_done: int
+    percent: int
+    rate_bytes_s: int | None
+
+
+async def note_progress(database: Database, task: Task, progress: Progress) -> None:
+    """Written by the worker's renewal; lost progress is only a number on a screen."""
     async with database.transaction() as conn:
         await conn.execute(
-            "UPDATE operation_logs SET bytes_done = %s, bytes_total = %s, entries_done = %s, progress = %s, "
-            "updated_at = now() WHERE id = %s AND generation = %s AND status = 'running'",
-            [bytes_done, bytes_total, entries_done, progress, task.id, task.generation],
+            "UPDATE operation_logs SET bytes_done = %s, bytes_total = %s, total_exact = %s, entries_done = %s, "
+            "progress = %s, rate_bytes_s = %s, updated_at = now() "
+            "WHERE id = %s AND generation = %s AND status = 'running'",
+            [
+                *(progress.bytes_done, progress.bytes_total, progress.total_exact, progress.entries_done),
+                *(progress.percent, progress.rate_bytes_s, task.id, task.generation),
+            ],
         )
 
 
@@ -247,7 +267,7 @@ async def finish(
     now = clock.now()
     await conn.execute(
         "UPDATE operation_logs SET status = %s, ended_at = %s, updated_at = %s, lease_until = NULL, "
-        "error_code = %s, error_message = %s, error_detail = %s, outcome = %s, "
+        "rate_bytes_s = NULL, error_code = %s, error_message = %s, error_detail = %s, outcome = %s, "
         "progress = CASE WHEN %s = 'success' THEN 100 ELSE progress END WHERE id = %s AND generation = %s",
         [
             status,
@@ -269,7 +289,7 @@ async def put_back(database: Database, task: Task, delay_s: float, *, count: boo
     async with database.transaction() as conn:
         await still_mine(conn, task)
         await conn.execute(
-            "UPDATE operation_logs SET status = 'waiting', lease_until = NULL, worker = NULL, "
+            "UPDATE operation_logs SET status = 'waiting', lease_until = NULL, worker = NULL, rate_bytes_s = NULL, "
             "not_before = now() + make_interval(secs => %s), attempts = attempts - %s WHERE id = %s",
             [delay_s, 0 if count else 1, task.id],
         )
@@ -294,6 +314,25 @@ async def exhausted(database: Database, worker: str, group: str) -> list[Task]:
             [worker, LEASE_S, group, ATTEMPTS_MAX],
         )
         return [Task(**row) for row in await cursor.fetchall()]
+
+
+async def take_waiting(conn: AsyncConnection[Any], project_id: str, task_id: str) -> Task | None:
+    """Claim a task that waits and never began, to end it as canceled; None: there is no such task.
+
+    It counts as running under a lease of its own, so that whoever dies before the end leaves it to a worker, which sees
+    the same wish.
+    """
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            f"""
+            UPDATE operation_logs SET status = 'running', generation = generation + 1, worker = 'canceled',
+                lease_until = now() + make_interval(secs => %s), cancel_requested = true, updated_at = now()
+            WHERE project_id = %s AND id = %s AND status = 'waiting' AND started_at IS NULL RETURNING {_CLAIMED}
+            """.encode(),  # noqa: S608 -- the columns are ours
+            [LEASE_S, project_id, task_id],
+        )
+        row = await cursor.fetchone()
+    return Task(**row) if row is not None else None
 
 
 async def request_cancel(conn: AsyncConnection[Any], project_id: str, task_id: str) -> bool:

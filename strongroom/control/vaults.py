@@ -13,15 +13,17 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import Conflict, InvalidRequest, QuotaExceeded, VaultNotFound
+from strongroom.base.errors import Conflict, InvalidRequest, VaultNotFound
 from strongroom.base.ids import new_id
 from strongroom.control import tasks
 from strongroom.control.access import Caller, allowed
 from strongroom.control.db import Database
 from strongroom.control.listing import Filters, Page, fetch_page
+from strongroom.control.locking import tell_store
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, Tag, require_enterprise_project, require_id
 from strongroom.control.policies import apply_policy, unbind_vault
 from strongroom.control.promises import promise
+from strongroom.control.quotas import require_vaults
 from strongroom.control.resource_binding import LookAt, bind
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tag_search import TagQuery, filters_of
@@ -37,7 +39,6 @@ from strongroom.control.vault_rules import (
 )
 from strongroom.control.vault_work import refuse_open_work
 
-VAULTS_PER_PROJECT_MAX = 10_000  # contract section 15 knows a quota but no number; a list of all stays ten pages
 IDS_MAX = 1000  # of one filter: a page of the list
 
 _COLUMNS: LiteralString = """id, project_id, user_id, name, description, provider_id, object_type, protect_type,
@@ -70,7 +71,6 @@ async def create_vault(database: Database, caller: Caller, new: NewVault, look_a
     looks = await look_at([resource.id for resource in new.resources])
     vault_id, now = new_id(), clock.now()
     async with database.transaction() as conn:
-        await _require_room(conn, caller.project_id)
         await conn.execute(
             """
             INSERT INTO vaults (id, project_id, user_id, name, description, provider_id, object_type, protect_type,
@@ -105,6 +105,7 @@ async def create_vault(database: Database, caller: Caller, new: NewVault, look_a
         await bind(conn, vault, new.resources, looks, now)
         if new.backup_policy_id is not None:
             await apply_policy(conn, vault, new.backup_policy_id, now)
+        await require_vaults(conn, caller.project_id)
         return await require_vault(conn, caller.project_id, vault_id)
 
 
@@ -231,6 +232,7 @@ async def update_vault(database: Database, project_id: str, vault_id: str, chang
         )
         if after.locked and not before.locked:
             await promise(conn, head, clock.now())
+            await tell_store(conn, head, clock)
         return await require_vault(conn, project_id, vault_id)
 
 
@@ -281,15 +283,6 @@ async def delete_vault(database: Database, project_id: str, vault_id: str, reque
             "FOR UPDATE SKIP LOCKED)",
             [project_id, project_id, vault_id],
         )
-
-
-async def _require_room(conn: AsyncConnection[Any], project_id: str) -> None:
-    """Vaults of one project are made one after the other, so that the quota holds for two creations at once."""
-    await conn.execute("SELECT 1 FROM projects WHERE id = %s FOR NO KEY UPDATE", [project_id])
-    found = await conn.execute("SELECT count(*) FROM vaults WHERE project_id = %s", [project_id])
-    row = await found.fetchone()
-    if row is not None and row[0] >= VAULTS_PER_PROJECT_MAX:
-        raise QuotaExceeded(limit=VAULTS_PER_PROJECT_MAX, what="vaults")
 
 
 async def _contents(conn: AsyncConnection[Any], vault: VaultRef) -> tuple[int, bool]:

@@ -45,6 +45,7 @@ from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import Table, encode_table
 from strongroom.engine.keys import Domain
 from strongroom.engine.labels import LabelsOf
+from strongroom.engine.locks import require_unpromised
 from strongroom.engine.model import Labels, Root, SessionKind, Sessions
 from strongroom.engine.pack import Pack, SegmentPlace, SegmentReader, decompress_bounded
 from strongroom.engine.pool import Pool
@@ -126,9 +127,10 @@ class Repository:
         put_checked_digest(self.store, self.prefix, digest_of(name, data))
 
     def delete_root(self, name: str) -> None:
-        """The backup does not exist any more; prune frees its bytes. Idempotent."""
+        """The backup is no more; prune frees its bytes. Idempotent. Raises Conflict when a locked vault keeps it."""
         if parse_root_name(name) is None:
             raise InvalidRequest(reason="This is no name of a root.", detail=name[:100])
+        require_unpromised(self.store, self.prefix, lambda: self.load_labels(self.load_root(name)))
         delete_object(self.store, self.prefix, f"roots/{name}")
 
     def find_root(self, backup_id: str, generation: int | None = None) -> Root | None:

@@ -12,6 +12,7 @@ import re
 
 from strongroom.base.streams import Monitor
 from strongroom.engine.digests import delete_object
+from strongroom.engine.locks import require_no_locked_roots
 from strongroom.engine.store.base import Store
 
 ROUNDS_MAX = 8  # of looking again: what an attempt that was given up wrote meanwhile goes too
@@ -22,8 +23,10 @@ _WRAP = re.compile(r"((?:.*/)?domains/[0-9a-f]{32}/)(keys/[^/]+)")
 def shred(store: Store, prefix: str, monitor: Monitor) -> int:
     """Drop the wraps of every domain below `prefix`, which ends with a slash or is empty; gives their number.
 
-    Idempotent; durable on return, when it has seen that none is left. Raises StoreError and what `monitor` raises.
+    Idempotent; durable on return, when it has seen that none is left. Raises Conflict 6111, with nothing dropped, for a
+    locked vault that holds roots; StoreError, and what `monitor` raises.
     """
+    require_no_locked_roots(store, prefix)
     dropped = 0
     for _ in range(ROUNDS_MAX):
         wraps = [found for info in store.list(prefix) if (found := _WRAP.fullmatch(info.name))]

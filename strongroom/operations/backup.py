@@ -22,7 +22,8 @@ from strongroom.control.backups import BackupJob, CommittedBackup
 from strongroom.engine import BackupReport, BackupRequest, Root
 from strongroom.engine import backup as engine_backup
 from strongroom.operations.job import Job, source_ref
-from strongroom.operations.watched_store import Room, free
+from strongroom.operations.locking import retain_root, tell_lock, tell_promises
+from strongroom.operations.watched_store import Room
 from strongroom.sources.base import PointWanted
 from strongroom.sources.open import driver_for
 
@@ -34,11 +35,20 @@ def run(job: Job) -> None:
     tools, task = job.tools, job.task
     plan = tools.portal.call(backups.start_backup(tools.database, task))
     job.monitor.expected_bytes = plan.resource.size_bytes
-    room = Room(used_bytes=plan.vault.used_bytes, size_bytes=plan.vault.size_bytes) if plan.vault.size_bytes else None
+    room = Room(
+        used_bytes=plan.vault.used_bytes,
+        size_bytes=plan.vault.size_bytes,
+        project_left_bytes=plan.project_left_bytes,
+    )
     started_s = tools.clock.monotonic_s()
-    repository = tools.repository(plan.vault, task.id, room.spend if room else free)
+    repository = tools.repository(plan.vault, task.id, room.spend)
+    tell_lock(tools, plan.vault)
+    tell_promises(tools, plan.vault, repository, None)
     left = repository.find_root(plan.backup_id)
     if left is not None:
+        if plan.promised_until and not left.labels.get("lock_until"):
+            repository.put_labels(left.backup_id, _labels(plan, _token_of(left), str(left.labels.get("consistency"))))
+        retain_root(job, plan.vault, repository, left.name, plan.promised_until)
         _commit(job, left.report, left.size, _token_of(left), {"adopted": True, "kind": left.kind})
         return
     full = not plan.incremental or plan.parent is None
@@ -59,6 +69,7 @@ def run(job: Job) -> None:
             "source": dict(point.metadata),
             "kind": point.kind,
         }
+        retain_root(job, plan.vault, repository, report.root, plan.promised_until)
         _commit(job, report, report.bytes_total, point.token, extra)
         point.commit()
 

@@ -18,6 +18,7 @@ from strongroom.control.vault_roots import DeleteJob
 from strongroom.engine.prune import live_bytes
 from strongroom.engine.shred import erase
 from strongroom.operations.job import Job, vault_prefix
+from strongroom.operations.locking import release_roots, tell_lock
 from strongroom.operations.watched_store import WatchedStore
 
 
@@ -48,6 +49,7 @@ def _delete_roots(job: Job, plan: DeleteJob) -> int:
     gone = {backup_id for backup_id, _ in plan.backups}
     foreign = frozenset().union(*plan.foreign.values())
     own = {root for _, root in plan.backups if root is not None} - foreign
+    tell_lock(tools, plan.vault)
     used = 0
     for domain_id in tools.domains(plan.vault) or [None]:
         repository = tools.repository(plan.vault, task.id, domain_id=domain_id)
@@ -63,6 +65,7 @@ def _delete_roots(job: Job, plan: DeleteJob) -> int:
 
 
 def _erase_vault(job: Job, plan: DeleteJob) -> None:
+    release_roots(job.tools, plan.vault)
     prefix = vault_prefix(plan.vault.project_id, plan.vault.id) + "/"
     erase(WatchedStore(job.tools.store), prefix, job.monitor)
     job.tools.forget_index(plan.vault)

@@ -12,7 +12,7 @@ from strongroom.base.errors import InvalidRequest, ObjectExists, ObjectMissing, 
 from strongroom.control import sessions as session_rows
 from strongroom.control.db import Database
 from strongroom.control.subjects import ResourceRef, VaultRef
-from strongroom.control.tasks import Task
+from strongroom.control.tasks import Task, note_progress
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
 from strongroom.engine.catalogue import DomainPlace, find_domains, is_own_domain
@@ -183,8 +183,13 @@ class Job:
     monitor: JobMonitor
 
     def fence(self) -> None:
-        """Last look before something is committed outside the database. Raises Fenced, Canceled or WorkerStops."""
+        """Last look before something is committed outside the database. Raises Fenced, Canceled or WorkerStops.
+
+        The last numbers of the work are noted: those of the end are exact.
+        """
         self.monitor.check()
+        progress = self.monitor.progress(self.tools.clock.monotonic_s())
+        self.tools.portal.call(note_progress(self.tools.database, self.task, progress))
 
 
 def source_ref(resource: ResourceRef) -> SourceRef:

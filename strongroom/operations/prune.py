@@ -6,7 +6,8 @@
              task is open (RULINGS 7), or while a task copies into the domain; the others are dead
     2 guard  a dead root of the own domain is what an attempt left that the database knows of. One it has never heard of
              means that the database is older than the store: nothing is removed, `rebuild` brings the rows back
-    3 lock   what was promised a time that is not over stays, whatever the rows say (control/promises.py)
+    3 lock   what was promised a time that is not over stays, whatever the rows say (control/promises.py); promises that
+             the store has not heard of are written there first (locking.py)
     4 prune  the engine deletes dead roots, writes the next index, deletes what no session can need
     5 end    rows: task success, with the bytes freed and moved
 
@@ -28,6 +29,7 @@ from strongroom.engine.prune import prune
 from strongroom.engine.repository import Repository
 from strongroom.engine.roots import parse_root_name
 from strongroom.operations.job import Job
+from strongroom.operations.locking import retain_promised, tell_lock, tell_promises
 from strongroom.operations.rebuild import lost_backup
 
 log = structlog.get_logger("prune")
@@ -37,9 +39,11 @@ def run(job: Job) -> None:
     """One attempt. Raises DatabaseBehind, with nothing changed."""
     tools, task = job.tools, job.task
     plan = tools.portal.call(deletions.start_prune(tools.database, task))
+    tell_lock(tools, plan.vault)
     total: dict[str, Any] = {}
     for domain_id in tools.domains(plan.vault):
         repository = tools.repository(plan.vault, task.id, domain_id=domain_id)
+        tell_promises(tools, plan.vault, repository, domain_id)
         names = repository.root_names()
         # Rows are read after the names: a root that is committed or copied meanwhile is in neither, and so it stays.
         plan = tools.portal.call(deletions.start_prune(tools.database, task))
@@ -48,6 +52,7 @@ def run(job: Job) -> None:
             _require_known(job, repository, plan.vault, dead)
         dead = _without_promised(job, repository, dead)
         total = _sum(total, asdict(prune(repository, dead=dead, monitor=job.monitor)))
+        retain_promised(job, plan.vault, repository, domain_id)
     log.info("pruned", task=task.id, vault=plan.vault.id, **total)
     tools.portal.call(deletions.finish_prune(tools.database, task, total, tools.clock))
 

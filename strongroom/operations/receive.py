@@ -19,7 +19,7 @@ from typing import Any
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import ComeAgain, Corrupt, ObjectMissing, RegionSilent, RegionUnreachable, StrongroomError
-from strongroom.control import replicas, tasks
+from strongroom.control import quotas, replicas, tasks
 from strongroom.control.replicas import CommittedReplica, ReplicaJob
 from strongroom.control.vault_keys import save_vault_keys
 from strongroom.engine import MasterKey, Root
@@ -32,7 +32,7 @@ from strongroom.engine.store.retry import RetryingStore
 from strongroom.operations.job import Job, RowSessions, vault_prefix
 from strongroom.operations.peer_store import PeerStore
 from strongroom.operations.rebuild import COUNTS
-from strongroom.operations.watched_store import Room, WatchedStore, free
+from strongroom.operations.watched_store import Room, WatchedStore
 
 SILENT_AGAIN_S = 5.0
 GIVE_UP = timedelta(days=1)  # as the source does
@@ -99,10 +99,14 @@ def _copy(job: Job, plan: ReplicaJob) -> int | None:
         clock=tools.clock,
         cache=f"{tools.index_cache(plan.vault)}/source",
     )
-    room = Room(used_bytes=plan.vault.used_bytes, size_bytes=plan.vault.size_bytes) if plan.vault.size_bytes else None
+    room = Room(
+        used_bytes=plan.vault.used_bytes,
+        size_bytes=plan.vault.size_bytes,
+        project_left_bytes=tools.portal.call(quotas.show_bytes_left(tools.database, task.project_id)),
+    )
     report = copy(
         source,
-        WatchedStore(tools.store, room.spend if room else free),
+        WatchedStore(tools.store, room.spend),
         vault_prefix(plan.vault.project_id, plan.vault.id),
         tools.master,
         [record.details["root"]],

@@ -8,32 +8,41 @@ from collections.abc import Callable, Iterator, Sequence
 
 from strongroom.base.errors import Conflict
 from strongroom.base.units import GIB, human_bytes
+from strongroom.control.quotas import bytes_exceeded
 from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
+from strongroom.engine.store.retention import retain, retains
 from strongroom.operations import trace
 
 Spend = Callable[[int], None]
 
 
 class Room:
-    """Bytes a vault still takes. A backup that passes it fails with 6114, others go on (RULINGS 19)."""
+    """Bytes a vault and its project still take. A backup that passes them fails, others go on (RULINGS 19).
 
-    def __init__(self, *, used_bytes: int, size_bytes: int) -> None:
-        self._left = max(0, size_bytes - used_bytes)
+    size_bytes of the vault, 0: no limit; project_left_bytes: of its quota, None: no limit
+    """
+
+    def __init__(self, *, used_bytes: int, size_bytes: int, project_left_bytes: int | None) -> None:
+        self._left = max(0, size_bytes - used_bytes) if size_bytes else None
+        self._project_left = project_left_bytes
         self._size = size_bytes
+        self._spent = 0
         self._lock = threading.Lock()
 
     def spend(self, count: int) -> None:
-        """Called for sealed bytes before they are written to a pack. Raises Conflict 6114."""
+        """Called for sealed bytes before they are written to a pack. Raises Conflict 6114, QuotaExceeded 6142."""
         with self._lock:
-            self._left -= count
-            full = self._left < 0
-        if full:
+            self._spent += count
+            spent = self._spent
+        if self._left is not None and spent > self._left:
             raise Conflict(
                 conflict_code="6114",
                 reason=f"The vault became full ({self._size // GIB} GB) while the backup ran. "
                 "Delete restore points or enlarge the vault, then back up again.",
-                detail=f"short by {human_bytes(-self._left)} at least",
+                detail=f"short by {human_bytes(spent - self._left)} at least",
             )
+        if self._project_left is not None and spent > self._project_left:
+            raise bytes_exceeded(None)
 
 
 def free(_: int) -> None:
@@ -102,3 +111,10 @@ class WatchedStore:
 
     def check(self) -> None:
         self._inner.check()
+
+    def retains(self) -> bool:
+        return retains(self._inner)
+
+    def retain(self, name: str, seconds: float) -> None:
+        trace.point("store")
+        retain(self._inner, name, seconds)

@@ -5,7 +5,7 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
     loop     claim -> start a job's thread; LISTEN wakes it
              every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
              every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
-             every PROMISE_S: count the time of locked vaults
+             every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget what the audit log is done with
     threads  one a running job, bounded; they enter `control` through the portal
 
 A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims, running jobs are
@@ -25,7 +25,7 @@ import structlog
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Canceled, ComeAgain, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
-from strongroom.control import expiry, firing, sessions, tasks
+from strongroom.control import audit, expiry, firing, sessions, tasks
 from strongroom.control.db import Database
 from strongroom.control.promises import PromiseTicker
 from strongroom.control.tasks import Task
@@ -42,10 +42,11 @@ POLL_S = 2.0  # NOTIFY shortens it; this is what a lost notification or a lapsed
 SWEEP_S = 5.0
 FIRE_S = 2.0  # how late a scheduled run may begin
 EXPIRE_S = 10.0  # nobody waits for an expiry
+AUDIT_S = 3600.0  # a log that is kept for months may keep a row an hour longer
 PROMISE_S = 10.0  # how much of a promise's time an ended worker may leave uncounted
 RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
 DRAIN_S_MAX = 20.0  # then the process ends and the leases run out by themselves
-CONNECTIONS_EXTRA = 6  # loop: claim, renewal, sweep, firing, expiry, promises; each job needs one at a time
+CONNECTIONS_EXTRA = 7  # loop: claim, renewal, sweep, firing, expiry, promises, audit; each job needs one at a time
 
 MakeTools = Callable[[Database, Portal], Tools]
 
@@ -68,6 +69,7 @@ class Worker:
         group: str,
         concurrency: int,
         alone: bool,
+        audit_days: int,
         region: str = "",
     ) -> None:
         self._url = database_url
@@ -76,6 +78,7 @@ class Worker:
         self._group = group
         self._concurrency = concurrency
         self._region = region
+        self._audit_days = audit_days
         self._alone = alone  # the state folder's lock is ours: every earlier worker of this group is dead (RULINGS 6)
         self.name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
         self._running: dict[str, _Running] = {}
@@ -130,6 +133,7 @@ class Worker:
                 asyncio.create_task(self._forever(FIRE_S, lambda: self._fire(database))),
                 asyncio.create_task(self._forever(EXPIRE_S, lambda: self._expire(database))),
                 asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
+                asyncio.create_task(self._forever(AUDIT_S, lambda: self._forget(database))),
                 asyncio.create_task(self._listen(database)),
             ]
             self._ready.set()
@@ -182,8 +186,10 @@ class Worker:
         while True:
             try:
                 await step()  # type: ignore[misc]
-            except StrongroomError as error:
+            except Unavailable as error:
                 log.warning("the database does not answer the worker", error=str(error))
+            except StrongroomError as error:
+                log.error("failed beside the jobs", **_told(error))
             except Exception:
                 log.exception("unexpected failure beside the jobs")  # the next round must come all the same
             await asyncio.sleep(interval_s)
@@ -198,12 +204,19 @@ class Worker:
         for found in await expiry.overdue(database, self._clock):
             await self._one_of_many(expiry.expire(database, found, self._clock), found)
 
+    async def _forget(self, database: Database) -> None:
+        """Rows of the audit log whose time is over."""
+        while await audit.purge(database, self._audit_days) == audit.PURGE_ROWS_MAX:
+            pass
+
     async def _one_of_many(self, work: Awaitable[object], what: object) -> None:
         """One vault's trouble is no other vault's."""
         try:
             done = await work
         except Unavailable:
             raise
+        except StrongroomError as error:
+            log.error("failed for one vault", what=what, **_told(error))
         except Exception:
             log.exception("unexpected failure for one vault", what=what)
         else:
@@ -243,15 +256,8 @@ class Worker:
             elif id_ in canceled:
                 self._tell(id_, Canceled())
             else:
-                monitor = running.monitor
-                await tasks.note_progress(
-                    database,
-                    running.task,
-                    bytes_done=monitor.bytes_done,
-                    bytes_total=monitor.bytes_total or monitor.expected_bytes,
-                    entries_done=monitor.entries_done,
-                    progress=monitor.progress,
-                )
+                progress = running.monitor.progress(self._clock.monotonic_s())
+                await tasks.note_progress(database, running.task, progress)
 
     def _tell(self, task_id: str, stop: StrongroomError) -> None:
         running = self._running.get(task_id)
@@ -273,12 +279,19 @@ class Worker:
             log.warning("jobs did not stop in time; their leases run out", jobs=list(self._running))
 
 
+def _told(error: StrongroomError) -> dict[str, str]:
+    """What an operator needs of an error that is ours: what it is, its sentence with the detail, its code."""
+    return {"kind": type(error).__name__, "error": str(error), "code": error.published_code}
+
+
 def _perform(job: Job) -> None:
     """One attempt, to one of its ends. Nothing leaves this function: it is the bottom of a job's thread."""
     task, work = job.task, WORK[job.task.operation_type]
     bound = log.bind(task=task.id, operation=task.operation_type, generation=task.generation)
     bound.info("task begins", attempt=task.attempts)
     try:
+        if task.cancel_requested:
+            raise Canceled
         with trace.running(task.operation_type):
             work.run(job)
         bound.info("task done")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import httpx
+from ext_schema import check_ours
 from psycopg.types.json import Jsonb
 from starlette.requests import Request
 
@@ -288,7 +289,8 @@ async def opened_world(database: Database) -> AsyncIterator[World]:
         inspector=NoInspector(),
     )
     transport = httpx.ASGITransport(app=build_app(OPERATIONS, services))  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    hooks = {"response": [check_ours]}
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", event_hooks=hooks) as client:
         world = World(database=database, client=client, clock=clock, browser=browser, project="", callers=callers)
         world.project, header = await world.add_project()
         client.headers.update(header)

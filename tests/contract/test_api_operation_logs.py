@@ -10,7 +10,7 @@ from strongroom.base.errors import SourceGone
 from strongroom.base.ids import new_id
 from strongroom.control import backups, deletions, restores, tasks
 from strongroom.control.db import Database
-from strongroom.control.tasks import NewTask
+from strongroom.control.tasks import NewTask, Progress
 
 
 @pytest.fixture
@@ -235,12 +235,18 @@ async def test_tasks_of_ext(world: World) -> None:
     point, (backup,) = await world.backed_up(vault)
     await world.run(other)
     task = await world.claim("backup")
-    await tasks.note_progress(world.database, task, bytes_done=5, bytes_total=50, entries_done=2, progress=10)
+    await tasks.note_progress(
+        world.database,
+        task,
+        Progress(bytes_done=5, bytes_total=50, total_exact=False, entries_done=2, percent=10, rate_bytes_s=9),
+    )
     (running,) = (await ext(world, "tasks", open="true"))["tasks"]
     assert (running["id"], running["status"], running["progress"]) == (task.id, "running", 10)
     assert (running["bytes_done"], running["bytes_total"], running["entries_done"]) == (5, 50, 2)
+    assert (running["bytes_total_exact"], running["rate_bytes_s"], running["remaining_s"]) == (False, 9, 5)
     assert (running["attempts"], running["ended_at"], running["cancel_requested"]) == (1, None, False)
     (done,) = (await ext(world, "tasks", open="false"))["tasks"]
+    assert (done["bytes_total"], done["rate_bytes_s"], done["remaining_s"]) == (None, None, None), "nobody said"
     assert (done["backup_id"], done["resource_name"], done["status"]) == (backup, "files", "success")
     assert done["outcome"] == {"stored_bytes": 5_000_000}
     assert (done["error_code"], done["error_message"]) == ("", "")
@@ -268,3 +274,61 @@ async def test_cancel(world: World) -> None:
         assert (answer.status_code, answer.json()["error_code"]) == (400, "BackupService.6112")
     reader = await world.client.post(world.ext(f"tasks/{delete}/cancel"), headers=reader_of(world))
     assert reader.status_code == 403
+
+
+async def test_cancel_of_a_task_that_waits(world: World) -> None:
+    """What waits has ended when the answer is there: its backup failed, its resource is free, no worker gets it."""
+    resources = [await world.add_resource() for _ in range(2)]
+    vault = await world.add_vault(resources)
+    point = await world.run(vault)
+    task_id = str(await world.one("SELECT id FROM operation_logs WHERE resource_id = %s", resources[0]))
+    answer = await world.client.post(world.ext(f"tasks/{task_id}/cancel"))
+    task = answer.json()["task"]
+    assert (answer.status_code, task["status"], task["error_message"]) == (202, "failed", "Canceled on request.")
+    again = await world.client.post(world.ext(f"tasks/{task_id}/cancel"))
+    assert (again.status_code, again.json()["error_code"]) == (400, "BackupService.6112")
+    assert await world.one("SELECT status FROM backups WHERE resource_id = %s", resources[0]) == "error"
+    free = await world.one("SELECT protect_status FROM vault_resources WHERE resource_id = %s", resources[0])
+    assert free == "available"
+    other = await world.claim("backup")
+    assert other.resource_id == resources[1]
+    await world.commit(other)
+    shown = (await world.client.get(world.v3(f"checkpoints/{point.id}"))).json()["checkpoint"]
+    assert shown["status"] == "available"
+    assert [skipped["id"] for skipped in shown["vault"]["skipped_resources"]] == [resources[0]]
+
+
+async def test_cancel_of_a_task_between_two_attempts(world: World) -> None:
+    """A first attempt may have left something: a worker ends it, and sees the wish before it begins."""
+    await world.run(await world.add_vault([await world.add_resource()]))
+    await tasks.put_back(world.database, await world.claim("backup"), 0, count=False)
+    task_id = str(await world.one("SELECT id FROM operation_logs"))
+    answer = await world.client.post(world.ext(f"tasks/{task_id}/cancel"))
+    assert (answer.status_code, answer.json()["task"]["status"]) == (202, "waiting")
+    assert (await world.claim("backup")).cancel_requested
+
+
+async def test_cancel_whose_process_dies_between_its_two_steps(world: World) -> None:
+    """The task counts as running under a short lease: the next worker claims it, and sees the wish."""
+    await world.run(await world.add_vault([await world.add_resource()]))
+    task_id = str(await world.one("SELECT id FROM operation_logs"))
+    async with world.database.transaction() as conn:
+        assert await tasks.take_waiting(conn, world.project, task_id) is not None
+    assert await tasks.claim(world.database, world.worker, "default") is None
+    await world.execute("UPDATE operation_logs SET lease_until = now() - interval '1 second'")
+    claimed = await world.claim("backup")
+    assert (claimed.cancel_requested, claimed.generation) == (True, 2)
+
+
+async def test_cancel_of_a_check_and_a_prune(world: World) -> None:
+    """Both can be made again at any time, so both can be canceled; a restore that waits sets its target free."""
+    vault = await world.add_vault([await world.add_resource()])
+    _, [backup, *_] = await world.backed_up(vault)
+    asked = await world.client.post(world.ext(f"vaults/{vault}/verify"), json={"verify": {}})
+    canceled = await world.client.post(world.ext(f"tasks/{asked.json()['task_id']}/cancel"))
+    assert canceled.json()["task"]["status"] == "failed"
+    restore = await world.client.post(world.v3(f"backups/{backup}/restore"), json={"restore": {}})
+    canceled = await world.client.post(world.ext(f"tasks/{restore.json()['job_id']}/cancel"))
+    assert canceled.json()["task"]["status"] == "failed"
+    assert await world.one("SELECT status FROM backups") == "available"
+    assert await world.one("SELECT protect_status FROM vault_resources") == "available"

@@ -28,6 +28,7 @@ from strongroom.control.checkpoint_views import show_checkpoint
 from strongroom.control.db import Database
 from strongroom.control.subjects import lock_vault
 from strongroom.control.tasks import NewTask, Task
+from strongroom.operations.monitor import JobMonitor
 
 GONE = SourceGone(reason="The folder is not there.")
 COMMITTED = CommittedBackup(root="r.1", resource_size_bytes=10, stored_bytes=7)
@@ -156,7 +157,7 @@ async def test_old_generation_changes_nothing(world: World, operation_type: str)
         await tasks.save_state(world.database, first, {"done": []})
     with pytest.raises(Fenced):
         await tasks.put_back(world.database, first, 0, count=False)
-    await tasks.note_progress(world.database, first, bytes_done=1, bytes_total=1, entries_done=1, progress=99)
+    await tasks.note_progress(world.database, first, JobMonitor(bytes_done=1, bytes_total=1).progress(0.0))
     assert await snapshot(world) == before
     await STARTS[operation_type](world, second)
     await FINISHES[operation_type](world, second)

@@ -17,7 +17,7 @@ from stored_world import StoredWorld, opened_stored_world
 from strongroom.base.errors import Conflict, Fenced
 from strongroom.base.ids import new_id
 from strongroom.base.units import GIB
-from strongroom.control import moved, promises, reading
+from strongroom.control import locking, moved, reading
 from strongroom.control.db import Database
 from strongroom.control.deletions import queue_prune
 from strongroom.control.rebuilding import LostVault, RowsMade
@@ -286,7 +286,7 @@ async def test_a_lock_that_comes_meanwhile_stops_the_move(stored: StoredWorld) -
     here, there, (one, _), content = await two_vaults(stored)
     world = stored.world
     check_answer("migrate_vault_resource", await ask(world, here, there, one))
-    await promises.set_lock(world.database, world.project, here, locked=True, keep_manual=True, clock=world.clock)
+    await locking.set_lock(world.database, world.project, here, locked=True, keep_manual=True, clock=world.clock)
     (task, *_) = await stored.work()
     assert await stored.status(task.id) == ("failed", "BackupService.6112")
     assert await world.one("SELECT vault_id FROM vault_resources WHERE resource_id = %s", one) == here

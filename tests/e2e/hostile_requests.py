@@ -108,6 +108,9 @@ AUTHORIZATIONS = (
 ODD_HEADERS = ("", "x", "é", "a" * 5000, "f" * 32, "text/plain", "multipart/form-data; boundary=x", "%00", "\t")
 
 
+ENDLESS = frozenset({"stream_events"})  # its answer ends with its credentials; tests/contract/test_api_events.py
+
+
 class Attacker:
     """One random walk. `refused` and `accepted` count the answers.
 
@@ -123,7 +126,7 @@ class Attacker:
             self._accounts = _victims(world, alice)
         self._old_tokens = [self._token]
         self._sound = sound_bodies(_tenant_of(world))
-        self._operations = every_operation()
+        self._operations = [row for row in every_operation() if row.name not in ENDLESS]
         self._unknown = [
             (method.upper(), path)
             for path, methods in CONTRACT["paths"].items()
@@ -169,7 +172,7 @@ class Attacker:
         rng = self._rng
         operation = rng.choice(self._operations)
         if operation.name == "create_token" and rng.random() < 0.8:  # each costs a password hash
-            operation = rng.choice(OPERATIONS)
+            operation = rng.choice([row for row in OPERATIONS if row.name not in ENDLESS])
         method, pattern, body = operation.method, operation.path, self._body(operation)
         if rng.random() < 0.05:
             method, pattern = rng.choice(self._unknown)

@@ -1,6 +1,7 @@
 """Names, pages, refusals and watching, against a small server in memory that keeps the contract's rules."""
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -109,6 +110,8 @@ class Tasks:
         self.looks, self.statuses, self.silent, self.requests = looks, statuses, silent, 0
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/events"):
+            return self.stream(request)
         self.requests += 1
         if self.requests in self.silent:
             raise httpx.ConnectError("refused", request=request)
@@ -128,6 +131,34 @@ class Tasks:
         if request.url.path.endswith("/tasks"):
             return httpx.Response(200, json={"tasks": [row for row in rows if row["status"] == "running"]})
         return httpx.Response(200, json={"task": next(row for row in rows if request.url.path.endswith(row["id"]))})
+
+    def stream(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(429, json={"error_code": "APIGW.0308", "error_msg": "Too many event streams are open."})
+
+
+class Streaming(Tasks):
+    """Tells the end of both tasks as events, in pieces that end anywhere; asked for the first look only."""
+
+    def stream(self, request: httpx.Request) -> httpx.Response:
+        ended = [
+            {"id": task_id, "operation_type": "backup", "status": status, "bytes_done": 9, "error_message": "x: y"}
+            for task_id, status in zip(TASKS, self.statuses, strict=True)
+        ]
+        other = {"id": "33333333-3333-4333-8333-333333333333", "status": "success"}
+        told = [("ready", {}), ("restore_point", {"restore_point": {}}), ("task", {"task": other})]
+        told += [("task", {"task": row}) for row in ended]
+        text = "retry: 2000\n" + "".join(
+            f"id: 7\nevent: {kind}\ndata: {json.dumps(data)}\n\n: alive\n\n" for kind, data in told
+        )
+        return httpx.Response(200, content=(text[at : at + 7].encode() for at in range(0, len(text), 7)))
+
+
+def test_watch_is_told_by_the_server() -> None:
+    """One look when the stream is open; from there on the server's events end the watching."""
+    server = Streaming(100, ("success", "failed"))
+    ended = watch(client_of(server), Output(as_json=False), TASKS, sleep=lambda _: None)
+    assert [task["status"] for task in ended] == ["success", "failed"]
+    assert server.requests == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TypeVar
 from strongroom.base.errors import ObjectExists, StoreError
 from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
 from strongroom.engine.store.remote import at_once, read_whole
+from strongroom.engine.store.retention import retain, retains
 
 # Four tries over 0.7 s: longer troubles belong to the task, which is run again by its worker.
 DELAYS_S = (0.1, 0.2, 0.4)
@@ -64,6 +65,12 @@ class RetryingStore:
 
     def read_whole(self, name: str, bytes_max: int) -> tuple[int, bytes]:
         return self._attempts(lambda: read_whole(self._store, name, bytes_max))
+
+    def retains(self) -> bool:
+        return self._attempts(lambda: retains(self._store))
+
+    def retain(self, name: str, seconds: float) -> None:
+        self._attempts(lambda: retain(self._store, name, seconds))
 
     def expect(self, name: str, offset: int, length: int) -> None:
         self._store.expect(name, offset, length)

@@ -29,6 +29,7 @@ from strongroom.engine.store.retry import RetryingStore
 from strongroom.engine.store.s3_ahead import Range, ReadAhead
 from strongroom.engine.store.s3_errors import VENDOR_ERRORS, is_beyond_end, translated
 from strongroom.engine.store.s3_multipart import CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S, MultipartClient
+from strongroom.engine.store.s3_retention import Retention
 from strongroom.engine.store.s3_writer import SENDING_MAX, S3Writer, Uploads
 
 REQUEST_TIMEOUT_S = 600.0  # a whole request, the largest puts of an index on a slow uplink included
@@ -74,6 +75,7 @@ class S3Store:
             access, endpoint, bucket, connections=SENDING_MAX * 2, clock=self._clock, silence_s=silence_s
         )
         self._uploads = Uploads(self._client)
+        self._retention = Retention(self._client)
         self._ahead = ReadAhead(lambda wanted: self._read(*wanted), self._clock)
         self._proved = threading.Event()  # that the server obeys If-None-Match
 
@@ -156,6 +158,13 @@ class S3Store:
                 self._delete("check", key)
             raise
         self._delete("check", key)
+
+    def retains(self) -> bool:
+        """Implements RetainingStore."""
+        return self._retention.enabled()
+
+    def retain(self, name: str, seconds: float) -> None:
+        self._retention.keep(name, self._key(name), seconds)
 
     # --- requests ---
 

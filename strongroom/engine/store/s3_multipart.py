@@ -46,7 +46,7 @@ class Parts(NamedTuple):
     written_at: datetime | None
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     headers: httpx.Headers
     body: bytes
 
@@ -69,13 +69,13 @@ class MultipartClient:
 
     def begin(self, name: str, key: str, token: str) -> str:
         """The id of a new upload whose object will answer `token` to `token_of`."""
-        answer = self._request("POST", name, key, {"uploads": ""}, headers={TOKEN_HEADER: token})
+        answer = self.request("POST", name, key, {"uploads": ""}, headers={TOKEN_HEADER: token})
         return _text(_parse(answer.body, name), "UploadId", name)
 
     def send(self, name: str, key: str, upload: str, number: int, data: memoryview) -> str:
         """Send part `number` (from 1) and return its tag. A part that is sent again replaces the first."""
         query = {"partNumber": str(number), "uploadId": upload}
-        tag = self._request("PUT", name, key, query, data).headers.get("etag")
+        tag = self.request("PUT", name, key, query, data).headers.get("etag")
         if not tag:
             raise StoreError(name=name, detail="a part was answered without its tag")
         return str(tag)
@@ -87,23 +87,23 @@ class MultipartClient:
             for number, tag in enumerate(tags, 1)
         )
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
-        answer = self._request("POST", name, key, {"uploadId": upload}, memoryview(body), {"if-none-match": "*"})
+        answer = self.request("POST", name, key, {"uploadId": upload}, memoryview(body), {"if-none-match": "*"})
         if _name(_parse(answer.body, name)) != "CompleteMultipartUploadResult":  # it may fail after it said 200
             raise refused(name, 500, code_of(answer.body.decode(errors="replace")))
 
     def abort(self, name: str, key: str, upload: str) -> None:
         """Free the parts. Raises ObjectMissing when there is no such upload."""
-        self._request("DELETE", name, key, {"uploadId": upload})
+        self.request("DELETE", name, key, {"uploadId": upload})
 
     def token_of(self, name: str, key: str) -> str:
         """The token that the object under `key` was begun with, `` if none. Raises ObjectMissing."""
-        return str(self._request("HEAD", name, key, {}).headers.get(TOKEN_HEADER, ""))
+        return str(self.request("HEAD", name, key, {}).headers.get(TOKEN_HEADER, ""))
 
     def uploads(self, prefix: str) -> Iterator[Upload]:
         """Every unfinished upload whose key begins with `prefix`, page by page."""
         markers: dict[str, str] = {}
         for _ in range(PAGES_MAX):
-            page = _parse(self._request("GET", prefix, "", {"uploads": "", "prefix": prefix, **markers}).body, prefix)
+            page = _parse(self.request("GET", prefix, "", {"uploads": "", "prefix": prefix, **markers}).body, prefix)
             for child in page:
                 if _name(child) == "Upload":
                     begun_at = datetime.fromisoformat(_text(child, "Initiated", prefix))
@@ -120,9 +120,7 @@ class MultipartClient:
         """Size of all parts and time of the last. Raises ObjectMissing when there is no such upload."""
         total, last, marker = 0, None, "0"
         for _ in range(PAGES_MAX):
-            page = _parse(
-                self._request("GET", name, key, {"uploadId": upload, "part-number-marker": marker}).body, name
-            )
+            page = _parse(self.request("GET", name, key, {"uploadId": upload, "part-number-marker": marker}).body, name)
             for child in page:
                 if _name(child) == "Part":
                     total += int(_text(child, "Size", name))
@@ -133,7 +131,7 @@ class MultipartClient:
             marker = _text(page, "NextPartNumberMarker", name)
         raise StoreError(name=name, detail=f"an upload has more than {PAGES_MAX} pages of parts")
 
-    def _request(
+    def request(
         self,
         method: str,
         name: str,
@@ -141,7 +139,7 @@ class MultipartClient:
         query: Mapping[str, str],
         body: memoryview = memoryview(b""),  # noqa: B008  # immutable
         headers: Mapping[str, str] | None = None,
-    ) -> _Answer:
+    ) -> Answer:
         """The answer of a request that succeeded. `name` is only for errors."""
         path = f"{self._path}/{key}" if key else self._path
         text = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(query.items()))
@@ -156,7 +154,7 @@ class MultipartClient:
             raise StoreTimeout(name=name, detail=f"no answer: {type(err).__name__}") from err
         if answer.status_code >= 300:
             raise refused(name, answer.status_code, code_of(received.decode(errors="replace")))
-        return _Answer(answer.headers, received)
+        return Answer(answer.headers, received)
 
     def _signed(
         self, method: str, path: str, query: str, body: memoryview, headers: Mapping[str, str]
