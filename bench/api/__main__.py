@@ -23,7 +23,7 @@ import httpx
 import psycopg
 
 from bench import parse_count
-from bench.api import load, report, seed, servers
+from bench.api import filters, load, report, seed, servers
 from bench.api.report import Figures
 from strongroom.control import migrate
 from strongroom.control.embedded_postgres import EmbeddedPostgres
@@ -213,6 +213,8 @@ def run(options: argparse.Namespace, folder: Path, figures: Figures) -> None:
                 measure_reads(bench, product, peers, figures)
             if "lists" in options.parts:
                 measure_lists(bench, product, figures)
+            if "filters" in options.parts:
+                figures.filters = filters.measure(product, url, bench.account["project_id"], bench.token)
             if "creates" in options.parts:
                 measure_creates(bench, product, wide, figures)
     finally:
@@ -226,7 +228,7 @@ def main() -> int:
     parser.add_argument("--points", type=parse_count, default=parse_count("1M"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of one server in one round")
-    parser.add_argument("--parts", nargs="*", default=["reads", "lists", "creates"])
+    parser.add_argument("--parts", nargs="*", default=["reads", "lists", "filters", "creates"])
     parser.add_argument("--peers", nargs="*", default=["minimal", "orm"])
     parser.add_argument(
         "--versions",

@@ -37,6 +37,7 @@ class Figures:
     reads: dict[str, list[Load]] = field(default_factory=dict)
     lists: dict[str, dict[str, list[Load]]] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
+    filters: dict[str, float] = field(default_factory=dict)
     creates: list[float] = field(default_factory=list)
     create_resources: int = 0
 
@@ -100,6 +101,21 @@ def depth_medians(depths: dict[str, list[Load]]) -> list[float]:
     ]
 
 
+def _filters(figures: Figures) -> list[str]:
+    if not figures.filters:
+        return []
+    return [
+        "",
+        "## Filters and orders of the list of backups",
+        "",
+        "The first page of 50, with the count of all that match; one request at a time.",
+        "",
+        "| asked for | ms |",
+        "| --- | --- |",
+        *(f"| {name} | {seconds * 1e3:,.1f} |" for name, seconds in figures.filters.items()),
+    ]
+
+
 def _creates(figures: Figures) -> list[str]:
     if not figures.creates:
         return []
@@ -133,7 +149,7 @@ def render(figures: Figures) -> str:
         "All answer the same JSON, compared before the run. uvicorn, uvloop and httptools are the same in all.",
         "",
     ]
-    return "\n".join([*head, *_reads(figures), *_lists(figures), *_creates(figures)]) + "\n"
+    return "\n".join([*head, *_reads(figures), *_lists(figures), *_filters(figures), *_creates(figures)]) + "\n"
 
 
 def write(figures: Figures, page: Path) -> str:

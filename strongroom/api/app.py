@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -67,8 +67,8 @@ class Router:
 
     def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | list[str]:
         """The operation and its path values; else the methods that the path answers, none when it does not exist."""
-        parts = path.strip("/").split("/")
-        found = list(self._find(self._tree, parts, []))
+        found: list[tuple[Any, list[str]]] = []
+        self._find(self._tree, path.strip("/").split("/"), 0, [], found)
         for methods, values in found:
             # A vault may have the name of a neighbour path: one that does not answer this method stands in no way.
             if method in methods:
@@ -76,33 +76,35 @@ class Router:
                 return operation, dict(zip(names, values, strict=True))
         return sorted({method for methods, _ in found for method in methods})
 
-    def _find(self, node: dict[str, Any], parts: list[str], values: list[str]) -> Iterator[tuple[Any, list[str]]]:
-        if not parts:
+    def _find(
+        self, node: dict[str, Any], parts: list[str], at: int, values: list[str], found: list[tuple[Any, list[str]]]
+    ) -> None:
+        """Append what the path answers from its part `at` on: (methods, values of the parameters)."""
+        if at == len(parts):
             if "/methods" in node:
-                yield node["/methods"], values
+                found.append((node["/methods"], values))
             return
-        head, rest = parts[0], parts[1:]
+        head = parts[at]
         if head in node and head != "{}":
-            yield from self._find(node[head], rest, values)
+            self._find(node[head], parts, at + 1, values, found)
         if "{}" in node and head:
-            yield from self._find(node["{}"], rest, [*values, head])
+            self._find(node["{}"], parts, at + 1, [*values, head], found)
 
 
-@dataclass
 class _Places:
-    taken: int = 0
+    """As a block: takes a place while it runs. Raises Unavailable when there is none."""
 
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
 
-@contextmanager
-def _counted(places: _Places, limit: int) -> Iterator[None]:
-    """Take a place while the block runs. Raises Unavailable when there is none."""
-    if places.taken >= limit:
-        raise Unavailable(reason="Too many requests at once. Try again in a few seconds.")
-    places.taken += 1
-    try:
-        yield
-    finally:
-        places.taken -= 1
+    def __enter__(self) -> None:
+        if self._taken >= self._limit:
+            raise Unavailable(reason="Too many requests at once. Try again in a few seconds.")
+        self._taken += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._taken -= 1
 
 
 class _Shares:
@@ -132,7 +134,9 @@ class Application:
     def __init__(self, operations: Sequence[Operation], services: Services) -> None:
         self._router = Router(operations)
         self._services = services
-        self._receiving, self._working, self._shares = _Places(), _Places(), _Shares()
+        limits = services.limits
+        self._receiving, self._working = _Places(limits.bodies_max), _Places(limits.concurrency_max)
+        self._shares = _Shares()
         self._encoder = msgspec.json.Encoder()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -210,7 +214,7 @@ class Application:
                 404, "APIGW.0101", "The API does not exist: bad project id in the path.", note.request_id
             )
         body = await self._receive(request)
-        with _counted(self._working, self._services.limits.concurrency_max):
+        with self._working:
             return await self._work(operation, path, request, body, note)
 
     async def _receive(self, request: Request) -> bytes:
@@ -218,7 +222,7 @@ class Application:
         if not any(name in _BODY_HEADERS for name, _ in request.scope["headers"]):
             return b""
         limits = self._services.limits
-        with _counted(self._receiving, limits.bodies_max):
+        with self._receiving:
             try:
                 async with asyncio.timeout(limits.body_s_max):
                     return await _read_body(request, limits.body_bytes_max)

@@ -23,6 +23,8 @@ TOKEN_HEADER = "X-Auth-Token"  # noqa: S105 -- the name of a header
 SECURITY_TOKEN_HEADER = "X-Security-Token"  # noqa: S105
 _IPV6_PREFIX = 64  # what one customer of a network has at least
 _NOBODYS_KEY = secrets.token_hex(32)  # a name that is not known takes as long as one that is
+_TOKEN = TOKEN_HEADER.lower().encode()
+_SECURITY_TOKEN = SECURITY_TOKEN_HEADER.lower().encode()
 
 
 class Authenticator:
@@ -32,13 +34,16 @@ class Authenticator:
         self._callers = callers
 
     async def __call__(self, request: Request, body: bytes, request_id: str) -> Caller:
-        token = request.headers.get(TOKEN_HEADER)
+        scope = request.scope
+        # The first of a name counts. ASGI gives names in lower case, values as latin-1.
+        headers = dict(reversed(scope["headers"]))
+        token = headers.get(_TOKEN)
         if token is not None:
-            return await self._callers.caller_of_token(token)
-        authorization = request.headers.get("Authorization")
+            return await self._callers.caller_of_token(token.decode("latin-1"))
+        authorization = headers.get(b"authorization")
         if authorization is None:
             raise Unauthenticated(reason="x-auth-token not found")
-        scope = request.scope
+        security_token = headers.get(_SECURITY_TOKEN)
         signed = SignedRequest(
             method=scope["method"],
             target=scope["raw_path"],
@@ -47,7 +52,10 @@ class Authenticator:
             body=body,
         )
         return await self._callers.caller_of_signature(
-            authorization, signed, _project(request), request.headers.get(SECURITY_TOKEN_HEADER)
+            authorization.decode("latin-1"),
+            signed,
+            _project(request),
+            security_token.decode("latin-1") if security_token is not None else None,
         )
 
 

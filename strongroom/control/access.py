@@ -3,6 +3,7 @@
 Actions and roles are those of contract/identity.md section 6; actions marked as a suggestion there are ours.
 """
 
+import functools
 from dataclasses import dataclass
 
 ROLE_OPERATOR = "admin"  # on the domain `default`: may use /ext/v1/admin and nothing of a tenant's data
@@ -117,6 +118,7 @@ def administers_domain(caller: Caller) -> bool:
     return ROLE_OPERATOR in caller.roles
 
 
+@functools.lru_cache(maxsize=4096)  # sets of roles and actions there are few of, asked for with each request
 def allowed(roles: frozenset[str], action: str) -> bool:
     """True when one of the roles includes the action. Unknown roles allow nothing."""
     return any(action in ACTIONS_OF.get(role, frozenset()) for role in roles)
