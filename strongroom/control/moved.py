@@ -148,11 +148,6 @@ async def commit_move(database: Database, task: Task, moved: Moved, clock: Clock
             [destination.id, task.project_id, source.id, ids],
         )
         await _follow_loans(conn, destination, ids)
-        await conn.execute(
-            "UPDATE replication_records r SET vault_id = %s FROM backups b WHERE r.project_id = %s AND r.vault_id = %s "
-            "AND b.project_id = r.project_id AND b.id = r.backup_id AND b.vault_id = %s",
-            [destination.id, task.project_id, source.id, destination.id],
-        )
         await set_used(conn, destination, destination.used_bytes + moved.gained)
         await set_used(conn, source, max(0, source.used_bytes - moved.freed))
         await close_sessions_of(conn, task)

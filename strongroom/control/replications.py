@@ -24,7 +24,6 @@ from strongroom.control.sessions import close_sessions_of
 from strongroom.control.subjects import VaultRef, lock_vault
 from strongroom.control.tasks import NewTask, Task
 from strongroom.control.vault_kinds import RESOURCE_KINDS, VAULT_KINDS
-from strongroom.control.vault_work import refuse_open_work
 
 BACKUPS_AT_ONCE_MAX = 1000  # of one call or run; the next one takes the next ones
 
@@ -104,7 +103,6 @@ async def replicate_backup(
                 reason=f"Resource {rows[0]['resource_name']} is leaving the vault, and its backups with it. Try again "
                 "when that has ended.",
             )
-        await refuse_open_work(conn, vault, "migrate")
         await _refuse_second(conn, vault, backup_id, new.destination)
         begun = await _begin(conn, vault, rows, new, request_id, clock.now())
         return begun[0], vault.provider_id
@@ -139,9 +137,7 @@ async def begin_missing(
         vault,
         "AND b.status = 'available' AND b.image_type = 'backup' AND NOT EXISTS (SELECT 1 FROM replication_records r "
         "WHERE r.project_id = b.project_id AND r.backup_id = b.id AND r.side = 'source' "
-        "AND r.destination_region = %(region)s AND r.status <> 'fail') AND NOT EXISTS (SELECT 1 FROM vault_resources v "
-        "WHERE v.project_id = b.project_id AND v.vault_id = b.vault_id AND v.resource_id = b.resource_id "
-        "AND v.protect_status = 'removing')",  # on its way out, or to another vault
+        "AND r.destination_region = %(region)s AND r.status <> 'fail')",
         {"region": new.destination.region},
     )
     rows = [row for row in rows if not row["leaving"]]

@@ -325,6 +325,44 @@ def test_tags_suspension_and_the_lock(operator: Command, tenant: Any, tmp_path: 
     assert tenant("vault", "lock", "kept", "--yes") == {"locked": True, "keep_manual": True}
 
 
+def test_a_vault_is_emptied_into_another(operator: Command, tenant: Any, tmp_path: Path) -> None:
+    """Keep until a day, move with all backups, sync: each waits for its task, and what moved is restored."""
+    work = tmp_path / "work"
+    make_tree(work, seed=3)
+    register(operator, tenant, "turbo", work)
+    for name in ("here", "there"):
+        tenant("vault", "create", name, "--type", "turbo", *(("--resource", "work") if name == "here" else ()))
+    tenant("checkpoint", "create", "here", "--name", "one", "--wait", lines=True)
+    kept = tenant("vault", "keep", "here", "--until", "2099-12-31", "--time-zone", "UTC+01:00", "--wait", lines=True)
+    assert kept[-1]["task"]["status"] == "success"
+    assert tenant("backup", "show", "one")["expired_at"] == "2099-12-31T23:00:00.000000"
+    moved = tenant("vault", "move", "here", "there", "work", "--wait", lines=True)
+    assert (moved[-1]["exit_code"], moved[-1]["task"]["outcome"]["backups"]) == (0, 1)
+    assert [row["name"] for row in tenant("backup", "list", "--vault", "there")] == ["one"]
+    assert tenant("vault", "sync", "there", "--wait", lines=True)[-1]["task"]["outcome"]["imported"] == 0
+    before = contents(work)
+    (work / "big").write_bytes(b"ransom")
+    assert tenant("restore", "one", "--wait", lines=True)[-1]["exit_code"] == 0
+    assert contents(work) == before
+
+
+def test_policies_of_the_organization(operator: Command, tenant: Any) -> None:
+    """The operator makes one for all, or for some; a tenant finds it, cannot change it, and is not asked."""
+    rule = "FREQ=DAILY;BYHOUR=2;BYMINUTE=30"
+    made = operator("organization", "create", "for-all", "--rule", rule, "--retention", "max=3")
+    assert [row["name"] for row in operator("organization", "list")] == ["for-all"]
+    assert tenant.project in operator("organization", "show", "for-all")["projects"].split()
+    (found,) = tenant("policy", "list")
+    assert (found["name"], found["policy_type"]) == ("for-all", "organization_policy_v1")
+    assert "administrator" in tenant("policy", "delete", "for-all", code=1)["message"]
+    assert "administrator" in tenant("organization", "list", code=1)["message"]
+    after = operator("organization", "update", "for-all", "--retention", "max=5", "--name", "kept", "--disable")
+    assert (after["id"], after["policy_enabled"]) == (made["id"], False)
+    assert tenant("policy", "show", "kept")["operation_definition"]["max_backups"] == 5
+    operator("organization", "delete", "kept")
+    assert tenant("policy", "list") == []
+
+
 def test_export_key_and_version(server: Server, tmp_path: Path) -> None:
     """The master key is copied once, closed to others, and never over another file."""
     run(server, "export-key", str(tmp_path / "key"))
