@@ -205,8 +205,8 @@ def _filters(project_id: str, asked: BackupFilters) -> Filters:
         filters.add("false")  # no resource lies in a named zone
     if asked.used_percent is not None:
         filters.add(
-            "vault_id IN (SELECT v.id FROM vaults v WHERE v.project_id = %s AND v.used_bytes::numeric * 100 >= "
-            "v.size_gb::numeric * %s * %s)",
+            "vault_id = ANY(ARRAY(SELECT v.id FROM vaults v WHERE v.project_id = %s AND v.used_bytes::numeric * 100 >= "
+            "v.size_gb::numeric * %s * %s))",
             project_id,
             GIB,
             asked.used_percent,
@@ -232,7 +232,8 @@ def sort_order(text: str | None, keys: Mapping[str, LiteralString] = SORT_KEYS) 
                 reason=f"Invalid sort: give each of {', '.join(keys)} at most once, as key:asc or key:desc."
             )
         order[key] = Order(column=keys[key], descending=direction != "asc")
-    order.setdefault("id", Order(column="id"))
+    # Equal rows in the direction of the last key: an index answers both, read forwards or backwards.
+    order.setdefault("id", Order(column="id", descending=[*order.values()][-1].descending))
     return tuple(order.values())
 
 
