@@ -426,9 +426,8 @@ async def _note_for_policy(
     await conn.execute(
         """
         WITH made AS (SELECT NOT %(incremental)s OR NOT EXISTS (
-            SELECT 1 FROM backups b WHERE b.project_id = %(project)s AND b.vault_id = %(vault)s
-            AND b.resource_id = %(resource)s AND b.id <> %(backup)s AND b.root IS NOT NULL
-            AND b.domain_id IS NULL) AS entire)
+            SELECT 1 FROM backups b WHERE b.project_id = %(project)s AND b.vault_id = %(vault)s AND b.domain_id IS NULL
+            AND b.resource_id = %(resource)s AND b.id <> %(backup)s AND b.root IS NOT NULL) AS entire)
         UPDATE vault_resources SET
             retention_due_at = CASE WHEN %(automatic)s THEN %(now)s ELSE retention_due_at END,
             last_full_at = CASE WHEN made.entire THEN %(created)s ELSE last_full_at END,

@@ -5,8 +5,10 @@ A root never changes, so labels that are put later take the place of those in it
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+from strongroom.base.errors import Corrupt, ObjectExists, ObjectMissing, Unavailable
 from strongroom.engine.digests import digest_of, put_checked_digest
 from strongroom.engine.keys import Domain
 from strongroom.engine.model import LABELS_BYTES_MAX, Labels, Root
@@ -15,6 +17,7 @@ from strongroom.engine.seal import LABELS, open_object, seal_object
 from strongroom.engine.small import read_small
 from strongroom.engine.store.base import Store
 
+CHANGE_ATTEMPTS_MAX = 8  # races with another writer of the same labels; there are two kinds of them
 _NAME = re.compile(r"([A-Za-z0-9-]{1,64})\.([0-9]{6})")
 
 
@@ -52,6 +55,28 @@ class LabelsOf:
         name = f"{root.backup_id}.{number:06d}"
         data = read_small(self.store, self.prefix, f"labels/{name}", LABELS_BYTES_MAX)
         return parse_labels(open_object(self.domain.data_key, self.domain.id, LABELS, data, name.encode()))
+
+    def change(self, root: Root, members: Labels, number: int | None) -> bool:
+        """Put the labels that stand again with these members in place of theirs. False: they said so already.
+
+        Two that change the same labels at once: who comes second reads what the first one put. number as of `load`.
+        """
+        for _ in range(CHANGE_ATTEMPTS_MAX):
+            if number is None:
+                number = self.numbers().get(root.backup_id, 0)
+            damaged = False
+            try:
+                labels = self.load(root, number)
+            except (Corrupt, ObjectMissing):
+                labels, damaged = root.labels, True  # those of the first hour, instead of what does not read
+            wanted = {**labels, **members}
+            if wanted == labels and not damaged:
+                return False
+            with suppress(ObjectExists):
+                self.put(root.backup_id, wanted, number + 1)
+                return True
+            number = None
+        raise Unavailable(reason="The labels of a restore point keep changing. Try again later.")
 
     def _names(self) -> Iterator[tuple[str, int]]:
         start = len(self.prefix) + len("labels/")

@@ -166,6 +166,10 @@ class Repository:
         another does so right now."""
         self._labels.put(backup_id, labels, number)
 
+    def change_labels(self, root: Root, members: Labels, number: int | None = None) -> bool:
+        """Change these members of the labels that stand. False: they said so already. Raises Unavailable."""
+        return self._labels.change(root, members, number)
+
     def load_labels(self, root: Root, number: int | None = None) -> Labels:
         """The labels that stand: the highest number put later, else those in the root. number: where it is known."""
         return self._labels.load(root, number)

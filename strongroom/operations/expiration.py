@@ -49,17 +49,9 @@ def _write(job: Job, repository: Repository, points: Sequence[PointTime]) -> tup
         except (Corrupt, ObjectMissing):
             lost += 1
             continue
-        number = numbers.get(root.backup_id, 0)
-        try:
-            labels = repository.load_labels(root, number)
-        except (Corrupt, ObjectMissing):
-            labels = root.labels  # the newest ones are damaged: those of the first hour, with the time of now
-        wanted = {
-            **labels,
+        members = {
             "expires_at": api_timestamp(point.expired_at) if point.expired_at else None,
             "lock_until": api_timestamp(point.promised_until) if point.promised_until else None,
         }
-        if wanted != labels:
-            repository.put_labels(root.backup_id, wanted, number + 1)
-            written += 1
+        written += repository.change_labels(root, members, numbers.get(root.backup_id, 0))
     return written, lost

@@ -45,8 +45,7 @@ def tell_promises(tools: Tools, vault: VaultRef, repository: Repository, domain_
     for root_name, until in untold:
         try:
             root = repository.load_root(root_name)
-            labels = dict(repository.load_labels(root))
-            repository.put_labels(root.backup_id, labels | {"lock_until": api_timestamp(until)})
+            repository.change_labels(root, {"lock_until": api_timestamp(until)})
         except (Corrupt, ObjectMissing):
             continue  # damage is told by a check; there is nothing to promise
         tools.portal.call(promises.note_told(tools.database, vault.project_id, root_name, until))

@@ -1,6 +1,6 @@
 """The time of all restore points of a vault: rows at once, labels of the store by a task, promises only longer."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -180,6 +180,36 @@ async def test_a_store_that_fails_leaves_the_new_time(stored: StoredWorld) -> No
     check_answer("update_expiration_time", await ask(stored.world, vault, "2030-01-01"))
     await stored.work("expiration")
     assert (await labels_of(stored, backup))["expires_at"] == api_timestamp(datetime(2030, 1, 2, tzinfo=UTC))
+
+
+class Faster:
+    """A store in which somebody else puts labels a moment before the first that are put."""
+
+    def __init__(self, inner: Store, ahead: Callable[[], None]) -> None:
+        self._inner, self._ahead = inner, ahead
+
+    def put(self, name: str, data: Any) -> None:
+        if "/labels/" in name:
+            ahead, self._ahead = self._ahead, lambda: None
+            ahead()
+        self._inner.put(name, data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+async def test_labels_of_two_writers_lose_nothing(stored: StoredWorld) -> None:
+    """A promise that is told between the look and the put stays beside the new time."""
+    vault = await stored.world.add_vault([await stored.add_source("a", {"x": b"1"})])
+    (backup,) = await stored.back_up(vault)
+    repository = await stored.repository_of(backup)
+    root = repository.load_root(str(await stored.world.one("SELECT root FROM backups WHERE id = %s", backup)))
+    await ask(stored.world, vault, "2030-01-01")
+    with stored.on(Faster(stored.store, lambda: repository.put_labels(backup, {**root.labels, "told": 1}))):  # type: ignore[arg-type]
+        await stored.work("expiration")
+    labels = await labels_of(stored, backup)
+    assert (labels["told"], labels["expires_at"]) == (1, api_timestamp(datetime(2030, 1, 2, tzinfo=UTC)))
+    assert labels["vault"] == vault
 
 
 async def test_an_old_attempt_writes_nothing(stored: StoredWorld) -> None:
