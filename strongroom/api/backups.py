@@ -14,6 +14,7 @@ from strongroom.base.errors import InvalidRequest
 from strongroom.base.units import gigabytes
 from strongroom.control import backups, deletions, restores
 from strongroom.control.backups import Backup, BackupFilters
+from strongroom.control.listing import sort_order
 from strongroom.control.replication_records import ReplicationRecord, records_of
 from strongroom.control.restores import NewRestore
 
@@ -114,7 +115,7 @@ async def list_backups(call: Call) -> dict[str, Any]:
         incremental=query.incremental,
     )
     found, count = await backups.list_backups(
-        call.services.database, call.project_id, asked, page, backups.sort_order(query.sort)
+        call.services.database, call.project_id, asked, page, sort_order(query.sort, backups.SORT_KEYS)
     )
     ids = [backup.id for backup in found] if query.show_replication else []
     records = await records_of(call.services.database, call.project_id, ids)

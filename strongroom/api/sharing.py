@@ -9,7 +9,7 @@ from strongroom.api.paging import page_of
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import Unsupported
 from strongroom.control import sharing
-from strongroom.control.backups import sort_order
+from strongroom.control.listing import sort_order
 from strongroom.control.sharing import Member, MemberFilters
 
 

@@ -4,7 +4,7 @@ The job side changes rows only under `tasks.still_mine` and the vault's lock; an
 Fenced and leaves everything as it was. A root makes a backup restorable, `commit_backup` makes it reported (RULINGS 7).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
@@ -17,7 +17,6 @@ from strongroom.base.clock import Clock
 from strongroom.base.errors import (
     BackupNotFound,
     Conflict,
-    InvalidRequest,
     QuotaExceeded,
     ResourceNotFound,
     StoreFull,
@@ -136,7 +135,6 @@ _TABLES: dict[str, LiteralString] = {
     "all_granted": f"(SELECT {_COMMON} FROM {_OWN} UNION ALL SELECT {_COMMON} FROM {RECEIVED}) AS backups",  # noqa: S608
 }
 
-SORT_LENGTH_MAX = 255  # contract
 SORT_KEYS: dict[str, LiteralString] = {
     key: key for key in ("created_at", "updated_at", "name", "status", "protected_at", "id")
 }
@@ -216,25 +214,6 @@ def _filters(project_id: str, asked: BackupFilters) -> Filters:
     if asked.end_time is not None:
         filters.add("created_at <= %s", require_time(asked.end_time, "end_time"))
     return filters
-
-
-def sort_order(text: str | None, keys: Mapping[str, LiteralString] = SORT_KEYS) -> tuple[Order, ...]:
-    """`key[:asc|desc],...` as a total order; descending where nothing is said. Raises InvalidRequest."""
-    if not text:
-        return NEWEST_FIRST
-    if len(text) > SORT_LENGTH_MAX:
-        raise InvalidRequest(reason=f"Invalid sort: use at most {SORT_LENGTH_MAX} characters.")
-    order: dict[str, Order] = {}
-    for part in text.split(","):
-        key, _, direction = part.strip().partition(":")
-        if key not in keys or direction not in ("", "asc", "desc") or key in order:
-            raise InvalidRequest(
-                reason=f"Invalid sort: give each of {', '.join(keys)} at most once, as key:asc or key:desc."
-            )
-        order[key] = Order(column=keys[key], descending=direction != "asc")
-    # Equal rows in the direction of the last key: an index answers both, read forwards or backwards.
-    order.setdefault("id", Order(column="id", descending=[*order.values()][-1].descending))
-    return tuple(order.values())
 
 
 async def rename_backup(database: Database, project_id: str, backup_id: str, name: str, clock: Clock) -> Backup:

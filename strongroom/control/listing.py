@@ -5,7 +5,7 @@ starts after that row; a marker nobody knows is refused, because page 1 again wo
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from strongroom.base.errors import InvalidRequest
 
+SORT_LENGTH_MAX = 255  # contract
 OFFSET_MAX = 1_000_000  # an offset costs what it skips; deeper pages go by marker
 
 
@@ -76,6 +77,28 @@ def require_offset(offset: int) -> None:
     """Raises InvalidRequest beyond OFFSET_MAX."""
     if offset > OFFSET_MAX:
         raise InvalidRequest(reason=f"Invalid offset: give at most {OFFSET_MAX}, or page by marker.")
+
+
+def sort_order(text: str | None, keys: Mapping[str, LiteralString]) -> tuple[Order, ...]:
+    """`key[:asc|desc],...` as a total order; descending where nothing is said. keys: a client's name -> ours.
+
+    Raises InvalidRequest.
+    """
+    if not text:
+        return NEWEST_FIRST
+    if len(text) > SORT_LENGTH_MAX:
+        raise InvalidRequest(reason=f"Invalid sort: use at most {SORT_LENGTH_MAX} characters.")
+    order: dict[str, Order] = {}
+    for part in text.split(","):
+        key, _, direction = part.strip().partition(":")
+        if key not in keys or direction not in ("", "asc", "desc") or key in order:
+            raise InvalidRequest(
+                reason=f"Invalid sort: give each of {', '.join(keys)} at most once, as key:asc or key:desc."
+            )
+        order[key] = Order(column=keys[key], descending=direction != "asc")
+    # Equal rows in the direction of the last key: an index answers both, read forwards or backwards.
+    order.setdefault("id", Order(column="id", descending=[*order.values()][-1].descending))
+    return tuple(order.values())
 
 
 async def fetch_page(

@@ -3,9 +3,9 @@
 from points_world import World, opened_world
 
 from strongroom.base.ids import new_id
-from strongroom.control.backups import BackupFilters, list_backups, sort_order
+from strongroom.control.backups import SORT_KEYS, BackupFilters, list_backups
 from strongroom.control.db import Database
-from strongroom.control.listing import Page
+from strongroom.control.listing import Page, sort_order
 
 OTHER = new_id()  # a vault, resource, parent ... of the one backup that the filters look for
 ROWS, READ_MAX = 3000, 300
@@ -67,8 +67,8 @@ async def test_filters_and_orders_read_what_they_show(postgres_url: str) -> None
         # A table this small is cheaper to read whole: what counts is that there is another way.
         await world.execute("SELECT set_config('enable_seqscan', 'off', false)")
         await world.execute("SELECT set_config('enable_bitmapscan', 'off', false)")
-        asked = [(filters, sort_order(None), 1) for filters in FILTERS]
-        asked += [(BackupFilters(), sort_order(sort), ROWS + 2) for sort in SORTS]
+        asked = [(filters, sort_order(None, SORT_KEYS), 1) for filters in FILTERS]
+        asked += [(BackupFilters(), sort_order(sort, SORT_KEYS), ROWS + 2) for sort in SORTS]
         for filters, order, expected in asked:
             before = await rows_read(database)
             rows, count = await list_backups(database, world.project, filters, Page(limit=50), order)
