@@ -1,17 +1,22 @@
 """The command line against a real server: an operator, a tenant, and their whole story."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from harness import Server, contents, make_tree, wait_until
+
+from strongroom.cli.main import run as command_line
 
 pytestmark = pytest.mark.e2e
 
@@ -25,17 +30,44 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running.stop()
 
 
-def run(server: Server, *argv: str | bytes, code: int = 0, **more: Any) -> subprocess.CompletedProcess[bytes]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "strongroom", *argv, "--state", str(server.state)],
-        env=environ,
-        capture_output=True,
-        timeout=120,
-        **more,
-    )
-    assert done.returncode == code, (argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    stdout: bytes
+    stderr: bytes
+
+
+def in_this_process(argv: list[str], given: bytes) -> tuple[int, Done]:
+    """The program's own entrance without a start of Python, which takes longer than nearly every command."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
+        code = command_line(argv)
+    return code, Done(stdout=out.buffer.getvalue(), stderr=err.buffer.getvalue())  # type: ignore[attr-defined]
+
+
+def as_a_process(argv: list[str], given: bytes) -> tuple[int, Done]:
+    """What a user does."""
+    done = subprocess.run([sys.executable, "-m", "strongroom", *argv], input=given, capture_output=True, timeout=120)
+    return done.returncode, Done(stdout=done.stdout, stderr=done.stderr)
+
+
+ENTRANCES = {"here": in_this_process, "process": as_a_process}
+PROCESS = {"entrance": "process"}  # for a command of each kind: progress, bytes in names, stdin, exit codes
+
+
+def run(server: Server, *argv: str | bytes, code: int = 0, given: bytes = b"", entrance: str = "here") -> Done:
+    """`strongroom ARGV` on the server's state folder. given: what stands on stdin."""
+    words = [*map(os.fsdecode, argv), "--state", str(server.state)]
+    ended, done = ENTRANCES[entrance](words, given)
+    assert ended == code, (argv, ended, done.stdout.decode(), done.stderr.decode())
     return done
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user of this machine has set is not what a command is told."""
+    for name in [name for name in os.environ if name.startswith("STRONGROOM_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -54,7 +86,7 @@ def tenant(server: Server, operator: Command, tmp_path: Path) -> Command:
     """A project and a user of the test's own; runs a command with their key and returns its JSON, or JSON Lines."""
     name = f"team-{tmp_path.name}"[:60]
     project = operator("project", "create", name)["id"]
-    operator("user", "create", f"user-{tmp_path.name}"[:60], "--project", name, input=b"a long enough password\n")
+    operator("user", "create", f"user-{tmp_path.name}"[:60], "--project", name, given=b"a long enough password\n")
     file = tmp_path / "credentials.json"
     operator("key", "create", "--user", f"user-{tmp_path.name}"[:60], "--project", name, "--save", str(file))
     assert file.stat().st_mode & 0o777 == 0o600
@@ -102,7 +134,9 @@ def test_story_of_a_folder(operator: Command, tenant: Any, tmp_path: Path) -> No
     assert {row["name"] for row in tenant("protectable", "available", "--type", "turbo")} == {"work", "other"}
     vault = tenant("vault", "create", "homes", "--type", "turbo", "--size", "50", "--resource", "work")
     assert tenant("vault", "add", "homes", "other") == {"add_resource_ids": [vault_resource(tenant, "other")]}
-    lines = tenant("checkpoint", "create", "homes", "--resource", "work", "--name", "one", "--wait", lines=True)
+    lines = tenant(
+        "checkpoint", "create", "homes", "--resource", "work", "--name", "one", "--wait", lines=True, **PROCESS
+    )
     assert {line["message_type"] for line in lines[:-1]} == {"status"}
     summary = lines[-1]
     assert (summary["message_type"], summary["exit_code"]) == ("summary", 0)
@@ -118,16 +152,16 @@ def test_story_of_a_folder(operator: Command, tenant: Any, tmp_path: Path) -> No
     (work / "link").unlink()
     assert tenant("restore", "one", "--wait", lines=True)[-1]["task"]["status"] == "success"
     assert contents(work) == before
-    assert tenant("restore", "one", "--to", "other", "--wait", lines=True)[-1]["exit_code"] == 0
+    assert tenant("restore", "one", "--to", "other", "--wait", lines=True, **PROCESS)[-1]["exit_code"] == 0
     assert contents(other) == before
     tenant("restore", "one", "--path", "big", "--target-path", "again/here", "--wait", lines=True)
     assert (work / "again" / "here" / "big").read_bytes() == before["big"][1]
 
-    names = [row["name"] for row in tenant("backup", "entries", "one")]
+    names = [row["name"] for row in tenant("backup", "entries", "one", **PROCESS)]
     assert names == sorted(names)
     assert {"big", "lat%E9", "link"} <= set(names)
     assert "sock" not in names
-    tenant("backup", "download", "one", b"lat\xe9", "-o", str(tmp_path / "got"), lines=True)
+    tenant("backup", "download", "one", b"lat\xe9", "-o", str(tmp_path / "got"), lines=True, **PROCESS)
     assert (tmp_path / "got").read_bytes() == b"not UTF-8"
     assert "exists" in tenant("backup", "download", "one", "big", "-o", str(tmp_path / "got"), code=1)["message"]
     assert "no regular file" in tenant("backup", "download", "one", "d0", code=1)["message"]
@@ -167,7 +201,7 @@ def test_partly_done_is_3_and_failed_is_1(operator: Command, tenant: Any, tmp_pa
         register(operator, tenant, "turbo", tmp_path / name)
     tenant("vault", "create", "both", "--type", "turbo", "--resource", "here", "--resource", "gone")
     (tmp_path / "gone").rmdir()
-    last = tenant("checkpoint", "create", "both", "--wait", lines=True, code=3)[-1]
+    last = tenant("checkpoint", "create", "both", "--wait", lines=True, code=3, **PROCESS)[-1]
     assert [r["name"] for r in last["checkpoint"]["vault"]["resources"]] == ["here"]
     assert last["checkpoint"]["vault"]["skipped_resources"][0]["name"] == "gone"
     (tmp_path / "here").rmdir()
@@ -201,11 +235,7 @@ def test_operators_accounts(server: Server, operator: Command, tenant: Any, tmp_
     operator("key", "delete", key)
     locked_out = ["vault", "list", "--credentials", str(tmp_path / "credentials.json")]
 
-    def refused_now() -> bool:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
-        return subprocess.run([sys.executable, "-m", "strongroom", *locked_out], env=environ).returncode == 1
-
-    wait_until(refused_now, "the key is locked out")
+    wait_until(lambda: in_this_process(locked_out, b"")[0] == 1, "the key is locked out")
 
 
 # Warnings of the SDK itself are not ours to mend.
@@ -221,7 +251,7 @@ def test_accounts_are_turned_off_and_sessions_end(server: Server, operator: Comm
     assert {row["name"] for row in operator("domain", "list")} == {"default", "elsewhere"}
     one, two = (operator("project", "create", name, "--domain", "elsewhere")["id"] for name in ("one", "two"))
     password = b"a long enough password\n"
-    eve = operator("user", "create", "eve", "--project", one, "--role", "CBR ReadOnlyAccess", input=password)
+    eve = operator("user", "create", "eve", "--project", one, "--role", "CBR ReadOnlyAccess", given=password, **PROCESS)
     assert eve["domain_id"] == domain
 
     def log_in(text: bytes = password) -> tuple[int, dict[str, str]]:
@@ -252,7 +282,7 @@ def test_accounts_are_turned_off_and_sessions_end(server: Server, operator: Comm
     new = {"user": {"original_password": password.decode().strip(), "password": "another long password"}}
     assert httpx.post(path, json=new, headers=headers).status_code == 204
     assert (sees(headers), log_in()[0], log_in(b"another long password")[0]) == (401, 401, 201)
-    operator("user", "set", "eve", "--new-password", input=password)
+    operator("user", "set", "eve", "--new-password", given=password)
     _, headers = log_in()
     gone = httpx.delete(
         f"{server.endpoint}/v3/auth/tokens", headers=headers | {"X-Subject-Token": headers["X-Auth-Token"]}
