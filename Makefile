@@ -64,7 +64,7 @@ lint: .venv/.test-done
 
 test: lint
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
-	$(BIN)/pytest -n auto -m 'not long'
+	$(BIN)/pytest -n auto --dist worksteal -m 'not long'
 
 test-long: .venv/.test-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux

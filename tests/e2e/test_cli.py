@@ -1,22 +1,16 @@
 """The command line against a real server: an operator, a tenant, and their whole story."""
 
-import io
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from command_line import PROCESS, run, strongroom
 from harness import Server, contents, make_tree, wait_until
-
-from strongroom.cli.main import run as command_line
 
 pytestmark = pytest.mark.e2e
 
@@ -28,46 +22,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("cli") / "state").start()
     yield running
     running.stop()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    stdout: bytes
-    stderr: bytes
-
-
-def in_this_process(argv: list[str], given: bytes) -> tuple[int, Done]:
-    """The program's own entrance without a start of Python, which takes longer than nearly every command."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given), "utf-8"))
-        code = command_line(argv)
-    return code, Done(stdout=out.buffer.getvalue(), stderr=err.buffer.getvalue())  # type: ignore[attr-defined]
-
-
-def as_a_process(argv: list[str], given: bytes) -> tuple[int, Done]:
-    """What a user does."""
-    done = subprocess.run([sys.executable, "-m", "strongroom", *argv], input=given, capture_output=True, timeout=120)
-    return done.returncode, Done(stdout=done.stdout, stderr=done.stderr)
-
-
-ENTRANCES = {"here": in_this_process, "process": as_a_process}
-PROCESS = {"entrance": "process"}  # for a command of each kind: progress, bytes in names, stdin, exit codes
-
-
-def run(server: Server, *argv: str | bytes, code: int = 0, given: bytes = b"", entrance: str = "here") -> Done:
-    """`strongroom ARGV` on the server's state folder. given: what stands on stdin."""
-    words = [*map(os.fsdecode, argv), "--state", str(server.state)]
-    ended, done = ENTRANCES[entrance](words, given)
-    assert ended == code, (argv, ended, done.stdout.decode(), done.stderr.decode())
-    return done
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the user of this machine has set is not what a command is told."""
-    for name in [name for name in os.environ if name.startswith("STRONGROOM_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -235,7 +189,7 @@ def test_operators_accounts(server: Server, operator: Command, tenant: Any, tmp_
     operator("key", "delete", key)
     locked_out = ["vault", "list", "--credentials", str(tmp_path / "credentials.json")]
 
-    wait_until(lambda: in_this_process(locked_out, b"")[0] == 1, "the key is locked out")
+    wait_until(lambda: strongroom(*locked_out, code=None).code == 1, "the key is locked out")
 
 
 # Warnings of the SDK itself are not ours to mend.

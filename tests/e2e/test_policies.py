@@ -1,18 +1,21 @@
 """Policies on a real server, with the clients people have: made, applied, fired by the clock, expired, taken away."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run as command
 from harness import Server, contents, make_tree, wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),  # of the SDK
+]
 
 NIGHTLY = "FREQ=WEEKLY;BYDAY=MO,TU,WE,TH,FR,SA,SU;BYHOUR=06;BYMINUTE=00"
 
@@ -31,31 +34,33 @@ def soon() -> tuple[datetime, str]:
 
 
 def cli(server: Server, *argv: str, code: int = 0) -> Any:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "strongroom", *argv, "--state", str(server.state), "--json"],
-        env=environ,
-        capture_output=True,
-        timeout=120,
-        text=True,
-    )
-    assert done.returncode == code, (argv, done.stdout, done.stderr)
+    done = command(server, *argv, "--json", code=code)
     return json.loads(done.stdout) if done.stdout else None
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_the_sdk_makes_a_policy_and_the_clock_fires_it(server: Server, tmp_path: Path) -> None:
-    """huaweicloudsdkcbr: create, list, show, update, apply; the run comes at its minute, and what it made restores."""
+@dataclass(frozen=True, kw_only=True)
+class MadeBySdk:
+    sdk: Any
+    source: Path
+    share: str
+    policy: str
+    vault: str
+    due: datetime
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made(server: Server, tmp_path_factory: pytest.TempPathFactory) -> MadeBySdk:
+    """Made before the other tests, which fill the time until it is due."""
+    return made_by_sdk(server, tmp_path_factory.mktemp("sdk"))
+
+
+def made_by_sdk(server: Server, base: Path) -> MadeBySdk:
+    """huaweicloudsdkcbr: create, list, show, update, apply."""
     from huaweicloudsdkcbr.v1 import (
-        AssociateVaultPolicyRequest,
         BillingCreate,
         CbrClient,
         CreatePolicyRequest,
         CreateVaultRequest,
-        DeletePolicyRequest,
-        DisassociateVaultPolicyRequest,
-        ListBackupsRequest,
-        ListOpLogsRequest,
         ListPoliciesRequest,
         PolicyCreate,
         PolicyCreateReq,
@@ -67,16 +72,13 @@ def test_the_sdk_makes_a_policy_and_the_clock_fires_it(server: Server, tmp_path:
         ResourceCreate,
         ShowPolicyRequest,
         UpdatePolicyRequest,
-        VaultAssociate,
         VaultCreate,
         VaultCreateReq,
-        VaultDissociate,
     )
     from huaweicloudsdkcore.auth.credentials import BasicCredentials
-    from huaweicloudsdkcore.exceptions.exceptions import ClientRequestException
 
     given = server.credentials
-    source = tmp_path / "share"
+    source = base / "share"
     make_tree(source, 5)
     with server.client() as operator:
         share_id = operator.register("turbo", "share-of-sdk", source)
@@ -108,37 +110,7 @@ def test_the_sdk_makes_a_policy_and_the_clock_fires_it(server: Server, tmp_path:
     assert (after.name, after.trigger.properties.pattern) == ("renamed", [rule])
     assert after.operation_definition.retention_duration_days == 30
     assert after.operation_definition.max_backups is None
-
-    def available() -> Any:
-        found = sdk.list_backups(ListBackupsRequest(vault_id=vault_id, status="available")).backups
-        return found or None
-
-    (backup,) = wait_until(available, "the scheduled backup is available", 120)
-    assert backup.name.startswith("acme-autobk_")
-    assert backup.extend_info.auto_trigger is True
-    created_at, expired_at = (t.replace(tzinfo=UTC) for t in (backup.created_at, backup.expired_at))
-    assert timedelta(0) <= created_at - due < timedelta(seconds=30)
-    assert expired_at - created_at == timedelta(days=30)
-    logs = sdk.list_op_logs(ListOpLogsRequest(vault_id=vault_id)).operation_logs
-    assert [(log.operation_type, log.status, log.policy_id) for log in logs] == [("backup", "success", made.id)]
-    wanted = contents(source)
-    (source / "big").unlink()
-    with server.client() as tenant:
-        assert tenant.restore(backup.id, resource_id=share_id)["status"] == "success"
-    assert contents(source) == wanted
-
-    away = DisassociateVaultPolicyRequest(vault_id=vault_id, body=VaultDissociate(policy_id=made.id))
-    assert sdk.disassociate_vault_policy(away).dissociate_policy.policy_id == made.id
-    with pytest.raises(ClientRequestException) as refused:
-        sdk.disassociate_vault_policy(away)
-    assert (refused.value.status_code, refused.value.error_code) == (404, "BackupService.6002")
-    again = AssociateVaultPolicyRequest(vault_id=vault_id, body=VaultAssociate(policy_id=made.id))
-    assert sdk.associate_vault_policy(again).associate_policy.vault_id == vault_id
-    sdk.delete_policy(DeletePolicyRequest(policy_id=made.id))
-    with pytest.raises(ClientRequestException) as refused:
-        sdk.show_policy(ShowPolicyRequest(policy_id=made.id))
-    assert (refused.value.status_code, refused.value.error_code) == (404, "BackupService.6000")
-    assert len(available()) == 1
+    return MadeBySdk(sdk=sdk, source=source, share=share_id, policy=made.id, vault=vault_id, due=due)
 
 
 def test_openstack_cbr_policies(server: Server) -> None:
@@ -191,3 +163,49 @@ def test_the_command_line_from_making_to_simulating(server: Server, tmp_path: Pa
     cli(server, "policy", "create", "x", code=2)
     cli(server, "policy", "delete", "nightly", "--yes")
     cli(server, "policy", "show", "nightly", code=1)
+
+
+def test_the_clock_fires_what_the_sdk_made(server: Server, made: MadeBySdk) -> None:
+    """The run comes at its minute, and what it made restores; applied, taken away and deleted by the SDK."""
+    from huaweicloudsdkcbr.v1 import (
+        AssociateVaultPolicyRequest,
+        DeletePolicyRequest,
+        DisassociateVaultPolicyRequest,
+        ListBackupsRequest,
+        ListOpLogsRequest,
+        ShowPolicyRequest,
+        VaultAssociate,
+        VaultDissociate,
+    )
+    from huaweicloudsdkcore.exceptions.exceptions import ClientRequestException
+
+    def available() -> Any:
+        found = made.sdk.list_backups(ListBackupsRequest(vault_id=made.vault, status="available")).backups
+        return found or None
+
+    (backup,) = wait_until(available, "the scheduled backup is available", 120)
+    assert backup.name.startswith("acme-autobk_")
+    assert backup.extend_info.auto_trigger is True
+    created_at, expired_at = (t.replace(tzinfo=UTC) for t in (backup.created_at, backup.expired_at))
+    assert timedelta(0) <= created_at - made.due < timedelta(seconds=30)
+    assert expired_at - created_at == timedelta(days=30)
+    logs = made.sdk.list_op_logs(ListOpLogsRequest(vault_id=made.vault)).operation_logs
+    assert [(log.operation_type, log.status, log.policy_id) for log in logs] == [("backup", "success", made.policy)]
+    wanted = contents(made.source)
+    (made.source / "big").unlink()
+    with server.client() as tenant:
+        assert tenant.restore(backup.id, resource_id=made.share)["status"] == "success"
+    assert contents(made.source) == wanted
+
+    away = DisassociateVaultPolicyRequest(vault_id=made.vault, body=VaultDissociate(policy_id=made.policy))
+    assert made.sdk.disassociate_vault_policy(away).dissociate_policy.policy_id == made.policy
+    with pytest.raises(ClientRequestException) as refused:
+        made.sdk.disassociate_vault_policy(away)
+    assert (refused.value.status_code, refused.value.error_code) == (404, "BackupService.6002")
+    again = AssociateVaultPolicyRequest(vault_id=made.vault, body=VaultAssociate(policy_id=made.policy))
+    assert made.sdk.associate_vault_policy(again).associate_policy.vault_id == made.vault
+    made.sdk.delete_policy(DeletePolicyRequest(policy_id=made.policy))
+    with pytest.raises(ClientRequestException) as refused:
+        made.sdk.show_policy(ShowPolicyRequest(policy_id=made.policy))
+    assert (refused.value.status_code, refused.value.error_code) == (404, "BackupService.6000")
+    assert len(available()) == 1

@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from command_line import PROCESS, strongroom
 from harness import Client, Server, contents, make_tree
 
 pytestmark = pytest.mark.e2e
@@ -25,16 +24,9 @@ class Saved(NamedTuple):
     disk_vault: str
 
 
-def strongroom(*argv: str, code: int = 0) -> subprocess.CompletedProcess[bytes]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
-    done = subprocess.run([sys.executable, "-m", "strongroom", *argv], env=environ, capture_output=True, timeout=120)
-    assert done.returncode == code, (argv, done.returncode, done.stdout.decode(), done.stderr.decode())
-    return done
-
-
-def recover(saved: Saved, *argv: str, key: Path | None = None, code: int = 0) -> Any:
+def recover(saved: Saved, *argv: str, key: Path | None = None, code: int = 0, process: bool = False) -> Any:
     options = ["--store", f"file://{saved.store}", "--key", str(key or saved.key)]
-    done = strongroom("recover", *options, *argv, "--json", code=code)
+    done = strongroom("recover", *options, *argv, "--json", code=code, process=process)
     return json.loads(done.stdout.splitlines()[-1] if argv[0] == "restore" else done.stdout) if done.stdout else None
 
 
@@ -92,7 +84,7 @@ def test_everything_is_listed_with_its_labels(saved: Saved) -> None:
 def test_a_folder_comes_back_byte_for_byte(saved: Saved, tmp_path: Path) -> None:
     """Modes, links and contents, from store and key alone; the store is not changed."""
     before = files_of(saved.store)
-    done = recover(saved, "restore", newest(saved, saved.tree_vault)["backup"], str(tmp_path / "new"))
+    done = recover(saved, "restore", newest(saved, saved.tree_vault)["backup"], str(tmp_path / "new"), **PROCESS)
     assert done["exit_code"] == 0
     assert contents(tmp_path / "new") == saved.tree
     assert files_of(saved.store) == before
@@ -166,5 +158,5 @@ def test_another_key_opens_nothing(saved: Saved, tmp_path: Path) -> None:
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, saved: Saved) -> None:
     """A mistyped path is an error."""
-    strongroom("recover", "--store", str(tmp_path / "typo"), "--key", str(saved.key), "list", code=1)
+    strongroom("recover", "--store", str(tmp_path / "typo"), "--key", str(saved.key), "list", code=1, **PROCESS)
     assert not (tmp_path / "typo").exists()
