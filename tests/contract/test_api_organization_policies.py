@@ -170,7 +170,7 @@ async def test_a_bad_policy_is_nowhere(world: World, members: dict[str, Any]) ->
     """What is refused leaves neither a policy nor a copy, made or changed."""
     header = boss(world)
     answer = await world.client.post(world.v3("organization-policies"), json=wanted(**members), headers=header)
-    check_error("create_organization_policy", answer, 400, "9900")
+    check_error("create_organization_policy", answer, 400, "6117" if "operation_type" in members else "9900")
     assert await world.one("SELECT count(*) FROM organization_policies") == 0
     assert await world.one("SELECT count(*) FROM policies") == 0
     if "operation_type" in members or members.get("policy_enabled", "") is None:

@@ -567,7 +567,7 @@ def test_credentials_that_do_not_hold_are_401(world: World, rows: Rows) -> None:
         request = httpx.Request(method, url, content=sent or body, headers={"Content-Type": "application/json"})
         request.headers["X-Sdk-Date"] = (now - timedelta(seconds=late_s)).strftime("%Y%m%dT%H%M%SZ")
         names = {name: request.headers[name] for name in ("host", "x-sdk-date")}
-        signature = sign(secret or given["secret_key"], method, request.url, names, body)
+        signature = sign(secret or given["secret_key"], method, request.url.raw_path, names, body)
         request.headers["Authorization"] = (
             f"SDK-HMAC-SHA256 Access={key or given['access_key']}, SignedHeaders=host;x-sdk-date, Signature={signature}"
         )

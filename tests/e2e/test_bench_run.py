@@ -39,11 +39,12 @@ def test_a_run_measures_verifies_and_reports(tmp_path: Path) -> None:
     assert not (tmp_path / "bench/work").exists()
 
 
-def test_memory_is_measured_case_by_case(tmp_path: Path) -> None:
-    """All cases end well with small sizes, and a bound that is missed makes the run fail."""
+@pytest.mark.parametrize("cases", [("files", "sparse", "folder", "points"), pytest.param((), marks=pytest.mark.long)])
+def test_memory_is_measured_case_by_case(tmp_path: Path, cases: tuple[str, ...]) -> None:
+    """These cases, or all, end well with small sizes, and a bound that is missed makes the run fail."""
     sizes = ["--files", "300", "--sparse", "1G", "--entries", "300", "--points", "2"]
     command = [sys.executable, "-m", "bench.memory", *sizes, "--dir", str(tmp_path), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, *cases], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out/memory.jsonl").read_text().splitlines()]
     assert {row["step"] for row in rows} >= {"first backup", "nothing changed", "one entry more", "restore point 1"}

@@ -165,8 +165,8 @@ def test_partly_done_is_3_and_failed_is_1(operator: Command, tenant: Any, tmp_pa
 def test_watch_and_cancel(operator: Command, tenant: Any, tmp_path: Path) -> None:
     """A slow task is canceled; watching it ends with its reason and exit code 1."""
     disk = tmp_path / "slow"
-    disk.write_bytes(os.urandom(8 << 20))
-    register(operator, tenant, "disk", disk, "--read-limit", "200K")
+    disk.write_bytes(os.urandom(32 << 20))
+    register(operator, tenant, "disk", disk, "--read-limit", "2M")  # 16 s, and a look every two
     tenant("vault", "create", "slow", "--type", "disk", "--resource", "slow")
     tenant("checkpoint", "create", "slow")
     task = wait_until(lambda: tenant("task", "list", "--status", "running"), "it runs")[0]["id"]
@@ -305,8 +305,12 @@ def test_tags_suspension_and_the_lock(operator: Command, tenant: Any, tmp_path: 
     for command, protected in (("suspend", False), ("resume", True)):
         tenant("vault", command, "kept", name)
         assert tenant("vault", "show", "kept")["resources"][0]["auto_protect"] is protected
-    assert tenant("vault", "lock", "kept", "--manual", "--yes") == {"locked": True, "keep_manual": True}
-    assert tenant("vault", "lock", "kept", "--yes") == {"locked": True, "keep_manual": True}
+    assert tenant("vault", "lock", "kept", "--manual", "--yes") == {
+        "locked": True,
+        "keep_manual": True,
+        "kept_by_store": False,
+    }
+    assert tenant("vault", "lock", "kept", "--yes") == {"locked": True, "keep_manual": True, "kept_by_store": False}
 
 
 def test_a_vault_is_emptied_into_another(operator: Command, tenant: Any, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ GONE_S_MAX = 30
 
 def start_demo(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "strongroom", "demo", "--json", "--folder", str(folder)],
+        # A test run in the background of a script ignores Ctrl-C, and so would what it starts.
+        ["env", "--default-signal=INT", sys.executable, "-m", "strongroom", "demo", "--json", "--folder", str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -27,8 +27,9 @@ def _check_every_point(client: Client, target: str, target_path: Path, known: di
         assert contents(target_path) == expected
 
 
-def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
-    """Killed at 15 points spread over a backup: what was acknowledged stays whole, what was killed ends."""
+@pytest.mark.parametrize("counts", [(3, 4), pytest.param((6, 9), marks=pytest.mark.long)], ids=str)
+def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path, counts: tuple[int, int]) -> None:
+    """Killed at points spread over a backup: what was acknowledged stays whole, what was killed ends."""
     server = Server(tmp_path / "state")
     source, target_path = tmp_path / "source", tmp_path / "target"
     make_tree(source, 0)
@@ -43,7 +44,7 @@ def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
             known = {client.backups()[0]["id"]: contents(source)}
         server.stop()
         points = []
-        for kind, count in (("database", 6), ("store", 9)):
+        for kind, count in zip(("database", "store"), counts, strict=True):
             server.start(kill_at=f"backup:{kind}:{OUT_OF_REACH}")
             make_tree(source, 100 + count)
             with server.client() as client:
@@ -73,8 +74,9 @@ def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path) -> None:
-    """Killed at 16 points spread over a restore: after a restart the same restore ends by itself with the new content,
+@pytest.mark.parametrize("counts", [(2, 2, 4), pytest.param((4, 4, 8), marks=pytest.mark.long)], ids=str)
+def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path, counts: tuple[int, int, int]) -> None:
+    """Killed at points spread over a restore: after a restart the same restore ends by itself with the new content,
     nothing of the staging is left and nothing runs for ever."""
     server = Server(tmp_path / "state")
     source = tmp_path / "source"
@@ -89,7 +91,7 @@ def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path) -> None:
             wanted = contents(source)
         server.stop()
         points = []
-        for kind, count in (("database", 4), ("store", 4), ("files", 8)):
+        for kind, count in zip(("database", "store", "files"), counts, strict=True):
             server.start(kill_at=f"restore:{kind}:{OUT_OF_REACH}")
             shutil.rmtree(source / "d1")
             with server.client() as client:

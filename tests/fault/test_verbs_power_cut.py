@@ -108,9 +108,9 @@ def sweep(events: list[Event], every: World, cuts: list[int], seeds: int) -> int
 
 
 def test_a_power_cut_loses_nothing_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cut at every call, in three ways each."""
+    """A cut at every call, in one way each."""
     events, every = story(tmp_path, monkeypatch)
-    assert sweep(events, every, list(range(len(events) + 1)), seeds=3) > 700
+    assert sweep(events, every, list(range(len(events) + 1)), seeds=1) > 230
 
 
 @pytest.mark.long
