@@ -122,10 +122,8 @@ class Gatherer:
         self._monitor.check()
         self._keep_busy()
         while self._futures:
-            self._futures.popleft().result()
+            self._end_one()
             self._keep_busy()
-            self._monitor.check()
-            self._monitor.advance(self.bytes_written, self._total, self.entries)
         alone, self._alone = self._alone, []
         self._deliver_singly(alone)
 
@@ -133,7 +131,7 @@ class Gatherer:
         """Give free workers the next segments. Raises what went wrong in those that are done."""
         pool, segments = self._session.repository.pool, self._session.repository.segments
         while self._futures and self._futures[0].done():
-            self._futures.popleft().result()
+            self._end_one()
         while self._next < len(self._order) and len(self._futures) < pool.threads * SEGMENTS_AHEAD_PER_THREAD:
             at = self._next
             for following in self._order[at + EXPECTED if at else 0 : at + EXPECTED + 1]:
@@ -141,6 +139,12 @@ class Gatherer:
             self._next += 1
             segment = self._order[at]
             self._futures.append(pool.compute(self._task(segment, self._window.pop(segment))))
+
+    def _end_one(self) -> None:
+        """Wait for the oldest task. A stop is heard once a segment."""
+        self._futures.popleft().result()
+        self._monitor.check()
+        self._monitor.advance(self.bytes_written, self._total, self.entries)
 
     def _task(self, segment: SegmentPlace, pieces: list[_Piece]) -> Callable[[], None]:
         return lambda: None if self._failed.is_set() else self._deliver_segment(segment, pieces)
