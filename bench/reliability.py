@@ -28,13 +28,16 @@ class Suite:
 
 
 STORE = "no silent success, no lost root: "
-FAULTS = {
-    **{f"faults {verb}": verb for verb in ("restore", "delete", "verify", "prune")},
+CALLS = "failing or last store calls"
+FAULTS = {  # what is done, and the module that does it
+    **{f"faults {verb}": (verb, "verbs") for verb in ("restore", "delete", "verify", "prune")},
     **{
-        f"faults {way} {what}": f"{way} backup of a {what}"
+        f"faults {way} {what}": (f"{way} backup of a {what}", "verbs")
         for way in ("first", "incremental", "full")
         for what in ("tree", "disk")
     },
+    **{f"faults copy, {side}": (f"copy, at the {side}", "copy") for side in ("source", "receiver")},
+    "faults rebuild": ("rebuild", "rebuild"),
 }
 PARSERS = (
     "pack footer", "compressed frame", "index object", "index list", "digest", "root", "labels", "directory records",
@@ -44,23 +47,12 @@ PARSERS = (
 
 SUITES: dict[str, Suite] = {
     **{
-        name: Suite(promise=STORE + verb, counted="failing or last store calls", file="fault/test_verbs_fault.py")
-        for name, verb in FAULTS.items()
+        name: Suite(promise=STORE + what, counted=CALLS, file=f"fault/test_{module}_fault.py")
+        for name, (what, module) in FAULTS.items()
     },
-    **{
-        f"faults copy, {side}": Suite(
-            promise=f"{STORE}copy, at the {side}",
-            counted="failing or last store calls",
-            file="fault/test_copy_fault.py",
-        )
-        for side in ("source", "receiver")
-    },
-    "faults rebuild": Suite(
-        promise=STORE + "rebuild", counted="failing or last store calls", file="fault/test_rebuild_fault.py"
-    ),
     "faults rotate": Suite(
         promise="every domain opens while the master key is rotated",
-        counted="failing or last store calls",
+        counted=CALLS,
         file="fault/test_rotate_fault.py",
     ),
     "power cuts": Suite(

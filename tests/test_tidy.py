@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,3 +138,19 @@ def test_sql_lives_in_control() -> None:
     for path in SOURCES:
         if "/control/" not in _name(path):
             assert not re.search(r"^(import|from) (psycopg|sqlalchemy|alembic)", path.read_text(), re.MULTILINE), path
+
+
+# Rooms of the command line that read a repository or an installation themselves, and who leads to them.
+WITHOUT_HTTP = {
+    *("engine", "engine_domains", "engine_proofs", "engine_pruning", "engine_reads"),
+    *("local", "main", "proving", "recover", "recovery", "scrubbing", "simulation"),
+}
+
+
+def test_every_command_that_speaks_http_is_kept_from_the_server() -> None:
+    """The contract of import-linter names its modules one by one: a new one has to be among them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (fenced,) = (each for each in contracts if each["name"] == "What speaks HTTP knows nothing of the server")
+    named = {name.removeprefix("strongroom.cli.") for name in fenced["source_modules"]}
+    rooms = {path.stem for path in (ROOT / "strongroom" / "cli").iterdir() if path.name[0] != "_"}
+    assert rooms - WITHOUT_HTTP == named

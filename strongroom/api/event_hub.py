@@ -97,6 +97,7 @@ class EventHub:
         STREAMS.inc()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._look(database))
+            self._looking.add_done_callback(self._ended)
         self._hurry.set()
         try:
             # A look under way may have passed by this project, and the next one begins where that one stood.
@@ -124,6 +125,14 @@ class EventHub:
         self.closed = True
         for subscription in self._subscriptions:
             subscription.wake.set()
+
+    def _ended(self, looking: asyncio.Task[None]) -> None:
+        """A look that died of our own mistake takes its listeners with it: they come back, and the next one looks."""
+        if not looking.cancelled() and (error := looking.exception()) is not None:
+            log.error("the look for events died", exc_info=error)
+            for subscription in self._subscriptions:
+                subscription.behind = True
+                subscription.wake.set()
 
     async def _look(self, database: Database) -> None:
         position: int | None = None

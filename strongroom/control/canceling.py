@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Canceled, Conflict, Fenced, StrongroomError
-from strongroom.control import backups, deletions, restores, tasks, verifying
+from strongroom.control import backups, restores, sessions, tasks
 from strongroom.control.db import Database
 from strongroom.control.operation_logs import show_task
 from strongroom.control.tasks import Task
@@ -15,8 +15,8 @@ End = Callable[[Database, Task, StrongroomError, Clock], Awaitable[None]]
 ENDS: dict[str, End] = {
     "backup": backups.fail_backup,
     "restore": restores.fail_restore,
-    "verify": verifying.fail_verify,
-    "prune": deletions.fail_prune,
+    "verify": sessions.fail_alone,
+    "prune": sessions.fail_alone,
 }
 # What two regions or two vaults do together is ended by a job, which settles the other side.
 TOGETHER = frozenset({"replication", "copy", "migrate"})

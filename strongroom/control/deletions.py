@@ -426,16 +426,6 @@ async def finish_prune(
             await queue_prune(conn, vault, request_id=task.request_id, clock=clock, delay=POSTPONED_AGAIN)
 
 
-async def fail_prune(
-    database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
-) -> None:
-    """End a prune that did not work; the next deletion queues another. Works without the vault's row. Raises Fenced."""
-    async with database.transaction() as conn:
-        await tasks.still_mine(conn, task)
-        await close_sessions_of(conn, task)
-        await tasks.finish(conn, task, clock, status=status, error=error)
-
-
 # --- shared ---------------------------------------------------------------------------------------------------------
 
 

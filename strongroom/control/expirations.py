@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
 from strongroom.base.clock import Clock, api_timestamp
-from strongroom.base.errors import Conflict, InvalidRequest, StrongroomError
+from strongroom.base.errors import Conflict, InvalidRequest
 from strongroom.control import tasks
 from strongroom.control.db import Database
 from strongroom.control.schedule import fixed_zone
@@ -169,14 +169,3 @@ async def finish_expiration(database: Database, task: Task, outcome: dict[str, A
         await tasks.still_mine(conn, task)
         await close_sessions_of(conn, task)
         await tasks.finish(conn, task, clock, outcome=outcome)
-
-
-async def fail_expiration(
-    database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
-) -> None:
-    """The rows keep the new time; the store's copies are as they were, in part. Asking again writes them. Raises
-    Fenced."""
-    async with database.transaction() as conn:
-        await tasks.still_mine(conn, task)
-        await close_sessions_of(conn, task)
-        await tasks.finish(conn, task, clock, status=status, error=error)

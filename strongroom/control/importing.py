@@ -13,7 +13,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import Conflict, InvalidRequest, StrongroomError, Unavailable
+from strongroom.base.errors import Conflict, InvalidRequest, Unavailable
 from strongroom.base.ids import new_id
 from strongroom.control import checkpoints, tasks
 from strongroom.control.capacity import set_used
@@ -248,13 +248,3 @@ async def _with_free_checkpoints(
     )
     taken = {row[0]: new_id() for row in await found.fetchall()}
     return [replace(backup, checkpoint_id=taken.get(backup.checkpoint_id, backup.checkpoint_id)) for backup in backups]
-
-
-async def fail_import(
-    database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
-) -> None:
-    """Nothing was brought in. Raises Fenced."""
-    async with database.transaction() as conn:
-        await tasks.still_mine(conn, task)
-        await close_sessions_of(conn, task)
-        await tasks.finish(conn, task, clock, status=status, error=error)

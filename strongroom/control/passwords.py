@@ -112,7 +112,8 @@ class LoginBrake:
             failures = self._failures(level, name)
             if failures >= level.free and (level is _PAIR or not known):
                 wait_s = max(1, round((failures - level.free + 1) * level.forgiven_s))
-                raise Throttled(reason=f"Too many failed logins of this user. Try again in {wait_s} s.")
+                whose = "from this address" if level is _SOURCE else "of this user"
+                raise Throttled(reason=f"Too many failed logins {whose}. Try again in {wait_s} s.")
 
     def failed(self, user: str, source: str) -> None:
         """Count one failure."""

@@ -8,7 +8,10 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
+from strongroom.base.clock import Clock
+from strongroom.base.errors import StrongroomError
 from strongroom.base.ids import new_id
+from strongroom.control import tasks
 from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 
@@ -51,6 +54,14 @@ async def close_sessions_of(conn: AsyncConnection[Any], task: Task) -> None:
         "DELETE FROM sessions WHERE project_id = ANY(%s) AND task_id = %s",
         [[task.project_id, task.lender_project_id or task.project_id], task.id],
     )
+
+
+async def fail_alone(database: Database, task: Task, error: StrongroomError, clock: Clock) -> None:
+    """End a task that was not done and has changed no row but its own. Works without the vault's. Raises Fenced."""
+    async with database.transaction() as conn:
+        await tasks.still_mine(conn, task)
+        await close_sessions_of(conn, task)
+        await tasks.finish(conn, task, clock, status="failed", error=error)
 
 
 async def oldest_pinned(database: Database, project_id: str, vault_id: str, domain_id: str | None = None) -> int | None:

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock, api_timestamp
-from strongroom.base.errors import Conflict, Corrupt, StrongroomError
+from strongroom.base.errors import Conflict, Corrupt
 from strongroom.control import checkpoints, tasks
 from strongroom.control.db import Database
 from strongroom.control.names import require_id
@@ -154,13 +154,3 @@ async def _mark(conn: AsyncConnection[Any], task: Task, backup_id: str, damage: 
         [Jsonb(values), now, task.project_id, task.vault_id, backup_id],
     )
     return [row[0] for row in await found.fetchall()]
-
-
-async def fail_verify(
-    database: Database, task: Task, error: StrongroomError, clock: Clock, *, status: str = "failed"
-) -> None:
-    """End a check that could not be made; it says nothing about any backup. Raises Fenced."""
-    async with database.transaction() as conn:
-        await tasks.still_mine(conn, task)
-        await close_sessions_of(conn, task)
-        await tasks.finish(conn, task, clock, status=status, error=error)

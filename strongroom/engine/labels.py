@@ -78,6 +78,13 @@ class LabelsOf:
             number = None
         raise Unavailable(reason="The labels of a restore point keep changing. Try again later.")
 
+    def load_readable(self, root: Root, number: int | None) -> Labels:
+        """As `load`; of damaged ones those of the root, from its first hour."""
+        try:
+            return self.load(root, number)
+        except (Corrupt, ObjectMissing):
+            return root.labels
+
     def _names(self) -> Iterator[tuple[str, int]]:
         start = len(self.prefix) + len("labels/")
         for info in self.store.list(f"{self.prefix}labels/"):

@@ -130,7 +130,7 @@ class Repository:
         """The backup is no more; prune frees its bytes. Idempotent. Raises Conflict when a locked vault keeps it."""
         if parse_root_name(name) is None:
             raise InvalidRequest(reason="This is no name of a root.", detail=name[:100])
-        require_unpromised(self.store, self.prefix, lambda: self.load_labels(self.load_root(name)))
+        require_unpromised(self.store, self.prefix, lambda: self.readable_labels(self.load_root(name)))
         delete_object(self.store, self.prefix, f"roots/{name}")
 
     def find_root(self, backup_id: str, generation: int | None = None) -> Root | None:
@@ -173,6 +173,10 @@ class Repository:
     def load_labels(self, root: Root, number: int | None = None) -> Labels:
         """The labels that stand: the highest number put later, else those in the root. number: where it is known."""
         return self._labels.load(root, number)
+
+    def readable_labels(self, root: Root, number: int | None = None) -> Labels:
+        """The same for who needs some: when those are damaged, the ones in the root."""
+        return self._labels.load_readable(root, number)
 
     # --- index ---
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import Corrupt, ObjectMissing, StrongroomError
-from strongroom.control import expirations
+from strongroom.control import expirations, sessions
 from strongroom.control.expirations import PointTime
 from strongroom.engine.repository import Repository
 from strongroom.operations.job import Job
@@ -35,7 +35,7 @@ def run(job: Job) -> None:
 def fail(job: Job, error: StrongroomError) -> None:
     """The rows keep the time; asking for it again writes the labels."""
     tools = job.tools
-    tools.portal.call(expirations.fail_expiration(tools.database, job.task, error, tools.clock))
+    tools.portal.call(sessions.fail_alone(tools.database, job.task, error, tools.clock))
 
 
 def _write(job: Job, repository: Repository, points: Sequence[PointTime]) -> tuple[int, int]:

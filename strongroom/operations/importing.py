@@ -29,7 +29,7 @@ from strongroom.base.errors import (
     StrongroomError,
 )
 from strongroom.base.ids import new_id
-from strongroom.control import deletions, importing
+from strongroom.control import deletions, importing, sessions
 from strongroom.control.importing import Imported, ImportJob
 from strongroom.control.rebuilding import PROTECTABLE_TYPES, LostBackup
 from strongroom.control.vault_keys import save_vault_keys
@@ -65,7 +65,7 @@ def run(job: Job) -> None:
                 repository = tools.repository(plan.vault, task.id, domain_id=domain_id)
                 pins.enter_context(repository.session("copy"))
             except (KeyWrong, FormatUnknown, Corrupt, ObjectMissing) as err:
-                found.problems.append((f"domain {domain_id or 'of the vault'}", str(err)))
+                found.problems.append((f"domain {domain_id or 'of the vault'}", err.message))
                 continue
             repositories[domain_id] = repository
         tools.portal.call(importing.require_no_prune(tools.database, task))
@@ -86,7 +86,7 @@ def run(job: Job) -> None:
 def fail(job: Job, error: StrongroomError) -> None:
     """Nothing was brought in."""
     tools = job.tools
-    tools.portal.call(importing.fail_import(tools.database, job.task, error, tools.clock))
+    tools.portal.call(sessions.fail_alone(tools.database, job.task, error, tools.clock))
 
 
 def _look(

@@ -19,9 +19,9 @@ A root that lies at the destination before the first attempt is a dead one of an
 seen it as dead may be about to take it. So it is never relied on: the move waits until it is gone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from strongroom.base.errors import Corrupt, ObjectMissing, StrongroomError, Unavailable
+from strongroom.base.errors import StrongroomError, Unavailable
 from strongroom.control import moved
 from strongroom.control.moved import Moved, MoveJob, MovingPoint
 from strongroom.control.moving import require_capacity
@@ -100,7 +100,8 @@ def _bring(job: Job, plan: MoveJob, source: Repository, receiver: Repository, po
     for point in points:
         job.fence()
         root = source.load_root(point.root)
-        _tell_place(receiver, root, point, plan, _labels(source, root, said), saying.get(root.backup_id, 0))
+        labels = source.readable_labels(root, said.get(root.backup_id, 0))
+        _tell_place(receiver, root, point, plan, labels, saying.get(root.backup_id, 0))
     return report.bytes_copied
 
 
@@ -116,16 +117,8 @@ def _tell_place(
         "backup": point.backup_id,
         "checkpoint": point.checkpoint_id,
     }
-    if _labels(receiver, root, {root.backup_id: number}) != wanted:
+    if receiver.readable_labels(root, number) != wanted:
         receiver.put_labels(root.backup_id, wanted, number + 1)
-
-
-def _labels(repository: Repository, root: Root, numbers: Mapping[str, int]) -> Labels:
-    """Those that stand; of damaged ones those of the first hour."""
-    try:
-        return repository.load_labels(root, numbers.get(root.backup_id, 0))
-    except (Corrupt, ObjectMissing):
-        return root.labels
 
 
 def _save_keys(job: Job, plan: MoveJob, receiver: Repository, domain_id: str | None) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
+import msgspec
+
 from strongroom.base.clock import Clock
 from strongroom.base.errors import (
     ObjectMissing,
@@ -29,6 +31,13 @@ PIECE_BYTES_MAX = 8 * MIB  # of one request: a segment, or a part of something l
 SIZE_HEADER = "X-Object-Size"
 SIZE_DIGITS_MAX = 15
 READ_ONLY = "another region's store can only be read"
+
+
+class _ListPage(msgspec.Struct):
+    """objects: (name, size) in order. next: the last name when there are more, else empty."""
+
+    objects: list[tuple[str, int]]
+    next: str
 
 
 class PeerStore:
@@ -74,12 +83,25 @@ class PeerStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         after = ""
         while True:
-            page = self._call(prefix, partial(self._peer.get, self._path, prefix=prefix, after=after))
-            for name, size in page["objects"]:
+            page = self._call(prefix, partial(self._page, prefix, after))
+            for name, size in page.objects:
                 yield ObjectInfo(name, size)
-            if not page["next"]:
+            if not page.next:
                 return
-            after = page["next"]
+            after = page.next
+
+    def _page(self, prefix: str, after: str) -> _ListPage:
+        """What follows `after`. Raises RegionUnreachable for an answer that would not come to an end, or is none."""
+        found = self._peer.get(self._path, prefix=prefix, after=after)
+        try:
+            page = msgspec.convert(found, _ListPage)
+        except msgspec.ValidationError as err:
+            raise RegionUnreachable(
+                region=self._peer.name, reason=f"its list is not of the form agreed: {err}."
+            ) from err
+        if page.next and page.next <= after:
+            raise RegionUnreachable(region=self._peer.name, reason="its list of objects goes in a circle.")
+        return page
 
     def _range(self, name: str, offset: int, length: int) -> bytes:
         if length > OBJECT_BYTES_MAX:

@@ -22,7 +22,7 @@ import structlog
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import DatabaseBehind, StrongroomError
-from strongroom.control import deletions, promises
+from strongroom.control import deletions, promises, sessions
 from strongroom.control.subjects import VaultRef
 from strongroom.engine.catalogue import list_points
 from strongroom.engine.prune import prune
@@ -96,7 +96,7 @@ def _require_known(job: Job, repository: Repository, vault: VaultRef, dead: Coll
 def fail(job: Job, error: StrongroomError) -> None:
     """Nothing is lost by a prune that did not run; the next deletion brings another."""
     tools = job.tools
-    tools.portal.call(deletions.fail_prune(tools.database, job.task, error, tools.clock))
+    tools.portal.call(sessions.fail_alone(tools.database, job.task, error, tools.clock))
 
 
 def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

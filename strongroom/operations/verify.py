@@ -15,7 +15,7 @@ from typing import Any
 
 from strongroom.base.errors import StrongroomError
 from strongroom.base.streams import Path
-from strongroom.control import verifying
+from strongroom.control import sessions, verifying
 from strongroom.control.verifying import Damage, Verified
 from strongroom.engine.verify import Finding, VerifyReport, verify
 from strongroom.operations.job import Job
@@ -45,7 +45,7 @@ def run(job: Job) -> None:
 def fail(job: Job, error: StrongroomError) -> None:
     """A check that did not run says nothing."""
     tools = job.tools
-    tools.portal.call(verifying.fail_verify(tools.database, job.task, error, tools.clock))
+    tools.portal.call(sessions.fail_alone(tools.database, job.task, error, tools.clock))
 
 
 def _result(reports: list[tuple[VerifyReport, Mapping[str, str]]], *, whole_is_proven: bool) -> Verified:

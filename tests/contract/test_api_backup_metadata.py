@@ -1,20 +1,12 @@
 """Metadata of a backup, against the contract: JSON inside of texts, only where there is something to tell."""
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 from contract_schema import check_answer, check_error
-from points_world import DISK, TURBO, World, opened_world, reader_of
+from points_world import DISK, TURBO, World, reader_of
 
 from strongroom.base.ids import new_id
-from strongroom.control.db import Database
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("kind", [DISK, TURBO])

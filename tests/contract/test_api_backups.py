@@ -2,22 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 from contract_schema import check_answer, check_error
-from points_world import DISK, TURBO, World, opened_world, reader_of
+from points_world import DISK, TURBO, World, reader_of
 
 from strongroom.base.ids import new_id
 from strongroom.base.units import GIB
 from strongroom.control import deletions, restores
-from strongroom.control.db import Database
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def listed(world: World, **query: object) -> dict:

@@ -2,22 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 
-import pytest
 from contract_schema import check_answer, check_error
-from points_world import DISK, TURBO, World, opened_world, reader_of
+from points_world import DISK, TURBO, World, reader_of
 
 from strongroom.base.errors import SourceGone
 from strongroom.base.ids import new_id
 from strongroom.control import backups, tasks
-from strongroom.control.db import Database
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def create(world: World, vault: str, **parameters: object):

@@ -6,20 +6,13 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from points_world import DISK, World, opened_world, reader_of
+from points_world import DISK, World, reader_of
 
 from strongroom.base.errors import ChunkCorrupt
 from strongroom.base.ids import new_id
 from strongroom.control import restores
-from strongroom.control.db import Database
 
 ODD = b'caf\xe9/\xff "name".txt'
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -10,24 +10,17 @@ from typing import Any
 
 import pytest
 import uvicorn
-from points_world import World, opened_world, reader_of
+from points_world import World, reader_of
 
 from strongroom.api.app import build_app
 from strongroom.api.connection import Connection
 from strongroom.api.event_hub import EventHub, StreamLimits
 from strongroom.api.table import OPERATIONS
 from strongroom.control import tasks
-from strongroom.control.db import Database
 from strongroom.operations.monitor import JobMonitor
 
 QUICK = StreamLimits(poll_s=0.02, check_s=0.02, heartbeat_s=0.05, send_s_max=0.2)
 WAIT_S_MAX = 20.0
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 @dataclass
@@ -265,6 +258,23 @@ async def test_a_client_that_falls_behind_is_cut(world: World) -> None:
                 await asyncio.sleep(0)
         stream.reads.set()
         await stream.until(lambda: stream.aborted)
+
+
+async def test_nobody_listens_to_a_look_that_died(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it died of: listeners are cut, come back, and are told again."""
+    server = serve(world)
+
+    async def broken(*_: object) -> None:
+        raise KeyError("a mistake of ours")
+
+    async with server.stream() as stream:
+        with monkeypatch.context() as patched:
+            patched.setattr("strongroom.api.event_hub.look", broken)
+            await stream.until(lambda: stream.aborted)
+    async with server.stream() as again:
+        vault = await world.add_vault([await world.add_resource()])
+        await world.run(vault)
+        await again.told("task", operation_type="backup")
 
 
 async def test_too_much_at_once_is_a_reset(world: World) -> None:

@@ -1,22 +1,13 @@
 """Operation logs and /ext tasks through the API, on a real database."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from contract_schema import check_answer, check_error
-from points_world import DISK, World, opened_world, reader_of
+from points_world import DISK, World, reader_of
 
 from strongroom.base.errors import SourceGone
 from strongroom.base.ids import new_id
 from strongroom.control import backups, deletions, restores, tasks
-from strongroom.control.db import Database
 from strongroom.control.tasks import NewTask, Progress
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def listed(world: World, **query: object) -> dict:

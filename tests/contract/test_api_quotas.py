@@ -1,28 +1,20 @@
 """Quotas of a project: set by the operator, read by the tenant, and passed by nobody, also not by two at once."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from contract_schema import check_error
-from points_world import World, opened_world, reader_of
+from points_world import World, reader_of
 from policies_world import add_policy, run_once
 
 from strongroom.base.errors import Conflict, QuotaExceeded
 from strongroom.base.units import MIB
 from strongroom.control import backups, quotas
 from strongroom.control.access import ROLE_OPERATOR, ROLE_TENANT_ADMIN
-from strongroom.control.db import Database
 from strongroom.control.quotas import Quotas
 from strongroom.operations.watched_store import Room
 
 UNKNOWN = "0" * 32
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def limit(world: World, **limits: int | None) -> None:

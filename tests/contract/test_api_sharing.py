@@ -1,25 +1,17 @@
 """Sharing through the API, against the contract, on a real database: who may do what, and what a share's end does."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 from contract_schema import check_answer, check_error
-from points_world import DISK, TURBO, World, opened_world
+from points_world import DISK, TURBO, World
 
 from strongroom.base.ids import new_hex_id, new_id
 from strongroom.base.units import GIB
 from strongroom.control.access import ROLE_READER
-from strongroom.control.db import Database
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 @dataclass

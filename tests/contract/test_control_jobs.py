@@ -5,10 +5,10 @@ attempt; a task ends together with its sessions.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
-from points_world import DISK, World, opened_world
+from points_world import DISK, World
 
 from strongroom.base.errors import (
     BackupNotFound,
@@ -25,19 +25,12 @@ from strongroom.base.units import GIB
 from strongroom.control import backups, deletions, restores, sessions, tasks, vault_keys, verifying
 from strongroom.control.backups import CommittedBackup
 from strongroom.control.checkpoint_views import show_checkpoint
-from strongroom.control.db import Database
 from strongroom.control.subjects import lock_vault
 from strongroom.control.tasks import NewTask, Task
 from strongroom.operations.monitor import JobMonitor
 
 GONE = SourceGone(reason="The folder is not there.")
 COMMITTED = CommittedBackup(root="r.1", resource_size_bytes=10, stored_bytes=7)
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def lapse(world: World, task: Task) -> None:
@@ -131,8 +124,8 @@ FAILS: dict[str, Step] = {
     "delete": lambda w, t: deletions.fail_delete(w.database, t, GONE, w.clock),
     "remove_resource": lambda w, t: deletions.fail_delete(w.database, t, GONE, w.clock),
     "vault_delete": lambda w, t: deletions.fail_delete(w.database, t, GONE, w.clock),
-    "prune": lambda w, t: deletions.fail_prune(w.database, t, GONE, w.clock),
-    "verify": lambda w, t: verifying.fail_verify(w.database, t, GONE, w.clock),
+    "prune": lambda w, t: sessions.fail_alone(w.database, t, GONE, w.clock),
+    "verify": lambda w, t: sessions.fail_alone(w.database, t, GONE, w.clock),
 }
 TYPES = tuple(STARTS)
 

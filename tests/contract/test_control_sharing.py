@@ -1,26 +1,18 @@
 """A share that ends while somebody reads through it: the job side, step by step, on a real database."""
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
-from points_world import DISK, World, opened_world
+from points_world import DISK, World
 
 from strongroom.base.errors import BackupNotFound, Canceled, Conflict, Fenced, SourceError, StrongroomError
 from strongroom.base.ids import new_id
 from strongroom.control import deletions, expiry, restores, sharing, tasks, vaults
-from strongroom.control.db import Database
 from strongroom.control.reading import find_readable
 from strongroom.control.restores import NewRestore
 from strongroom.control.sessions import oldest_pinned, open_session
 from strongroom.control.tasks import Task
 from strongroom.control.vault_resources import remove_resources
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 @dataclass

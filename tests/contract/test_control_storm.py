@@ -3,25 +3,16 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 
-import pytest
-from points_world import World, opened_world
+from points_world import World
 from test_list_counts import DIFFERENT
 
 from strongroom.base.errors import Canceled, Fenced, SourceGone, StrongroomError
-from strongroom.control import backups, deletions, restores, tasks
+from strongroom.control import backups, deletions, restores, sessions, tasks
 from strongroom.control.backups import CommittedBackup
-from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 
 CLIENTS, WORKERS, REQUESTS = 4, 3, 60
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def client(world: World, chance: random.Random, vaults: list[str], resources: list[str], seen: Counter) -> None:
@@ -78,7 +69,7 @@ async def perform(world: World, chance: random.Random, task: Task, calm: bool) -
             case "prune":
                 await deletions.start_prune(database, task)
                 if fate == "fail":
-                    await deletions.fail_prune(database, task, Canceled(), clock)
+                    await sessions.fail_alone(database, task, Canceled(), clock)
                 elif fate == "end":
                     await deletions.finish_prune(database, task, {}, clock)
             case _:
@@ -95,7 +86,7 @@ async def perform(world: World, chance: random.Random, task: Task, calm: bool) -
 
 
 async def give_up(world: World, task: Task, error: StrongroomError) -> None:
-    fail = {"backup": backups.fail_backup, "restore": restores.fail_restore, "prune": deletions.fail_prune}
+    fail = {"backup": backups.fail_backup, "restore": restores.fail_restore, "prune": sessions.fail_alone}
     try:
         await fail.get(task.operation_type, deletions.fail_delete)(world.database, task, error, world.clock)
     except Fenced:

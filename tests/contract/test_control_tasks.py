@@ -2,23 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
-from points_world import World, opened_world
+from points_world import World
 from psycopg.errors import UniqueViolation
 
 from strongroom.base.errors import Fenced, SourceGone
 from strongroom.base.ids import new_id
 from strongroom.control import tasks
-from strongroom.control.db import Database
 from strongroom.control.tasks import ATTEMPTS_MAX, LEASE_S, VAULT_RUNNING_MAX, NewTask, Task
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def add(world: World, vault: str | None = None, **members: object) -> str:

@@ -1,25 +1,16 @@
 """Checks of a vault: what is asked for through /ext, and what becomes of the rows of backups that they hit."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-from points_world import World, opened_world, reader_of
+from points_world import World, reader_of
 from psycopg.errors import CheckViolation
 
 from strongroom.base.errors import Canceled
 from strongroom.base.ids import new_id
-from strongroom.control import backups, deletions, restores, tasks, verifying
-from strongroom.control.db import Database
+from strongroom.control import backups, deletions, restores, sessions, tasks, verifying
 from strongroom.control.tasks import Task
 from strongroom.control.verifying import Damage, Verified
 
 DAMAGE = Damage(reason="A damaged pack.", files=2, paths=("a/b", "c"))
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def two_backups(world: World) -> tuple[str, list[str]]:
@@ -148,7 +139,7 @@ async def test_a_delete_of_the_vault_stops_the_check(world: World) -> None:
     assert (await world.client.delete(world.v3(f"vaults/{vault}"))).status_code == 204
     assert await world.one("SELECT cancel_requested FROM operation_logs WHERE id = %s", check.id) is True
     assert await tasks.claim(world.database, world.worker, "default") is None
-    await verifying.fail_verify(world.database, check, Canceled(), world.clock)
+    await sessions.fail_alone(world.database, check, Canceled(), world.clock)
     await world.claim("vault_delete")
 
 

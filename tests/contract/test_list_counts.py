@@ -2,16 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
-import pytest
-from points_world import World, opened_world
+from points_world import World
 
 from strongroom.base.ids import new_id
 from strongroom.control import migrate
-from strongroom.control.db import Database
 
 # (list, rows) of every project, counted and kept, in one snapshot: what differs is wrong.
 DIFFERENT = """
@@ -27,12 +24,6 @@ DIFFERENT = """
     WHERE coalesce(c.n, 0) <> coalesce(k.n, 0)
 """
 WRITERS, TRANSACTIONS = 6, 60
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def count(world: World, path: str, member: str, **query: str) -> int:

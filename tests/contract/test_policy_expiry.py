@@ -1,23 +1,16 @@
 """Backups whose time is over go by themselves, and nothing else goes: time, count, changed rules, locks, failures."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from datetime import timedelta
 
 import pytest
-from points_world import World, opened_world
+from points_world import World
 from policies_world import add_policy, change_policy, expire, next_of, run_once, tick, wait_for_next
 
 from strongroom.base.errors import Conflict, SourceGone
 from strongroom.base.ids import new_id
 from strongroom.control import backups, deletions, policies
-from strongroom.control.db import Database
 from strongroom.control.policy_rules import Definition
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def standing(world: World, vault: str) -> list[str]:

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from points_world import World, opened_world
+from points_world import World
 from policies_world import add_policy, change_policy, next_of, run_once, tick, wait_for_next
 
 from strongroom.base.errors import StrongroomError, Unavailable
@@ -20,12 +20,6 @@ from strongroom.base.units import GIB
 from strongroom.control import firing, policies, vaults
 from strongroom.control.db import Database
 from strongroom.control.policy_rules import Trigger
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def runs(world: World, vault: str) -> int:

@@ -1,14 +1,11 @@
 """A year of policies on a real database: every run happens once, and nothing goes before its time."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from points_world import World, opened_world
+from points_world import World
 from policies_world import add_policy, expire, tick, wait_for_next
-
-from strongroom.control.db import Database
 
 # Every kind of change: north and south, half an hour, at midnight, none, Ramadan, far east and far west.
 ZONES = (
@@ -18,12 +15,6 @@ ZONES = (
     "Australia/Lord_Howe", "Pacific/Auckland", "Pacific/Chatham",
 )  # fmt: skip
 DAYS, WEEKS, MONTHS = 3, 2, 3
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 def wanted_runs(zone: str, start: datetime, days: int) -> dict[str, int]:

@@ -1,24 +1,14 @@
 """Refusals whose codes no other suite reaches (docs/ERROR-CODES.md)."""
 
-from collections.abc import AsyncIterator
-
-import pytest
 from contract_schema import check_answer, check_error
 from in_process_api import PROJECT_A, InProcessApi
-from points_world import World, opened_world
+from points_world import World
 
 from strongroom.base.errors import StoreFull
 from strongroom.base.ids import new_id
 from strongroom.control import backups
-from strongroom.control.db import Database
 
 TRIGGER = {"properties": {"pattern": ["FREQ=DAILY;INTERVAL=1;BYHOUR=3;BYMINUTE=0"]}}
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def test_a_full_store_ends_a_backup(world: World) -> None:

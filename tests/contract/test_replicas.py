@@ -1,18 +1,16 @@
 """Rows of replications on both sides: offers, fences, refusals, retention, and who may read what. No bytes move."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from points_world import TURBO, World, opened_world
+from points_world import TURBO, World
 
 from strongroom.base.errors import Canceled, Conflict, Fenced, InvalidRequest, StrongroomError
 from strongroom.base.ids import new_hex_id, new_id
 from strongroom.base.units import GIB
 from strongroom.control import deletions, firing, replica_offers, replicas, replications
-from strongroom.control.db import Database
 from strongroom.control.replica_offers import Offer
 from strongroom.control.replicas import CommittedReplica
 from strongroom.control.replication_records import find_of_region
@@ -26,12 +24,6 @@ DOMAIN = "d" * 32
 FAR = Destination(region="west", project_id="b" * 32, vault_id=new_id())
 ANSWER = {"status": "replicating", "progress": 40, "backup_id": "r", "backup_name": "n", "checkpoint_id": "c",
           "stored_bytes": 7, "fail_code": "", "fail_reason": ""}  # fmt: skip
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 # --- the destination --------------------------------------------------------------------------------------------------

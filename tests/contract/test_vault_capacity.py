@@ -1,21 +1,12 @@
 """Vaults that fill up: growth by a quarter, and what stays full."""
 
-from collections.abc import AsyncIterator
-
 import pytest
-from points_world import World, opened_world
+from points_world import World
 
 from strongroom.base.errors import Conflict
 from strongroom.base.units import GIB
 from strongroom.control import tasks
 from strongroom.control.capacity import expanded_gb
-from strongroom.control.db import Database
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def size_of(world: World, vault: str) -> object:

@@ -1,35 +1,21 @@
 """The time of all restore points of a vault: rows at once, labels of the store by a task, promises only longer."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from contract_schema import check_answer, check_error
 from httpx import Response
-from points_world import World, opened_world, reader_of
+from points_world import World, reader_of
 from policies_world import add_policy, run_once
-from stored_world import StoredWorld, opened_stored_world
+from stored_world import StoredWorld
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import Conflict, Fenced
 from strongroom.base.ids import new_id
 from strongroom.control import expirations
-from strongroom.control.db import Database
 from strongroom.engine.store.base import Store
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def stored(database: Database, tmp_path: Path) -> AsyncIterator[StoredWorld]:
-    async with opened_stored_world(database, tmp_path) as opened:
-        yield opened
 
 
 async def ask(world: World, vault: str, day: Any, zone: Any = "UTC+00:00", **more: Any) -> Response:

@@ -1,23 +1,15 @@
 """Locked vaults keep what they promise: against requests, clocks, and statements to the database."""
 
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import psycopg
 import pytest
-from points_world import World, opened_world, reader_of
+from points_world import World, reader_of
 from policies_world import add_policy, expire, run_once
 
 from strongroom.base.errors import Conflict
 from strongroom.base.ids import new_id
 from strongroom.control import deletions, locking, promises, vault_resources, vaults
-from strongroom.control.db import Database
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
 
 
 async def delete(world: World, backup: str) -> None:

@@ -2,41 +2,26 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from contract_schema import check_answer, check_error
 from fault_store import Crashed, Fault, FaultStore
 from httpx import Response
-from points_world import DISK, World, opened_world, reader_of
-from stored_world import StoredWorld, opened_stored_world
+from points_world import DISK, World, reader_of
+from stored_world import StoredWorld
 
 from strongroom.base.errors import Conflict, Fenced
 from strongroom.base.ids import new_id
 from strongroom.base.units import GIB
 from strongroom.control import locking, moved, reading
-from strongroom.control.db import Database
 from strongroom.control.deletions import queue_prune
 from strongroom.control.rebuilding import LostVault, RowsMade
 from strongroom.engine.browse import list_entries, read_file
 from strongroom.engine.store.memory import MemoryStore
 from strongroom.operations import move, prune
 from strongroom.operations.rebuild import rebuild_rows
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def stored(database: Database, tmp_path: Path) -> AsyncIterator[StoredWorld]:
-    async with opened_stored_world(database, tmp_path) as opened:
-        yield opened
 
 
 async def ask(world: World, vault: str, to: str, *resources: str, **more: Any) -> Response:

@@ -2,37 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 from contract_schema import check_answer, check_error
-from points_world import World, opened_world, reader_of
-from stored_world import MASTER, StoredWorld, opened_stored_world
+from points_world import World, reader_of
+from stored_world import MASTER, StoredWorld
 
 from strongroom.base.errors import Unavailable
 from strongroom.base.ids import new_id
 from strongroom.base.streams import SilentMonitor
-from strongroom.control.db import Database
 from strongroom.control.tasks import NewTask
 from strongroom.control.tasks import insert as insert_tasks
 from strongroom.engine.copy import copy
 from strongroom.operations import importing
 from strongroom.operations.job import vault_prefix
-
-
-@pytest.fixture
-async def world(database: Database) -> AsyncIterator[World]:
-    async with opened_world(database) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def stored(database: Database, tmp_path: Path) -> AsyncIterator[StoredWorld]:
-    async with opened_stored_world(database, tmp_path) as opened:
-        yield opened
 
 
 async def sync(stored: StoredWorld, vault: str) -> dict[str, Any]:
@@ -175,6 +160,22 @@ async def test_what_somebody_copied_here_is_taken_over(stored: StoredWorld) -> N
     repository = await stored.repository_of(first)
     labels = repository.load_labels(repository.load_root(f"{first}.1"))
     assert (labels["vault"], labels["backup"], labels["name"]) == (other, first, "first")
+
+
+async def test_a_domain_that_does_not_open_is_told_of(stored: StoredWorld) -> None:
+    """It is a problem in the log, in words for tenants; what is only for operators does not stand there."""
+    _, (first, _) = await filled(stored)
+    other = await stored.world.add_vault(name="other")
+    await copied(stored, first, other)
+    (keys,) = stored.names(other, "/keys/")
+    stored.store.delete(keys)
+    stored.store.put(keys, [b"short"])
+    await forget(stored, first)
+    assert (await sync(stored, other))["err_sync_backup_num"] == 1
+    problems = await stored.world.one("SELECT outcome -> 'problems' FROM operation_logs WHERE operation_type = 'sync'")
+    assert isinstance(problems, list)
+    assert problems[0]["reason"].startswith("Damaged data")
+    assert "5 bytes" not in problems[0]["reason"]
 
 
 async def test_what_comes_from_another_project_gets_a_new_id(stored: StoredWorld) -> None:

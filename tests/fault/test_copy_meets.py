@@ -14,7 +14,7 @@ import pytest
 from fault_store import copy_of
 from fault_world import MASTER, MONITOR, POOL, PREFIX, World, create, no_fence
 from test_copy import OTHER, THERE
-from test_prune_meets import WAIT_S, Gate, View, WatchedSessions, counted, gate_at, held
+from test_prune_meets import WAIT_S, Gate, View, WatchedSessions, counted, gate_at, held, meetings
 
 from strongroom.base.errors import ObjectMissing
 from strongroom.engine import Pool, ProcessSessions, Repository, open_repository
@@ -121,29 +121,25 @@ class Pair:
 
 def test_a_prune_of_the_receiver_at_every_call_of_a_copy() -> None:
     """Chunks the copy found known, and packs it has just written, stay until its root needs them."""
-    at = trials = 0
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         pair = Pair()
         before, calls = counted(at, elsewhere(pair.prune_receiver))
         assert pair.copy(there=before).roots_copied == tuple(ROOTS)
         pair.settle()
-        trials += 1
-        if calls[0] < at:
-            break
-    print(f"{trials} meetings")
-    assert trials > 15
+        return calls[0]
+
+    assert meetings(trial) > 15
 
 
 def test_a_prune_of_the_source_at_every_call_of_a_copy() -> None:
     """What is read stays readable, also when its restore points are deleted meanwhile."""
-    at = trials = 0
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         pair = Pair()
 
         def delete_and_prune() -> None:
-            prune(pair.source(), dead=[*ROOTS, "old.1", "half.1"], monitor=MONITOR)  # noqa: B023
+            prune(pair.source(), dead=[*ROOTS, "old.1", "half.1"], monitor=MONITOR)
 
         before, calls = counted(at, elsewhere(delete_and_prune))
         try:
@@ -152,11 +148,9 @@ def test_a_prune_of_the_source_at_every_call_of_a_copy() -> None:
             assert "/roots/" in err.name, (at, err)
         else:
             pair.settle()
-        trials += 1
-        if calls[0] < at:
-            break
-    print(f"{trials} meetings")
-    assert trials > 10
+        return calls[0]
+
+    assert meetings(trial) > 10
 
 
 GATES = {"index read": ("writer", "packs/"), "packs written": ("put", "index/"), "index written": ("put", "roots/")}
@@ -165,34 +159,30 @@ GATES = {"index read": ("writer", "packs/"), "packs written": ("put", "index/"),
 @pytest.mark.parametrize("stage", sorted(GATES))
 def test_a_copy_commits_while_the_receiver_is_pruned(stage: str) -> None:
     """Held at a stage and let through at any call of the prune: what it relied on is still there."""
-    at = trials = 0
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         pair, gate = Pair(), Gate()
         hold = gate_at(gate, *GATES[stage])
-        thread, failures = held(lambda: pair.copy(there=hold), gate)  # type: ignore[arg-type, return-value]  # noqa: B023
+        thread, failures = held(lambda: pair.copy(there=hold), gate)  # type: ignore[arg-type, return-value]
 
         def let_through() -> None:
-            gate.opened.set()  # noqa: B023
-            thread.join(WAIT_S)  # noqa: B023
+            gate.opened.set()
+            thread.join(WAIT_S)
 
         before, calls = counted(at, let_through)
         pair.prune_receiver(before)
         let_through()
         assert not failures, (stage, at, failures)
         pair.settle()
-        trials += 1
-        if calls[0] < at:
-            break
-    print(f"{stage}: {trials} meetings")
-    assert trials > 10
+        return calls[0]
+
+    assert meetings(trial) > 10
 
 
 def test_two_copies_into_one_vault() -> None:
     """The second begins and ends at any call of the first, the very first copy of a domain included: both succeed."""
-    at = 0
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         pair = Pair()
         if at % 2:
             pair.there = MemoryStore()
@@ -200,9 +190,9 @@ def test_two_copies_into_one_vault() -> None:
         report = pair.copy(there=before)
         assert sorted([*report.roots_copied, *report.roots_present]) == sorted(ROOTS)
         pair.settle()
-        if calls[0] < at:
-            break
-    assert at > 15
+        return calls[0]
+
+    assert meetings(trial) > 15
 
 
 def test_the_pins_are_what_protects_a_copy() -> None:

@@ -4,13 +4,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fault_store import Fault, FaultStore
-from fault_world import MONITOR, PREFIX, World, create, small_files
+from fault_streams import MemoryTree
+from fault_world import MONITOR, PREFIX, World, create, no_fence, small_files
 from test_copy import THERE
 from test_shred import opens, two_vaults
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import Conflict, StoreError
-from strongroom.engine import Repository
+from strongroom.engine import BackupRequest, Repository, backup
 from strongroom.engine.locks import is_locked, lock, tell_time, told_time
 from strongroom.engine.prune import prune
 from strongroom.engine.shred import erase, shred
@@ -89,6 +90,20 @@ def test_a_damaged_root_can_be_removed() -> None:
     store.delete(name)
     store.put(name, [data])
     repository.delete_root("kept.1")
+
+
+def test_damaged_labels_take_no_promise_away() -> None:
+    """The root can be restored, and what it was promised when it was made stands in itself."""
+    _, store, repository = promised()
+    labels = {"lock_until": api_timestamp(LATER)}
+    request = BackupRequest(backup_id="early", generation=1, labels=labels)
+    backup(repository, MemoryTree(small_files(3)), request, MONITOR, no_fence)
+    repository.put_labels("early", {**labels, "name": "renamed"})
+    name = f"{repository.prefix}labels/early.000001"
+    store.delete(name)
+    store.put(name, [b"damaged"])
+    with pytest.raises(Conflict):
+        repository.delete_root("early.1")
 
 
 @pytest.mark.parametrize("verb", [shred, erase])

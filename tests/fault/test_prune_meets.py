@@ -137,6 +137,15 @@ def counted(at: int, action: Callable[[], None]) -> tuple[Callable[[str, str], N
     return before, calls
 
 
+def meetings(trial: Callable[[int], int]) -> int:
+    """How many trials there were. `trial(at)` lets something happen ahead of the at-th call and returns how many calls
+    it counted: it is made for at = 1, 2, ... until there is no at-th call any more."""
+    at = 1
+    while trial(at) >= at:
+        at += 1
+    return at
+
+
 def settle(world: World, disk: MemoryStore, sessions: ProcessSessions) -> None:
     """Everything acknowledged is there, and one more prune leaves nothing to wait for."""
     repository = reopen(disk, sessions)
@@ -162,16 +171,15 @@ def test_a_backup_commits_while_prune_runs(stage: str) -> None:
     original_world, original = base()
     dead = ["dead.1"]
     original_world.delete(reopen(original), "dead.1")
-    at, trials = 0, 0
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         world, disk, sessions, gate = original_world.copy(), copy_of(original), ProcessSessions(), Gate()
         writer = reopen(View(disk, gate_at(gate, *GATES[stage])), sessions)
-        thread, failures = held(lambda: world.backup(writer, "late.1", DEAD + b"x" * 65536), gate)  # noqa: B023
+        thread, failures = held(lambda: world.backup(writer, "late.1", DEAD + b"x" * 65536), gate)
 
         def let_through() -> None:
-            gate.opened.set()  # noqa: B023
-            thread.join(WAIT_S)  # noqa: B023
+            gate.opened.set()
+            thread.join(WAIT_S)
 
         before, calls = counted(at, let_through)
         prune(watched(disk, sessions, before), dead=dead, monitor=MONITOR)
@@ -179,11 +187,9 @@ def test_a_backup_commits_while_prune_runs(stage: str) -> None:
         assert not failures, (stage, at, failures)
         assert "late.1" in world.kept
         settle(world, disk, sessions)
-        trials += 1
-        if calls[0] < at:
-            break
-    print(f"{stage}: {trials} meetings")
-    assert trials > 10
+        return calls[0]
+
+    assert meetings(trial) > 10
 
 
 def test_a_restore_goes_on_while_its_root_is_deleted_and_pruned() -> None:
@@ -231,17 +237,17 @@ def test_two_prunes_at_once() -> None:
     """The second begins and ends at any call of the first (a zombie): nothing that counts is lost."""
     original_world, original = base()
     original_world.delete(reopen(original), "dead.1")
-    at = 0
     reports: list[PruneReport] = []
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         world, disk, sessions = original_world.copy(), copy_of(original), ProcessSessions()
         other = reopen(disk, sessions)
-        before, calls = counted(at, lambda: reports.append(world.prune(other)))  # noqa: B023
+        before, calls = counted(at, lambda: reports.append(world.prune(other)))
         world.prune(watched(disk, sessions, before))
         settle(world, disk, sessions)
-        if calls[0] < at:
-            break
+        return calls[0]
+
+    meetings(trial)
     assert sum(report.packs_deleted for report in reports) > 0
 
 
@@ -292,19 +298,20 @@ def test_the_pins_are_what_protects() -> None:
 def test_a_verify_does_not_call_a_delete_damage() -> None:
     """A root is deleted and pruned at any call of a verify of everything: no finding, and the rest is checked."""
     original_world, original = base()
-    at = 0
-    while True:
-        at += 1
+
+    def trial(at: int) -> int:
         world, disk, sessions = original_world.copy(), copy_of(original), ProcessSessions()
 
         def delete_and_prune() -> None:
-            world.delete(reopen(disk, sessions), "dead.1")  # noqa: B023
-            world.prune(reopen(disk, sessions))  # noqa: B023
+            world.delete(reopen(disk, sessions), "dead.1")
+            world.prune(reopen(disk, sessions))
 
         before, calls = counted(at, delete_and_prune)
         report = verify(watched(disk, sessions, before), None, deep=True, monitor=MONITOR)
         assert report.findings == (), at
         assert report.roots >= 1
-        if calls[0] < at:
-            break
-        settle(world, disk, sessions)
+        if calls[0] >= at:
+            settle(world, disk, sessions)
+        return calls[0]
+
+    meetings(trial)

@@ -1,5 +1,6 @@
 """Streams and targets in memory, for tests of the engine: real implementations of base/streams, only without a disk."""
 
+import random
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,11 @@ from strongroom.base.streams import (
 
 NOW_NS = 1_700_000_000_000_000_000
 FAR_NS = NOW_NS + 10**15
+
+
+def noise(size: int, seed: int) -> bytes:
+    """Bytes that do not compress."""
+    return random.Random(seed).randbytes(size)
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,6 @@ class RecordingStore(MemoryStore):
         return super().writer(name)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    pool = Pool(threads=2)
-    yield pool
-    pool.close()
-
-
 @pytest.fixture
 def store() -> RecordingStore:
     return RecordingStore()

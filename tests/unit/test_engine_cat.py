@@ -1,36 +1,13 @@
 """`strongroom engine cat`: a restore point's bytes on standard output, read at random."""
 
-import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from engine_streams import noise
 
 from strongroom.cli.engine import EXIT_FAILED, EXIT_OK, EXIT_USAGE, run
-
-
-def noise(size: int, seed: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    source = tmp_path / "source"
-    (source / "d" / "e").mkdir(parents=True)
-    (source / "a").write_bytes(b"a" * 1000)
-    (source / "d" / "large").write_bytes(noise(3 << 20, 1))
-    (source / "d" / "e" / "link").symlink_to("../large")
-    os.link(source / "a", source / "d" / "same")
-    (source / "empty").touch(mode=0o600)
-    return source
-
-
-@pytest.fixture
-def repo(tmp_path: Path) -> str:
-    assert run(["init", str(tmp_path / "repo")]) == EXIT_OK
-    return str(tmp_path / "repo")
 
 
 def test_a_file_or_a_disk_is_written_to_standard_output(

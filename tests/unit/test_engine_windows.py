@@ -2,7 +2,6 @@
 
 import random
 import threading
-from collections.abc import Iterator
 
 import pytest
 from engine_streams import MemoryTarget, MemoryTargetFile, MemoryTree, Node, Tree, with_parents
@@ -25,13 +24,6 @@ from strongroom.engine.restore import restore_tree
 from strongroom.engine.store.memory import MemoryStore
 
 MASTER = MasterKey(bytes(range(32)))
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    pool = Pool(threads=2)
-    yield pool
-    pool.close()
 
 
 @pytest.fixture

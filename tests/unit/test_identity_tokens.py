@@ -239,7 +239,7 @@ def test_one_address_cannot_try_every_name():
     for number in range(200):
         brake.require_free(f"name-{number}", "here", known=False)
         brake.failed(f"name-{number}", "here")
-    with pytest.raises(Throttled):
+    with pytest.raises(Throttled, match="from this address"):
         brake.require_free("another", "here", known=False)
     brake.require_free("another", "there", known=False)
     brake.require_free("owner", "here", known=True)
