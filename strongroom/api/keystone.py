@@ -34,7 +34,7 @@ from strongroom.control.tokens import TOKEN_CHARS_MAX
 ANSWER_BYTES_MAX = 1 << 20  # without a catalog a token's body has a few KB
 ASK_S_MAX = 5.0  # a Keystone that takes longer is down for our callers
 CONNECTIONS_MAX = 16
-REMEMBERED_MAX = 10_000
+REMEMBERED_MAX = 10_000  # of either kind: invented tokens push no real one out
 REFUSED_KEPT_S = 5.0  # an invalid token that is sent again and again is not asked for each time
 _RENEW_S = 60.0  # our own token is renewed so long before it ends
 _SYSTEM_ROLE = "admin"  # on the whole system: who may do what only our operators may
@@ -104,6 +104,7 @@ class KeystoneAuthenticator:
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
         )
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self._refused: OrderedDict[bytes, _Known] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[_Known]] = {}
         self._own_token: tuple[str, datetime] | None = None
         self._logging_in = asyncio.Lock()
@@ -128,7 +129,7 @@ class KeystoneAuthenticator:
     async def _find(self, text: str) -> _Known:
         """What is known, or asked now; many requests with one token ask once."""
         digest = hashlib.sha256(text.encode()).digest()
-        known = self._known.get(digest)
+        known = self._known.get(digest) or self._refused.get(digest)
         if known is not None:
             kept_s = self._access.cache_s if known.caller is not None else min(self._access.cache_s, REFUSED_KEPT_S)
             if self._clock.monotonic_s() - known.asked_at_s < kept_s:
@@ -143,10 +144,12 @@ class KeystoneAuthenticator:
         del self._asking[digest]
         if task.cancelled() or task.exception() is not None:
             return
-        self._known.pop(digest, None)
-        self._known[digest] = task.result()
-        if len(self._known) > REMEMBERED_MAX:
-            self._known.popitem(last=False)
+        for memory in (self._known, self._refused):
+            memory.pop(digest, None)
+        memory = self._known if task.result().caller is not None else self._refused
+        memory[digest] = task.result()
+        if len(memory) > REMEMBERED_MAX:
+            memory.popitem(last=False)
 
     async def _ask(self, text: str) -> _Known:
         asked_at_s = self._clock.monotonic_s()

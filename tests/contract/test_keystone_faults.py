@@ -240,6 +240,21 @@ async def test_a_revoked_token_counts_no_longer_than_the_bound(database: Databas
         assert told.asked == 3
 
 
+async def test_invented_tokens_push_no_real_one_out(database: Database, monkeypatch: pytest.MonkeyPatch):
+    """However many of them are refused, what was found of a real one is used as long as it may be."""
+    monkeypatch.setattr("strongroom.api.keystone.REMEMBERED_MAX", 4)
+    told = Told()
+    async with asking(database, told) as ask:
+        await ask()
+        told.shown = lambda _: (404, {}, b"{}")
+        for number in range(9):
+            with pytest.raises(Unauthenticated):
+                await ask(f"invented-{number}")
+        assert told.asked == 10
+        await ask()
+        assert told.asked == 10
+
+
 async def test_an_expired_token_is_refused_though_remembered(database: Database):
     """The end that the token itself names wins over the memory."""
     told = Told()
