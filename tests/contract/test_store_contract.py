@@ -521,6 +521,29 @@ def test_a_writer_that_failed_once_is_of_no_use(posix: PosixStore, monkeypatch: 
     assert names(posix) == []
 
 
+def test_all_who_write_to_a_full_store_hear_that_it_is_full(
+    posix: PosixStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first failure is told to every later step, after a discard too: which one a job reports is chance."""
+    writer = posix.writer("packs/a")
+
+    def full(_file: int, _data: Buffer, _offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(StoreFull):
+            writer.write_at(0, b"12345")
+    with pytest.raises(StoreFull):
+        writer.write_at(5, b"67890")
+    with pytest.raises(StoreFull):
+        writer.commit()
+    writer.discard()
+    with pytest.raises(StoreFull):
+        writer.write_at(5, b"67890")
+    assert names(posix) == []
+
+
 def test_short_writes_are_continued(posix: PosixStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A write that takes only part of the data is not the end of it."""
     real = os.pwrite

@@ -476,6 +476,19 @@ def at(port: int, **options: float) -> S3Store:
     return S3Store("bucket", "", access, **options)  # type: ignore[arg-type]
 
 
+def test_every_step_after_a_full_store_says_that_it_is_full(answers: http.server.ThreadingHTTPServer):
+    """The first failure is told to every later step of a writer: which one a job reports is chance."""
+    answers.answer = (507, "")  # type: ignore[attr-defined]
+    writer = at(answers.server_address[1]).writer("packs/a")
+    writer.write_at(0, TWO_PARTS)
+    for _ in range(2):
+        with pytest.raises(StoreFull):
+            writer.commit()
+    with pytest.raises(StoreFull):
+        writer.write_at(len(TWO_PARTS), b"more")
+    writer.discard()
+
+
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [

@@ -276,7 +276,8 @@ class PosixWriter:
         self._begun_to = 0  # where the furthest write that was begun ends
         self._end = 0
         self._room = 0  # length given to the file, so that no direct write has to extend it
-        self._state = "open"  # open, broken after an error, closed
+        self._failure: StoreError | None = None  # the first one
+        self._closed = False
         try:
             self._file, self._temporary = _create_temporary(folder)
         except OSError:
@@ -310,7 +311,7 @@ class PosixWriter:
         self._close()
 
     def discard(self) -> None:
-        if self._state == "closed":
+        if self._closed:
             return
         # Nothing depends on it: what cannot be removed now is removed by the next sweep.
         with contextlib.suppress(OSError):
@@ -337,14 +338,21 @@ class PosixWriter:
 
     @contextlib.contextmanager
     def _step(self) -> Iterator[None]:
-        """After an error nothing more is tried: the kernel reports a failed write-back to one fsync only."""
-        if self._state != "open":
-            raise StoreError(name=self._name, detail=f"the writer is {self._state}")
+        """After an error nothing more is tried: the kernel reports a failed write-back to one fsync only.
+
+        Every later step fails as the first did, so that the writers of one object all tell the same: that the store is
+        full, not that somebody else met something.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StoreError(name=self._name, detail="the writer is closed")
         try:
             with _errors(self._name, writing=True):
                 yield
-        except StoreError:
-            self._state = "broken"
+        except StoreError as err:
+            with self._lock:
+                self._failure = self._failure or err
             raise
 
     def _require_whole(self) -> None:
@@ -354,7 +362,7 @@ class PosixWriter:
             raise StoreError(name=self._name, detail=detail)
 
     def _close(self) -> None:
-        self._state = "closed"
+        self._closed = True
         self._direct.close()
         os.close(self._file)  # after the unlink: the flock on it keeps a sweep away until then
         os.close(self._folder)

@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NoReturn
 
 from strongroom.base.errors import ObjectExists, ObjectMissing, StoreError
 from strongroom.base.units import MIB
@@ -100,13 +101,14 @@ class S3Writer:
         self._sent: dict[int, Future[str]] = {}
         self._written = 0
         self._end = 0
-        self._state = "open"  # open, broken after an error, closed
+        self._failure: StoreError | None = None  # the first one; every later step fails as it did
+        self._closed = False
         self._beginning = threading.Lock()  # guards the one below
         self._upload: str | None = None
 
     @property
     def is_closed(self) -> bool:
-        return self._state == "closed"
+        return self._closed
 
     def write_at(self, offset: int, data: Buffer) -> None:
         rest = memoryview(data).cast("B")
@@ -139,16 +141,16 @@ class S3Writer:
                 for number, part in rest.items():
                     self._send(number, part.buffer[: part.filled])
                 self._complete([self._sent[number].result() for number in sorted(self._sent)])
-        except StoreError:
-            self._state = "broken"
+        except StoreError as err:
+            self._failure = err
             raise
-        self._state = "closed"
+        self._closed = True
 
     def discard(self) -> None:
         with self._lock:
-            if self._state == "closed":
+            if self._closed:
                 return
-            self._state = "closed"
+            self._closed = True
             self._parts.clear()
             sent = list(self._sent.values())
         for future in sent:  # a part that comes after the abort would be kept by some servers
@@ -164,17 +166,25 @@ class S3Writer:
         with self._lock:
             self._require_open()
             if number in self._full or number >= PARTS_MAX:
-                self._state = "broken"
-                raise StoreError(name=self._name, detail=f"part {number} of the object is full, or beyond the last")
+                self._fail(f"part {number} of the object is full, or beyond the last")
             for future in self._sent.values():
-                if future.done() and future.exception() is not None:
-                    self._state = "broken"
-                    future.result()
+                if future.done():
+                    try:
+                        future.result()
+                    except StoreError as err:
+                        self._failure = err
+                        raise
             return self._parts.setdefault(number, _Part())
 
     def _require_open(self) -> None:
-        if self._state != "open":
-            raise StoreError(name=self._name, detail=f"the writer is {self._state}")
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise StoreError(name=self._name, detail="the writer is closed")
+
+    def _fail(self, detail: str) -> NoReturn:
+        self._failure = StoreError(name=self._name, detail=detail)
+        raise self._failure
 
     def _require_whole(self, rest: dict[int, _Part]) -> None:
         """Every part is full but the last, which ends at the end. Called with the lock."""
@@ -182,8 +192,7 @@ class S3Writer:
         filled = {**dict.fromkeys(self._full, PART_BYTES), **{number: part.filled for number, part in rest.items()}}
         whole = {number: min(self._end - number * PART_BYTES, PART_BYTES) for number in range(count)}
         if filled != whole:
-            self._state = "broken"
-            raise StoreError(name=self._name, detail=f"{self._written} bytes written up to {self._end}")
+            self._fail(f"{self._written} bytes written up to {self._end}")
 
     def _send(self, number: int, data: memoryview) -> None:
         client = self._uploads.client
