@@ -353,9 +353,13 @@ class PosixWriter:
             with _errors(self._name, writing=True):
                 yield
         except StoreError as err:
-            with self._lock:
-                self._failure = self._failure or err
+            self._failed(err)
             raise
+
+    def _failed(self, err: StoreError) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._failure = err
 
     def _require_whole(self) -> None:
         size = os.fstat(self._file).st_size
