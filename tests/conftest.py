@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import hypothesis
 import psycopg
 import pytest
+from ready_database import ReadyDatabase
 from seaweed import Seaweed, seaweed
 
-from strongroom.control import migrate
 from strongroom.control.db import Database
 from strongroom.control.embedded_postgres import EmbeddedPostgres
 
@@ -25,13 +25,19 @@ SPEED = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off",
 
 
 @pytest.fixture(scope="session")
-def _postgres_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ready_database(tmp_path_factory: pytest.TempPathFactory) -> ReadyDatabase:
+    """A migrated, empty database to copy, made by the first test of the run that asks."""
+    return ReadyDatabase.of_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def _postgres_template(tmp_path_factory: pytest.TempPathFactory, ready_database: ReadyDatabase) -> Iterator[str]:
     """One PostgreSQL per pytest process (so per xdist worker), with a migrated template; its URL."""
-    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("database") / "postgres", settings=SPEED)
-    url = postgres.start()
+    folder = tmp_path_factory.mktemp("database")
+    ready_database.copy_to(folder)
+    postgres = EmbeddedPostgres(folder / "postgres", settings=SPEED)
     try:
-        migrate.upgrade(url)
-        yield url
+        yield postgres.start()
     finally:
         postgres.stop()
 

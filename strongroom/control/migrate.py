@@ -3,22 +3,22 @@
 A revision is a small Python file and the plain SQL file beside it. All missing revisions are applied in one transaction
 under an advisory lock: two servers that start at once do the work once, and a failed upgrade changes nothing. There is
 no downgrade: restore the database that `upgrade` found. Synchronous; called by commands and before a server starts.
+
+Alembic and SQLAlchemy are imported by what changes a schema only: a server that finds its own starts a quarter of a
+second of CPU earlier, and holds 20 MB less.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import psycopg
-import sqlalchemy
-from alembic import command, op
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy.pool import NullPool
 
 from strongroom.base.errors import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    import sqlalchemy
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LOCK_KEY = 0x5374726F6E67  # "Strong": one number for every installation, taken per database
@@ -27,6 +27,8 @@ _LOCK_S_MAX = 120  # longer than any revision runs on the largest database we pr
 
 def apply_sql_beside(revision_file: str) -> None:
     """For revisions: execute the .sql file of the same name, many statements, in the running transaction."""
+    from alembic import op
+
     text = Path(revision_file).with_suffix(".sql").read_text(encoding="utf-8")
     connection = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
     connection.execute(text.encode())  # without parameters: percent signs and colons are the file's own
@@ -34,29 +36,33 @@ def apply_sql_beside(revision_file: str) -> None:
 
 def head() -> str:
     """The revision that this version of the program works with."""
-    revision = ScriptDirectory.from_config(_alembic()).get_current_head()
-    assert revision is not None
-    return revision
+    return max(_revisions())
 
 
 def upgrade(url: str) -> None:
     """Apply what is missing, all or nothing; does nothing on a current schema. Refuses a newer one (ConfigError)."""
-    with _connection(url) as connection:
+    if _current(url) == head():
+        return
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+
+    with _transaction(url) as connection:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_S_MAX}s'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})")
-        current = _current(connection)
-        if current == head():
+        current = MigrationContext.configure(connection).get_current_revision()
+        if current == head():  # another server was faster
             return
         _refuse_unknown(current)
-        config = _alembic()
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 def check(url: str) -> None:
     """Return if the schema is this version's; else raise ConfigError with the sentence that says what to do."""
-    with _connection(url) as connection:
-        current = _current(connection)
+    current = _current(url)
     if current == head():
         return
     _refuse_unknown(current)
@@ -67,28 +73,55 @@ def check(url: str) -> None:
     )
 
 
+def _revisions() -> set[str]:
+    """Every revision there is: the number that its file's name begins with. They are one line (a test keeps that)."""
+    return {path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9][0-9][0-9][0-9]_*.py")}
+
+
 def _refuse_unknown(current: str | None) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
-    if current is not None and current not in known:
+    if current is not None and current not in _revisions():
         raise ConfigError(
             reason=f"The database's schema {current} is newer than this version of Strongroom, which knows {head()}. "
             "Install the version that made it."
         )
 
 
-def _current(connection: sqlalchemy.Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+def _current(url: str) -> str | None:
+    """The revision a database is at; None without a schema. Raises Unavailable."""
+    try:
+        with psycopg.connect(url, application_name="strongroom migrate") as connection:
+            found = connection.execute("SELECT to_regclass('alembic_version')").fetchone()
+            if found is None or found[0] is None:
+                return None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    except psycopg.OperationalError as err:
+        raise _unavailable(err) from err
+    except psycopg.Error as err:
+        raise _refused(err) from err
+    return row[0] if row is not None else None
 
 
-def _alembic() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    return config
+def _unavailable(err: Exception) -> Unavailable:
+    return Unavailable(
+        reason="The database does not answer, or another upgrade holds it. Check STRONGROOM_DATABASE_URL.",
+        detail=str(err).strip(),
+    )
+
+
+def _refused(err: Exception) -> ConfigError:
+    return ConfigError(
+        reason="The database refused the schema of this version; nothing was changed. "
+        "It has to be empty, or one that Strongroom made.",
+        detail=str(err).strip(),
+    )
 
 
 @contextmanager
-def _connection(url: str) -> Iterator[sqlalchemy.Connection]:
+def _transaction(url: str) -> Iterator["sqlalchemy.Connection"]:
     """One transaction on a connection of its own, committed at the end of the block."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://",
         creator=lambda: psycopg.connect(url, application_name="strongroom migrate"),
@@ -98,15 +131,8 @@ def _connection(url: str) -> Iterator[sqlalchemy.Connection]:
         with engine.begin() as connection:
             yield connection
     except (sqlalchemy.exc.OperationalError, psycopg.OperationalError) as err:
-        raise Unavailable(
-            reason="The database does not answer, or another upgrade holds it. Check STRONGROOM_DATABASE_URL.",
-            detail=str(err).strip(),
-        ) from err
+        raise _unavailable(err) from err
     except (sqlalchemy.exc.SQLAlchemyError, psycopg.Error) as err:
-        raise ConfigError(
-            reason="The database refused the schema of this version; nothing was changed. "
-            "It has to be empty, or one that Strongroom made.",
-            detail=str(err).strip(),
-        ) from err
+        raise _refused(err) from err
     finally:
         engine.dispose()

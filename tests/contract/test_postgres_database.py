@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg.rows import dict_row
 
 from strongroom.base.errors import ConfigError, StrongroomError, Unavailable
@@ -123,6 +125,16 @@ def test_upgrade_then_check(empty_postgres_url: str):
     for _ in range(2):
         migrate.upgrade(empty_postgres_url)
         migrate.check(empty_postgres_url)
+
+
+def test_the_head_is_the_last_file():
+    """Starts read the head off the files' names; Alembic, which reads their content, finds the same line."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrate.__file__).parent / "migrations"))
+    script = ScriptDirectory.from_config(config)
+    assert script.get_heads() == [migrate.head()]
+    for revision in script.walk_revisions():
+        assert Path(revision.path).name.startswith(f"{revision.revision}_")
 
 
 def test_a_newer_schema_is_refused_and_left_alone(postgres_url: str):

@@ -521,9 +521,7 @@ def test_a_writer_that_failed_once_is_of_no_use(posix: PosixStore, monkeypatch: 
     assert names(posix) == []
 
 
-def test_all_who_write_to_a_full_store_hear_that_it_is_full(
-    posix: PosixStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_who_write_to_a_full_store_hear_that_it_is_full(posix: PosixStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first failure is told to every later step, after a discard too: which one a job reports is chance."""
     writer = posix.writer("packs/a")
 

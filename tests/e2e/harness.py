@@ -15,16 +15,24 @@ from typing import Any
 
 import httpx
 from lifeline import end_with_starter
+from ready_database import ReadyDatabase
 
 START_S_MAX = 60
 WAIT_S_MAX = 90
 
 
 class Server:
-    """`strongroom serve` on a state folder and a free port. Start, kill and start again as often as wanted."""
+    """`strongroom serve` on a state folder and a free port. Start, kill and start again as often as wanted.
 
-    def __init__(self, state: Path, **settings: str) -> None:
+    A state folder that is not there yet gets an empty, migrated database (ready_database); with `from_nothing`, and
+    under a `prefix`, the server makes that too.
+    """
+
+    ready_database: ReadyDatabase  # of this run, set by conftest
+
+    def __init__(self, state: Path, *, from_nothing: bool = False, **settings: str) -> None:
         self.state = state
+        self.from_nothing = from_nothing
         self.settings = settings
         self.prefix: tuple[str, ...] = ()  # words before the command, such as setpriv and its options
         self.process: subprocess.Popen[str] | None = None
@@ -35,6 +43,8 @@ class Server:
     def start(self, **settings: str) -> "Server":
         environ = {k: v for k, v in os.environ.items() if not k.startswith("STRONGROOM_")}
         environ |= {f"STRONGROOM_{k.upper()}": v for k, v in {**self.settings, **settings}.items()}
+        if not (self.state.exists() or self.from_nothing or self.prefix or "STRONGROOM_DATABASE_URL" in environ):
+            self.ready_database.copy_to(self.state)
         log = self.log_path.open("ab")
         self.process = subprocess.Popen(
             [

@@ -23,7 +23,7 @@ BLOCKS = [
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    running = Server(tmp_path / "state").start()
+    running = Server(tmp_path / "state", from_nothing=True).start()
     yield running
     running.stop()
 

@@ -98,7 +98,7 @@ def test_one_server_a_state_folder_and_its_key_alone(tmp_path: Path) -> None:
     """A second server names the first one's pid; without its key, or with another, no server starts; 0600 and no
     secret in the log, at debug level, after a whole story."""
     state = tmp_path / "state"
-    server = Server(state, log_level="debug").start()
+    server = Server(state, from_nothing=True, log_level="debug").start()
     try:
         done = serve_beside(state)
         assert server.process is not None
