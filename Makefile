@@ -63,11 +63,11 @@ lint: .venv/.test-done
 	$(BIN)/lint-imports
 
 test: lint
-	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long'
 
 test-long: .venv/.test-done
-	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils
 	@rm -f .reliability.jsonl
 	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest -m long
 
