@@ -69,12 +69,14 @@ class Listen:
 class Settings:
     """Checked settings of one process. Paths are absolute; None means not set.
 
+    store_named  the store was named, and is not the one in the state folder for want of another
     runtime_dir  short-lived small files of this user: XDG_RUNTIME_DIR, else /tmp
     regions      other regions by name, as regions_file has them
     """
 
     state_dir: Path
     listen: Listen
+    health_listen: Listen | None
     tls_cert: Path | None
     tls_key: Path | None
     insecure: bool
@@ -83,6 +85,7 @@ class Settings:
     database_direct_url: str | None = field(repr=False)
     database_connections: int
     store_url: str
+    store_named: bool
     s3_endpoint: str | None
     s3_region: str
     s3_access_key: str | None = field(repr=False)
@@ -94,6 +97,8 @@ class Settings:
     worker_group: str
     worker_concurrency: int
     worker_memory_bytes: int
+    worker_drain_s: int
+    api_drain_s: int
     token_ttl_s: int
     audit_days: int
     keystone: KeystoneAccess | None
@@ -198,6 +203,11 @@ _DATABASE = _url(("postgresql", "postgres"), "postgresql://user@host/database")
 
 SETTINGS: dict[str, Setting] = {
     "listen": Setting(parse=_listen, default="127.0.0.1:8799", meaning="Address and port of the API."),
+    "health_listen": Setting(
+        parse=_listen,
+        default=None,
+        meaning="Where `worker` answers /healthz, /readyz and /metrics; without it, nowhere.",
+    ),
     "tls_cert": Setting(parse=_path, default=None, meaning="Certificate chain of the API (PEM)."),
     "tls_key": Setting(parse=_path, default=None, meaning="Private key of that certificate (PEM)."),
     "insecure": Setting(parse=_boolean, default="false", meaning="Allow to listen beyond loopback without TLS."),
@@ -263,6 +273,16 @@ SETTINGS: dict[str, Setting] = {
     "worker_memory": Setting(
         parse=_size(128 * MIB, 1024 * GIB), default="1GiB", meaning="Buffers of all tasks of a worker together."
     ),
+    "worker_drain_s": Setting(
+        parse=_number(0, 86400),
+        default="60",
+        meaning="How long `worker` lets its tasks run on when it is told to end; then others take them over.",
+    ),
+    "api_drain_s": Setting(
+        parse=_number(0, 600),
+        default="5",
+        meaning="How long `api` answers on after /readyz says that it ends: more than a balancer takes to notice.",
+    ),
     "token_ttl_s": Setting(parse=_number(60, 7 * 86400), default="86400", meaning="How long a token is valid."),
     "identity": Setting(
         parse=_one_of("own", "keystone"), default="own", meaning="Whose tokens count: our own, or another Keystone's."
@@ -323,6 +343,7 @@ def load_settings(options: Mapping[str, str | None], environ: Mapping[str, str])
     named_regions = values.pop("regions_file")
     settings = Settings(
         state_dir=state_dir,
+        store_named=values["store_url"] is not None,
         store_url=values.pop("store_url") or (state_dir / "store").as_uri(),
         master_key_file=values.pop("master_key_file") or state_dir / "master.key",
         worker_memory_bytes=values.pop("worker_memory"),

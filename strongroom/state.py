@@ -79,8 +79,10 @@ def prepare_state(settings: Settings) -> None:
 
 
 @contextmanager
-def state_lock(settings: Settings) -> Iterator[None]:
-    """Own the state folder. Who gets it knows that every earlier server of this folder is dead (RULINGS 6).
+def state_lock(settings: Settings, *, shared: bool = False) -> Iterator[None]:
+    """Own the state folder. Who gets it knows that every earlier process of this folder is dead (RULINGS 6).
+
+    shared: several `api` and `worker` may use one folder, beside each other and beside nobody else.
 
     Raises ConfigError naming the process that has it. The kernel frees it with the process.
     """
@@ -88,12 +90,12 @@ def state_lock(settings: Settings) -> Iterator[None]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as err:
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
             raise ConfigError(
                 reason=f"The state folder {settings.state_dir} is in use by process {holder}. "
-                "Stop that server first, or name another folder with --state."
+                "Stop that one first, or name another folder with --state."
             ) from err
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -133,18 +135,23 @@ def running_database(settings: Settings) -> Iterator[str]:
         postgres.stop()
 
 
-async def load_master_key(settings: Settings, database: Database, store: Store) -> MasterKey:
+async def load_master_key(settings: Settings, database: Database, store: Store, *, may_make: bool = True) -> MasterKey:
     """Load the key, or make it at the very first start. A lost key is never silently replaced by a new one."""
     path, bound = settings.master_key_file, await installation.find_master_key_id(database)
     used = bound is not None or next(store.list("vaults/"), None) is not None
     if path.exists():
         key = MasterKey.load(path)
-    elif not used:
+    elif not used and may_make:
         key = MasterKey.create(path)
+    elif not used:
+        raise ConfigError(
+            reason=f"There is no master key at {path}. The first `strongroom api` of an installation makes it: copy "
+            "its file here, or name it with STRONGROOM_MASTER_KEY_FILE."
+        )
     else:
         raise ConfigError(
-            reason=f"The master key {path} is missing, and this installation was made with one. "
-            "Put back the file that `strongroom export-key` wrote; without it no restore point can be read."
+            reason=f"The master key {path} is missing, and this installation was made with one. Put back the file that "
+            "`strongroom export-key` wrote, or the one of another process; without it no restore point can be read."
         )
     if used and bound is None:
         log.warning(

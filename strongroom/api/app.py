@@ -150,6 +150,8 @@ class Application:
         started = time.monotonic()
         name, response = await self._answer(request, request_id)
         response.raw_headers.append((b"x-request-id", request_id.encode()))
+        if self._services.ending.is_set():
+            response.headers["Connection"] = "close"
         taken_s = time.monotonic() - started
         _seconds_of(name, response.status_code).observe(taken_s)
         log.info(

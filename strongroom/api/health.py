@@ -1,13 +1,18 @@
 """Health of the process, readiness of what it needs, and metrics for operators. No credentials, no tenant's data."""
 
 import asyncio
+from collections.abc import Mapping
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from strongroom import __version__
 from strongroom.api.operation import PUBLIC, Call, Operation
+from strongroom.api.services import Probe
 from strongroom.base.errors import StrongroomError
 
 PROBE_S_MAX = 5.0  # load balancers give up sooner than that
@@ -31,9 +36,13 @@ async def healthz(call: Call) -> HealthAnswer:
 
 
 async def readyz(call: Call) -> Response:
-    """Database, store and worker answer; 503 names those that do not."""
-    parts: dict[str, str] = {}
-    for name, probe in call.services.probes.items():
+    """Database, store and worker answer and the process is not about to end; 503 names what is not so."""
+    ending = {"process": "ends soon"} if call.services.ending.is_set() else {}
+    return await _ready(call.services.probes, ending)
+
+
+async def _ready(probes: Mapping[str, Probe], parts: dict[str, str]) -> Response:
+    for name, probe in probes.items():
         try:
             await asyncio.wait_for(probe(), PROBE_S_MAX)
             parts[name] = "ok"
@@ -55,3 +64,18 @@ OPERATIONS = (
     Operation(name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz, answer=ReadyAnswer),
     Operation(name="metrics", method="GET", path="/metrics", action=PUBLIC, handler=metrics, answer="text/plain"),
 )
+
+
+def health_app(probes: Mapping[str, Probe]) -> Starlette:
+    """The same three paths alone, for a process without an API."""
+
+    async def alive(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    async def ready(_: Request) -> Response:
+        return await _ready(probes, {})
+
+    async def numbers(_: Request) -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(routes=[Route("/healthz", alive), Route("/readyz", ready), Route("/metrics", numbers)])

@@ -1,5 +1,6 @@
-"""What handlers work with, made once by server.py and handed to every call."""
+"""What handlers work with, made once by the wiring (server/) and handed to every call."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -37,7 +38,7 @@ class Inspector(Protocol):
 
 
 class Browser(Protocol):
-    """Reads inside restore points. Wired by server.py, because `api` does not know `operations`."""
+    """Reads inside restore points. Wired by server/, because `api` does not know `operations`."""
 
     async def entries(
         self, project_id: str, backup_id: str, path: bytes, after: bytes | None, limit: int
@@ -51,7 +52,7 @@ class Browser(Protocol):
 
 
 class Regions(Protocol):
-    """Other regions: what is asked of them, and what they are given. Wired by server.py, as Browser is."""
+    """Other regions: what is asked of them, and what they are given. Wired by server/, as Browser is."""
 
     def destinations(self, project_id: str) -> Sequence[tuple[str, str]]:
         """(region, project there) of every region that this project may copy to."""
@@ -118,6 +119,7 @@ class Services:
     """Constructor arguments of the request side. region: the name of this one, which no replication may go to.
 
     regions, authenticate_region   None: there is no other region
+    ending                         set when the process is about to end
     """
 
     database: Database
@@ -133,3 +135,14 @@ class Services:
     retains: Retains = _keeps_nothing
     audit: AuditTrail = field(default_factory=AuditTrail)
     events: EventHub = field(default_factory=EventHub)
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def begin_end(self) -> None:
+        """The process ends soon: not ready any more, and every answer closes its connection, so that balancers and
+        clients go elsewhere while this one still answers."""
+        self.ending.set()
+
+    def end(self) -> None:
+        """The listener goes now: event streams end, or the server would wait for what never ends by itself."""
+        self.begin_end()
+        self.events.close()

@@ -24,27 +24,77 @@ LocalStateOption = Annotated[
 ]
 
 
+ListenOption = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Default: 127.0.0.1:8799. Port 0: any free one.")
+]
+CertificateOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate chain, PEM.")]
+KeyOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, PEM.")]
+InsecureOption = Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")]
+
+
 def serve(
     state: LocalStateOption = None,
-    listen: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Default: 127.0.0.1:8799. Port 0: any free one.")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, PEM.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without TLS.")] = False,
+    listen: ListenOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: KeyOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Run the server: API, jobs and an embedded PostgreSQL. The first start makes credentials.json."""
     from strongroom.config import load_settings
     from strongroom.server import serve as run_server
 
+    options = _listening(state, listen, tls_cert, tls_key, insecure)
+    raise typer.Exit(run_server(load_settings(options, os.environ)))
+
+
+def api(
+    state: LocalStateOption = None,
+    listen: ListenOption = None,
+    tls_cert: CertificateOption = None,
+    tls_key: KeyOption = None,
+    insecure: InsecureOption = False,
+) -> None:
+    """Run one of many request sides, on a PostgreSQL and a store that all of them share."""
+    from strongroom.config import load_settings
+    from strongroom.server import run_api
+
+    options = _listening(state, listen, tls_cert, tls_key, insecure)
+    raise typer.Exit(run_api(load_settings(options, os.environ)))
+
+
+def worker(
+    group: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose sources it reaches. Default: `default`.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(metavar="N", help="Tasks at once. Default: 4.")] = None,
+    health: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where to answer /readyz and /metrics. Default: nowhere.")
+    ] = None,
+    state: LocalStateOption = None,
+) -> None:
+    """Run one of many job sides, on the PostgreSQL and the store of the API, near what it protects."""
+    from strongroom.config import load_settings
+    from strongroom.server import run_worker
+
     options = {
+        "state": _text(state),
+        "worker_group": group,
+        "worker_concurrency": str(concurrency) if concurrency is not None else None,
+        "health_listen": health,
+    }
+    raise typer.Exit(run_worker(load_settings(options, os.environ)))
+
+
+def _listening(
+    state: Path | None, listen: str | None, tls_cert: Path | None, tls_key: Path | None, insecure: bool
+) -> dict[str, str | None]:
+    return {
         "state": _text(state),
         "listen": listen,
         "tls_cert": _text(tls_cert),
         "tls_key": _text(tls_key),
         "insecure": "true" if insecure else None,
     }
-    raise typer.Exit(run_server(load_settings(options, os.environ)))
 
 
 def export_key(
@@ -148,6 +198,8 @@ def version(as_json: JsonOption = False) -> None:
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.command("serve")(serve)
+    app.command("api")(api)
+    app.command("worker")(worker)
     app.command("export-key")(export_key)
     app.command("rotate-key")(rotate_key)
     app.command("rebuild")(rebuild)

@@ -1,4 +1,4 @@
-"""Looking inside restore points and at resources, for the request side. Wired by server.py.
+"""Looking inside restore points and at resources, for the request side. Wired by server/.
 
 Engine and source calls block, so they run in threads; each look pins a session of its own, so that prune keeps what is
 being read.

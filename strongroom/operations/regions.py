@@ -1,4 +1,4 @@
-"""What the request side may ask of other regions, and what it gives them. Wired by server.py.
+"""What the request side may ask of other regions, and what it gives them. Wired by server/.
 
 Everything here blocks on a network or a store, so it runs in threads. A region reads only what an open record offers:
 the root that is copied, its labels, and index and packs of the domain it lies in.

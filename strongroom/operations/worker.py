@@ -8,8 +8,10 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
              every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget what the audit log is done with
     threads  one a running job, bounded; they enter `control` through the portal
 
-A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims, running jobs are
-told to stop and their tasks are given back without counting the attempt.
+A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims; running jobs have
+`drain_s` to finish, then they are told to stop and their tasks are given back without counting the attempt. What does
+not stop within STOP_S_MAX is given back over its head, and its thread left to the end of the process: its generation
+writes nothing any more.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -45,7 +48,9 @@ EXPIRE_S = 10.0  # nobody waits for an expiry
 AUDIT_S = 3600.0  # a log that is kept for months may keep a row an hour longer
 PROMISE_S = 10.0  # how much of a promise's time an ended worker may leave uncounted
 RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
-DRAIN_S_MAX = 20.0  # then the process ends and the leases run out by themselves
+STOP_S_MAX = 20.0  # from being told to stop to the end of a job: a segment, a store call with its retries
+HURRY_S_MAX = 1.0  # the same, for who does not want to wait
+GIVE_BACK_S_MAX = 5.0  # then the leases run out by themselves
 CONNECTIONS_EXTRA = 7  # loop: claim, renewal, sweep, firing, expiry, promises, audit; each job needs one at a time
 
 MakeTools = Callable[[Database, Portal], Tools]
@@ -70,6 +75,7 @@ class Worker:
         concurrency: int,
         alone: bool,
         audit_days: int,
+        drain_s: float = 0.0,
         region: str = "",
     ) -> None:
         self._url = database_url
@@ -80,13 +86,14 @@ class Worker:
         self._region = region
         self._audit_days = audit_days
         self._alone = alone  # the state folder's lock is ours: every earlier worker of this group is dead (RULINGS 6)
+        self.drain_s = drain_s
         self.name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
         self._running: dict[str, _Running] = {}
         self._ready = threading.Event()
         self._failed: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
-        self._stopping = False
+        self._draining = self._hurrying = False
         self._thread = threading.Thread(target=self._main, name="worker", daemon=True)
 
     def start(self) -> None:
@@ -96,12 +103,41 @@ class Worker:
         if self._failed is not None:
             raise self._failed
 
-    def stop(self) -> None:
-        """Drain and end; returns when the thread is gone, or after DRAIN_S_MAX with jobs left to their leases."""
-        self._stopping = True
+    def drain(self) -> None:
+        """Claim no more, and end when the running jobs have ended or `drain_s` is over. Returns at once; idempotent."""
+        self._draining = True
+        self._wake_up()
+
+    def hurry(self) -> None:
+        """Drain without waiting for jobs: their tasks are given back now."""
+        self._hurrying = True
+        self.drain()
+
+    def stop(self) -> bool:
+        """Drain and end. Returns when the thread is gone: True if every job has ended, False if threads of jobs are
+        left whose tasks were given back over their heads."""
+        self.drain()
+        self.join()
+        return not self._running
+
+    def join(self) -> None:
+        """Wait for the end of the worker."""
+        self._thread.join()
+
+    def _wake_up(self) -> None:
         if self._loop is not None and self._wake is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._wake.set)
-        self._thread.join(DRAIN_S_MAX + 5)
+            with suppress(RuntimeError):  # the loop has just ended
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    @property
+    def draining(self) -> bool:
+        """It was told to end."""
+        return self._draining
+
+    @property
+    def running(self) -> int:
+        """Tasks that it runs."""
+        return len(self._running)
 
     @property
     def alive(self) -> bool:
@@ -139,7 +175,7 @@ class Worker:
             self._ready.set()
             log.info("worker ready", worker=self.name, group=self._group, concurrency=self._concurrency)
             try:
-                while not self._stopping:
+                while not self._draining:
                     if not await self._claim_one(database, tools, jobs):
                         await self._sleep()
                 await self._drain()
@@ -147,6 +183,7 @@ class Worker:
                 for task in beside:
                     task.cancel()
                 await asyncio.gather(*beside, return_exceptions=True)
+                await self._give_back(database)
                 jobs.shutdown(wait=False, cancel_futures=True)
 
     async def _claim_one(self, database: Database, tools: Tools, jobs: ThreadPoolExecutor) -> bool:
@@ -269,14 +306,30 @@ class Worker:
             self._start(task, tools, jobs, _give_up)
 
     async def _drain(self) -> None:
+        await self._until_idle(self.drain_s, lambda: self._hurrying)
         for id_ in list(self._running):
             self._tell(id_, WorkerStops())
-        try:
-            async with asyncio.timeout(DRAIN_S_MAX):
-                while self._running:
+        if not await self._until_idle(HURRY_S_MAX if self._hurrying else STOP_S_MAX, lambda: False):
+            log.warning("jobs did not stop in time; their tasks are given back", jobs=list(self._running))
+
+    async def _until_idle(self, seconds: float, enough: Callable[[], bool]) -> bool:
+        """Wait until no job runs, for `seconds` or until `enough`. Whether none runs."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._running and not enough():
                     await self._sleep()
-        except TimeoutError:
-            log.warning("jobs did not stop in time; their leases run out", jobs=list(self._running))
+        return not self._running
+
+    async def _give_back(self, database: Database) -> None:
+        """The tasks of jobs that did not stop, so that another worker takes them over at once. Nothing renews now."""
+        mine = {id_: running.task.generation for id_, running in self._running.items()}
+        if not mine:
+            return
+        try:
+            async with asyncio.timeout(GIVE_BACK_S_MAX):
+                await tasks.give_back(database, self.name, mine)
+        except (StrongroomError, TimeoutError) as error:
+            log.warning("the tasks could not be given back; their leases run out", error=repr(error))
 
 
 def _told(error: StrongroomError) -> dict[str, str]:

@@ -29,6 +29,11 @@ class Server:
     """
 
     ready_database: ReadyDatabase  # of this run, set by conftest
+    ready = "Strongroom listens on "  # begins the line whose last word is the endpoint
+
+    def words(self) -> tuple[str, ...]:
+        """The command and its options."""
+        return ("serve", "--state", str(self.state), "--listen", "127.0.0.1:0")
 
     def __init__(self, state: Path, *, from_nothing: bool = False, **settings: str) -> None:
         self.state = state
@@ -47,10 +52,7 @@ class Server:
             self.ready_database.copy_to(self.state)
         log = self.log_path.open("ab")
         self.process = subprocess.Popen(
-            [
-                *(*self.prefix, sys.executable, "-m", "strongroom", "serve"),
-                *("--state", str(self.state), "--listen", "127.0.0.1:0"),
-            ],
+            [*self.prefix, sys.executable, "-m", "strongroom", *self.words()],
             env=environ,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -61,7 +63,7 @@ class Server:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output.append(line)
-            if line.startswith("Strongroom listens on "):
+            if line.startswith(self.ready):
                 self.endpoint = line.split()[-1]
                 break
         else:

@@ -1,0 +1,118 @@
+"""What every process of an installation is made of, whatever it does: rows, objects, the key, memory, other regions."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from strongroom.api.services import Probe
+from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.errors import Unavailable
+from strongroom.config import Settings
+from strongroom.control.db import Database
+from strongroom.engine import DomainSettings, MasterKey
+from strongroom.engine.pool import Pool
+from strongroom.engine.store.base import Store
+from strongroom.engine.store.open import open_store
+from strongroom.operations.job import Tools
+from strongroom.operations.peers import Peers
+from strongroom.operations.portal import Portal
+from strongroom.operations.worker import Worker
+from strongroom.state import INDEX_FOLDER, load_master_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """url: of the database, for a pool of one's own."""
+
+    settings: Settings
+    url: str
+    clock: Clock
+    database: Database
+    store: Store
+    master: MasterKey
+    pool: Pool
+    peers: Peers
+
+    def tools(self, database: Database, portal: Portal) -> Tools:
+        """What operations work with, on the loop and the pool of who asks."""
+        return Tools(
+            database=database,
+            portal=portal,
+            store=self.store,
+            master=self.master,
+            pool=self.pool,
+            clock=self.clock,
+            settings=DomainSettings(),
+            index_folder=str(self.settings.state_dir / INDEX_FOLDER),
+            peers=self.peers,
+        )
+
+    def worker(self, *, alone: bool, drain_s: float) -> Worker:
+        """A worker of this process. alone: every earlier one of its group is known to be dead (RULINGS 6)."""
+        settings = self.settings
+        return Worker(
+            database_url=settings.database_direct_url or self.url,
+            make_tools=self.tools,
+            clock=self.clock,
+            group=settings.worker_group,
+            concurrency=settings.worker_concurrency,
+            alone=alone,
+            drain_s=drain_s,
+            region=settings.region,
+            audit_days=settings.audit_days,
+        )
+
+    def probes(self) -> dict[str, Probe]:
+        """Whether database and store answer."""
+
+        async def probe_database() -> None:
+            async with self.database.read() as conn:
+                await conn.execute("SELECT 1")
+
+        async def probe_store() -> None:
+            await asyncio.to_thread(self.store.check)
+
+        return {"database": probe_database, "store": probe_store}
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings, url: str, *, connections: int, may_make_key: bool) -> AsyncIterator[Parts]:
+    """Connect to everything; closed in order when the block ends. Raises ConfigError, StoreError, Unavailable.
+
+    connections   of the process's first pool, at most; a worker has one of its own
+    may_make_key  the very first start makes the master key
+    """
+    clock = SystemClock()
+    async with await Database.open(url, min_size=min(2, connections), max_size=connections) as database:
+        store = open_store(settings.store_url, settings.s3)
+        await asyncio.to_thread(store.check)
+        master = await load_master_key(settings, database, store, may_make=may_make_key)
+        pool = Pool(budget_bytes=settings.worker_memory_bytes)
+        peers = Peers(settings.regions, settings.region, clock)
+        try:
+            yield Parts(
+                settings=settings,
+                url=url,
+                clock=clock,
+                database=database,
+                store=store,
+                master=master,
+                pool=pool,
+                peers=peers,
+            )
+        finally:
+            pool.close()
+            peers.close()
+
+
+def probe_of(worker: Worker) -> Probe:
+    """Whether a worker lives and takes tasks."""
+
+    async def probe() -> None:
+        if not worker.alive:
+            raise Unavailable(reason="The worker ended. Restart the process.")
+        if worker.draining:
+            raise Unavailable(reason="The worker finishes its tasks and takes no new ones.")
+
+    return probe

@@ -1,0 +1,231 @@
+"""The three forms of a process: how each starts, what it runs, and how it ends."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import structlog
+import uvloop
+
+from strongroom.api.health import health_app
+from strongroom.base.errors import ConfigError
+from strongroom.config import Settings, check_certificate
+from strongroom.control import migrate as schema
+from strongroom.operations import trace
+from strongroom.operations.worker import Worker
+from strongroom.server import listener as http
+from strongroom.server.parts import Parts, open_parts, probe_of
+from strongroom.server.request_side import request_side
+from strongroom.state import (
+    CREDENTIALS,
+    EXPORT_MARK,
+    configure_logging,
+    prepare_state,
+    require_no_rotation,
+    running_database,
+    state_lock,
+)
+
+log = structlog.get_logger("server")
+
+WORKER_CONNECTIONS = 2  # of its health probes; its jobs have a pool of their own
+
+
+def serve(settings: Settings) -> int:
+    """Run API and jobs until SIGTERM or SIGINT. Returns the exit code; raises ConfigError when it cannot start."""
+    _prepare(settings)
+    check_certificate(settings)
+    with state_lock(settings):
+        require_no_rotation(settings)
+        with running_database(settings) as url:
+            schema.upgrade(url)
+            code = _run(_serve(settings, url))
+    return _left(code)
+
+
+def run_api(settings: Settings) -> int:
+    """Answer requests until SIGTERM or SIGINT; the jobs are those of workers elsewhere. As `serve` else."""
+    with _one_of_many(settings, "api") as url:
+        check_certificate(settings)
+        return _run(_api(settings, url))
+
+
+def run_worker(settings: Settings) -> int:
+    """Run jobs and tickers until SIGTERM or SIGINT. As `serve` else."""
+    with _one_of_many(settings, "worker") as url:
+        code = _run(_worker(settings, url))
+    return _left(code)
+
+
+def _prepare(settings: Settings) -> None:
+    configure_logging(settings)
+    prepare_state(settings)
+    if settings.kill_at is not None:
+        trace.arm(settings.kill_at)
+
+
+@contextmanager
+def _one_of_many(settings: Settings, command: str) -> Iterator[str]:
+    """URL of the database that all processes share. Raises ConfigError where they could not."""
+    if settings.database_url is None:
+        raise ConfigError(
+            reason=f"`strongroom {command}` is one process of many, and needs the PostgreSQL that all of them use. "
+            "Name it with STRONGROOM_DATABASE_URL, or run `strongroom serve`, which has one of its own."
+        )
+    if not settings.store_named:
+        raise ConfigError(
+            reason=f"`strongroom {command}` is one process of many, and needs the store that all of them use. "
+            "Name it with STRONGROOM_STORE_URL: s3://bucket/prefix, or file:// with a folder that every machine mounts."
+        )
+    _prepare(settings)
+    with state_lock(settings, shared=True):
+        require_no_rotation(settings)
+        schema.check(settings.database_direct_url or settings.database_url)
+        yield settings.database_url
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    # The loop that uvicorn takes when it starts by itself.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def _left(code: int) -> int:
+    """The exit code; where the threads of jobs did not stop, without waiting for them: their leases are given back."""
+    if code != LEFT_BEHIND:
+        return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+LEFT_BEHIND = -1  # of a process whose jobs did not stop
+
+
+async def _serve(settings: Settings, url: str) -> int:
+    async with open_parts(settings, url, connections=settings.database_connections, may_make_key=True) as parts:
+        worker = parts.worker(alone=True, drain_s=0)  # nobody else would take over what it finishes
+        socket = http.bind(settings.listen)
+        endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
+        async with request_side(parts, endpoint, {"worker": probe_of(worker)}) as side:
+            try:
+                await asyncio.to_thread(worker.start)
+                server = http.HttpServer(side.app, settings.tls_cert, settings.tls_key)
+                await http.answer(
+                    server,
+                    socket,
+                    side.services,
+                    announce=partial(_announce, settings, endpoint),
+                    drain_s=0,
+                    alive=lambda: worker.alive,
+                )
+                code = 0 if worker.alive else 1
+            finally:
+                clean = await asyncio.to_thread(worker.stop)
+                _tell_trace()
+        return code if clean else LEFT_BEHIND
+
+
+async def _api(settings: Settings, url: str) -> int:
+    async with open_parts(settings, url, connections=settings.database_connections, may_make_key=True) as parts:
+        socket = http.bind(settings.listen)
+        endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
+        async with request_side(parts, endpoint, {}) as side:
+            await http.answer(
+                http.HttpServer(side.app, settings.tls_cert, settings.tls_key),
+                socket,
+                side.services,
+                announce=partial(_announce, settings, endpoint),
+                drain_s=settings.api_drain_s,
+                alive=lambda: True,
+            )
+            _tell_trace()
+    return 0
+
+
+async def _worker(settings: Settings, url: str) -> int:
+    async with open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False) as parts:
+        worker = parts.worker(alone=False, drain_s=settings.worker_drain_s)
+        health = _Health(settings, parts, worker)
+        try:
+            await asyncio.to_thread(worker.start)
+            await health.start()
+            sys.stdout.write(f"Strongroom worker {worker.name} of the group {settings.worker_group} is ready\n")
+            sys.stdout.flush()
+            await _until_ended(worker)
+            code = 0 if worker.draining else 1
+        finally:
+            clean = await asyncio.to_thread(worker.stop)
+            await health.stop()
+            _tell_trace()
+        return code if clean else LEFT_BEHIND
+
+
+async def _until_ended(worker: Worker) -> None:
+    """Until the worker has drained after a signal, or is gone by itself. The second signal does not wait for jobs."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if worker.draining:
+            worker.hurry()
+        else:
+            log.info("no new tasks; those that run may finish", seconds=worker.drain_s, running=worker.running)
+            worker.drain()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await asyncio.to_thread(worker.join)
+
+
+class _Health:
+    """The small listener of a worker: /healthz, /readyz and /metrics. Nothing without the setting."""
+
+    def __init__(self, settings: Settings, parts: Parts, worker: Worker) -> None:
+        self._listen = settings.health_listen
+        self._app = health_app(parts.probes() | {"worker": probe_of(worker)})
+        self._server: http.HttpServer | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        if self._listen is None:
+            return
+        socket = http.bind(self._listen)
+        self._server = http.HttpServer(self._app)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[socket]))
+        sys.stdout.write(f"Health: {http.base_url(self._listen, socket, tls=False)}/readyz\n")
+
+    async def stop(self) -> None:
+        if self._server is not None and self._serving is not None:
+            self._server.end()
+            self._server.end()
+            await asyncio.gather(self._serving, return_exceptions=True)
+
+
+def _tell_trace() -> None:
+    if trace.passed() is not None:
+        log.info("trace points passed", count=trace.passed())
+
+
+def _endpoint(settings: Settings, listens: str) -> str:
+    """The base URL for credentials.json: the configured one, else where we listen."""
+    return settings.endpoint.rstrip("/") if settings.endpoint is not None else listens
+
+
+def _announce(settings: Settings, endpoint: str) -> None:
+    """What a person reads and a script waits for. On stdout; the log is on stderr."""
+    lines = [f"Strongroom listens on {endpoint}"]
+    credentials, mark = settings.state_dir / CREDENTIALS, settings.state_dir / EXPORT_MARK
+    if credentials.exists():
+        lines.append(f"Credentials: {credentials}")
+    if not mark.exists():
+        lines.append(
+            "Warning: the master key was never exported. Without it no restore point can be read. "
+            "Run `strongroom export-key FILE` and keep the file on another machine."
+        )
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
