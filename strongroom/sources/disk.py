@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from strongroom.base.errors import SourceError, SourceShort
 from strongroom.base.streams import Extent, ExtentKind
@@ -19,27 +19,41 @@ class DiskStream:
 
     same   the parent's bytes are proven to be these: all is SAME and nothing has to be read
     holes  ask the file system which ranges were never written; block devices do not know
+    changed  sorted (offset, length): the parent's bytes are proven to be these everywhere else; None: not known
     """
 
-    def __init__(self, fd: int, path: bytes, size: int, pace: Pace, *, same: bool, holes: bool) -> None:
+    def __init__(
+        self,
+        fd: int,
+        path: bytes,
+        size: int,
+        pace: Pace,
+        *,
+        same: bool,
+        holes: bool,
+        changed: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         self.size = size
         self._fd = fd
         self._path = path
         self._pace = pace
         self._same = same
         self._holes = holes
+        self._changed = changed
 
     def extents(self) -> Iterator[Extent]:
         if not self.size:
             return
-        if self._same or not self._holes:
-            yield Extent(0, self.size, ExtentKind.SAME if self._same else ExtentKind.DATA)
+        if self._same:
+            yield Extent(0, self.size, ExtentKind.SAME)
             return
-        try:
-            found = data_extents(self._fd, self.size)
-        except OSError as err:
-            raise source_error(err, self._path, "read") from err
-        yield from found
+        found = [Extent(0, self.size, ExtentKind.DATA)]
+        if self._holes:
+            try:
+                found = data_extents(self._fd, self.size)
+            except OSError as err:
+                raise source_error(err, self._path, "read") from err
+        yield from found if self._changed is None else only_changed(found, self._changed)
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         self._pace.take(len(buffer))
@@ -52,6 +66,30 @@ class DiskStream:
                 reason=f"{shown(self._path)} became shorter while it was read: {offset + got} of {self.size} bytes."
             )
         return got
+
+
+def only_changed(extents: Iterable[Extent], changed: Iterable[tuple[int, int]]) -> Iterator[Extent]:
+    """Extents of a whole disk, SAME where nothing changed.
+
+    extents  |----DATA----|-----ZERO-----|--DATA--|
+    changed     |--|    |-----|
+    result   |SAM|D|SAME|D|Z  |---------SAME------|
+    """
+    ranges = iter(changed)
+    start = end = 0
+    for offset, length, kind in extents:
+        at, stop = offset, offset + length
+        while at < stop:
+            while end <= at:
+                start, size = next(ranges, (1 << 63, 1))
+                end = start + size
+            if start > at:
+                upto = min(start, stop)
+                yield Extent(at, upto - at, ExtentKind.SAME)
+            else:
+                upto = min(end, stop)
+                yield Extent(at, upto - at, kind)
+            at = upto
 
 
 def flush_quietly(fd: int) -> None:

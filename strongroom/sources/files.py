@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
 
-from strongroom.base.errors import SourceGone
+from strongroom.base.errors import SourceError, SourceGone
 from strongroom.base.streams import FOLDER_PART_ENTRIES_MAX, Attributes, Entry, Extent, ExtentKind, Path, Skipped
 from strongroom.sources.base import STAGING_PREFIX, SourceOptions
 from strongroom.sources.descent import Descent
 from strongroom.sources.inodes import (
+    OPEN_FOLDER,
     OPEN_READ,
     data_extents,
     entry_of,
@@ -226,6 +227,20 @@ class FolderTree:
         if at < len(entries) and entries[at][0].startswith(STAGING_PREFIX):
             return False
         return not [entry for entry in entries if entry[1] & _TYPE == stat.S_IFSOCK]
+
+
+def open_root(path: bytes) -> int:
+    """A descriptor of a registered folder. Raises SourceGone, SourceDenied, SourceError; the last part is no link."""
+    try:
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            raise SourceError(reason=f"{shown(path)} is a symbolic link. Register the folder it leads to.")
+        if not stat.S_ISDIR(info.st_mode):
+            raise SourceError(reason=f"{shown(path)} is not a folder. Register a folder.")
+        return open_quietly(path, OPEN_FOLDER, None)
+    except (OSError, ValueError) as err:
+        known = err if isinstance(err, OSError) else OSError(str(err))
+        raise source_error(known, path, "read") from err
 
 
 def _entries_of(listing: list[os.DirEntry[str]]) -> list[Entry]:

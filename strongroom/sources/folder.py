@@ -1,6 +1,7 @@
 """The driver of folders (OS::Sfs::Turbo): a mounted share or any directory of this host.
 
-Point: the live tree, crash-consistent at best: t0, syncfs, then the walk (RULINGS 15).
+Point: a snapshot of the tree where its storage can give one, so that all of it is of one moment; else the live tree,
+crash-consistent at best: t0, syncfs, then the walk (RULINGS 15). The metadata tells which, and why.
 Restore of all: the folder becomes equal to the restore point. What is not in it is removed, but for names that the
 exclude patterns match and sockets in the root, which no restore point ever holds. Restore of selected paths: only these
 are replaced, their neighbours stay.
@@ -8,8 +9,8 @@ are replaced, their neighbours stay.
 Programs that keep old files open go on with the old ones until they open them again.
 """
 
+import contextlib
 import os
-import stat
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Final, Literal
@@ -29,15 +30,17 @@ from strongroom.sources.base import (
     SourceRef,
     TargetReport,
 )
-from strongroom.sources.files import FolderTree
+from strongroom.sources.files import FolderTree, open_root
 from strongroom.sources.folder_plan import Live, plan_folder, plan_moves
-from strongroom.sources.inodes import OPEN_FOLDER, open_quietly, syncfs
+from strongroom.sources.inodes import OPEN_FOLDER, syncfs
 from strongroom.sources.journal import write_journal
 from strongroom.sources.metadata import LeftOut, MetadataWriter
 from strongroom.sources.mounts import file_system
-from strongroom.sources.oserrors import shown, source_error, target_error
+from strongroom.sources.oserrors import source_error, target_error
 from strongroom.sources.patterns import compile_patterns
 from strongroom.sources.selection import Selection, select
+from strongroom.sources.snapshots.base import Hold, release_leftovers
+from strongroom.sources.snapshots.choose import choose_for_folder
 from strongroom.sources.stage import Stage, find_stages, stage_name
 from strongroom.sources.swap import Trace, complete, go_back, no_trace, settle_in, tidy_up
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds, unchanged_before
@@ -50,30 +53,41 @@ MEASURE_ENTRIES_MAX = 200_000
 
 
 class FolderPoint:
-    """An open folder to read; Point."""
+    """An open folder, or a snapshot of it, to read; Point."""
 
     kind: Final[Kind] = "tree"
-    consistency: Final = "crash_consistent"
 
     def __init__(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
         self._ref = ref
-        self._fd = open_root(ref.path)
+        self._fds = contextlib.ExitStack()
+        self._hold: Hold | None = None
         try:
-            self.taken_at_ns = nanoseconds(clock.now())
-            syncfs(self._fd)
-            info = os.fstat(self._fd)
-            own: Values = {"dev": info.st_dev, "ino": info.st_ino}
-            self.token = dump_token("folder", own)
-            self.full_reason = _full_reason(own, wanted)
-            self._file_system = file_system(self._fd)
-            before_ns = unchanged_before(self.taken_at_ns, self._file_system)
-            self.stream = FolderTree(self._fd, ref.path, ref.options, before_ns)
+            self._open(ref, wanted, clock)
         except OSError as err:
             self.abort()
             raise source_error(err, ref.path, "read") from err
-        except InvalidRequest:
+        except BaseException:
             self.abort()
             raise
+
+    def _open(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
+        fd = open_root(ref.path)
+        self._fds.callback(os.close, fd)
+        self.taken_at_ns = nanoseconds(clock.now())
+        syncfs(fd)
+        info = os.fstat(fd)
+        own: Values = {"dev": info.st_dev, "ino": info.st_ino}
+        self.token = dump_token("folder", own)
+        self.full_reason = _full_reason(own, wanted)
+        self._file_system = file_system(fd)
+        provider, self._snapshot_reason = choose_for_folder(ref.path, one_file_system=ref.options.one_file_system)
+        if provider is not None:
+            self._hold = Hold(provider, ref.path, ref.resource_id, self.taken_at_ns, None)
+            # Inodes and change times are those of the live tree, only the device's number is another.
+            fd = os.open(self._hold.snapshot.path, OPEN_FOLDER)
+            self._fds.callback(os.close, fd)
+        before_ns = unchanged_before(self.taken_at_ns, self._file_system)
+        self.stream = FolderTree(fd, ref.path, ref.options, before_ns)
 
     def __enter__(self) -> "FolderPoint":
         return self
@@ -82,16 +96,28 @@ class FolderPoint:
         self.abort()
 
     @property
+    def consistency(self) -> str:
+        return self._hold.snapshot.consistency if self._hold is not None else "crash_consistent"
+
+    @property
     def metadata(self) -> Mapping[str, Detail]:
-        return {"file_system": self._file_system, "exclude_patterns": len(self._ref.options.exclude)}
+        return {
+            "file_system": self._file_system,
+            "exclude_patterns": len(self._ref.options.exclude),
+            "consistency": self.consistency,
+            "snapshot": self._hold.name if self._hold is not None else None,
+            "snapshot_reason": self._snapshot_reason,
+        }
 
     def commit(self) -> None:
-        self.abort()  # a folder holds nothing but a descriptor
+        self._fds.close()
+        if self._hold is not None:
+            self._hold.commit()
 
     def abort(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._fds.close()
+        if self._hold is not None:
+            self._hold.abort()
 
 
 class FolderTarget:
@@ -218,6 +244,9 @@ class FolderDriver:
             root_fd = open_root(ref.path)
         except SourceGone:
             return ()
+        provider, _ = choose_for_folder(ref.path, one_file_system=ref.options.one_file_system)
+        if provider is not None:
+            release_leftovers(provider, ref.path, ref.resource_id, keep=None)
         wanted = {stage_name(task_id): task_id for task_id in finished_tasks}
         settled = []
         try:
@@ -272,20 +301,6 @@ class FolderDriver:
             return "forward"
         finally:
             stage.close()
-
-
-def open_root(path: bytes) -> int:
-    """A descriptor of a registered folder. Raises SourceGone, SourceDenied, SourceError; the last part is no link."""
-    try:
-        info = os.lstat(path)
-        if stat.S_ISLNK(info.st_mode):
-            raise SourceError(reason=f"{shown(path)} is a symbolic link. Register the folder it leads to.")
-        if not stat.S_ISDIR(info.st_mode):
-            raise SourceError(reason=f"{shown(path)} is not a folder. Register a folder.")
-        return open_quietly(path, OPEN_FOLDER, None)
-    except (OSError, ValueError) as err:
-        known = err if isinstance(err, OSError) else OSError(str(err))
-        raise source_error(known, path, "read") from err
 
 
 def _full_reason(own: Values, wanted: PointWanted) -> str | None:

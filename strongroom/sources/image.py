@@ -1,11 +1,13 @@
 """The driver of disk images: a regular file that is a disk (OS::Cinder::Volume).
 
-Point: the file as it is, crash-consistent at best. A live disk cannot be read again until it holds still, so a change
-during the reading is not an error; it is told in the metadata.
+Point: where the file system can share blocks between files, a copy that shares all of them: one moment of the disk, and
+what changed since the copy of the last point. Elsewhere the file as it is: a live disk cannot be read again until it
+holds still, so a change during the reading is not an error; it is told in the metadata.
 Restore: into `.strongroom-<task>` beside the image, fsynced, given the old one's owner, mode and attributes, and then
 renamed over it. Refused while another process has the image open, unless forced: it would go on with the old file.
 """
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Final
@@ -26,47 +28,68 @@ from strongroom.sources.base import (
 )
 from strongroom.sources.disk import DiskStream, flush_quietly, open_image
 from strongroom.sources.image_target import ImageTarget, look_at_target, removed
-from strongroom.sources.inodes import OPEN_FOLDER
+from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ
 from strongroom.sources.mounts import file_system
 from strongroom.sources.oserrors import source_error, target_error
 from strongroom.sources.pace import Pace
+from strongroom.sources.snapshots.base import Hold, snapshot_of, snapshot_values
+from strongroom.sources.snapshots.choose import choose_for_image
 from strongroom.sources.stage import stage_name
 from strongroom.sources.swap import Trace, no_trace
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds, unchanged_before
 
+CHANGED = "The image changed since the last backup, and an image file keeps no list of changed blocks."
 QCOW2_MAGIC = b"QFI\xfb"
 
 
 class ImagePoint:
-    """An open image file to read; Point."""
+    """An open image file, or a copy of it that shares its blocks, to read; Point."""
 
     kind: Final[Kind] = "block"
     consistency: Final = "crash_consistent"
 
     def __init__(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
-        self._fd = open_image(ref.path)
+        self._fds = contextlib.ExitStack()
+        self._hold: Hold | None = None
         try:
-            self.taken_at_ns = nanoseconds(clock.now())
-            flush_quietly(self._fd)  # later stores through a mapping then leave a mark on ctime (RULINGS 15)
-            self._info = self._last = os.fstat(self._fd)
-            before_ns = unchanged_before(self.taken_at_ns, file_system(self._fd))
-            own = _token(self._info, before_ns)
-            parent = load_token("image", wanted.parent_token)
-            self.token = dump_token("image", own)
-            self.full_reason = _full_reason(own, parent, wanted)
-            self._read_whole = _read_whole(own, parent, self.full_reason)
-            self.stream = DiskStream(
-                self._fd,
-                ref.path,
-                self._info.st_size,
-                Pace(ref.options.read_limit_bytes_s),
-                same=self._read_whole is None,
-                holes=True,
-            )
-            self._format = _format(self._fd)
+            self._open(ref, wanted, clock)
         except OSError as err:
             self.abort()
             raise source_error(err, ref.path, "read") from err
+        except BaseException:
+            self.abort()
+            raise
+
+    def _open(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
+        self._fd = fd = open_image(ref.path)
+        self._fds.callback(os.close, fd)
+        self.taken_at_ns = nanoseconds(clock.now())
+        flush_quietly(fd)  # later stores through a mapping then leave a mark on ctime (RULINGS 15)
+        self._info = os.fstat(fd)
+        self._format = _format(fd)
+        own = _token(self._info, unchanged_before(self.taken_at_ns, file_system(fd)))
+        parent = load_token("image", wanted.parent_token)
+        provider, self._snapshot_reason = choose_for_image(ref.path)
+        if provider is not None:
+            known = snapshot_of(parent, provider)
+            self._hold = hold = Hold(provider, ref.path, ref.resource_id, self.taken_at_ns, known)
+            own |= snapshot_values(provider, hold.snapshot)
+            self._fd = os.open(hold.snapshot.path, OPEN_READ)
+            self._fds.callback(os.close, self._fd)
+            own["size"] = os.fstat(self._fd).st_size
+        self.token = dump_token("image", own)
+        self.full_reason = _full_reason(own, parent, wanted)
+        self._read_whole = _read_whole(own, parent, self.full_reason)
+        if self._read_whole is None and _stamp(os.fstat(fd)) != _stamp(self._info):
+            self._read_whole = CHANGED  # between the look at the times and the snapshot, which may have it or not
+        same, changed = self._read_whole is None, None
+        if self._hold is not None and not same and self.full_reason is None:
+            changed, self._read_whole = self._hold.changes
+        self._changed_bytes = None if changed is None else sum(length for _, length in changed)
+        pace = Pace(ref.options.read_limit_bytes_s)
+        size = os.fstat(self._fd).st_size if self._hold is not None else self._info.st_size
+        self.stream = DiskStream(self._fd, ref.path, size, pace, same=same, holes=True, changed=changed)
+        self._last = self._info = os.fstat(self._fd) if self._hold is not None else self._info
 
     def __enter__(self) -> "ImagePoint":
         return self
@@ -83,16 +106,25 @@ class ImagePoint:
             "size_bytes": self._info.st_size,
             "allocated_bytes": self._info.st_blocks * 512,
             "read_whole": self._read_whole,
+            "changed_bytes": self._changed_bytes,
             "changed_while_read": _stamp(self._last) != _stamp(self._info),
+            "snapshot": self._hold.name if self._hold is not None else None,
+            "snapshot_reason": self._snapshot_reason,
         }
 
     def commit(self) -> None:
-        self.abort()
+        if self._hold is not None:
+            self._hold.commit()
+        self._close()
 
     def abort(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._hold is not None:
+            self._hold.abort()
+        self._close()
+
+    def _close(self) -> None:
+        self._fd = -1
+        self._fds.close()
 
 
 class ImageDriver:
@@ -194,7 +226,7 @@ def _read_whole(own: Values, parent: Values | None, full_reason: str | None) -> 
     if full_reason or parent is None:
         return full_reason
     if any(parent.get(key) != own[key] for key in ("ctime_ns", "mtime_ns")):
-        return "The image changed since the last backup, and an image file keeps no list of changed blocks."
+        return CHANGED
     if not parent.get("earned"):
         return "The image was changed shortly before the last backup, so its times prove nothing."
     return None

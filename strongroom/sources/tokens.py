@@ -13,8 +13,8 @@ MARGIN_NS = 2_000_000_000  # coarser than any time stamp granularity we know (2 
 NETWORK_MARGIN_NS = 3600_000_000_000  # the server's clock writes the times there, and it may be off from ours
 NETWORK_KINDS = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs", "fuse", "virtiofs")
 
-TokenKind = Literal["folder", "image", "device"]
-Values = dict[str, int | bool]
+TokenKind = Literal["folder", "image", "device", "qcow2", "rbd"]
+Values = dict[str, int | bool | str]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -44,4 +44,4 @@ def load_token(kind: TokenKind, raw: bytes | None) -> Values | None:
         return None
     if not isinstance(values, dict) or values.pop("kind", None) != kind:
         return None
-    return values if all(isinstance(value, int) for value in values.values()) else None
+    return values if all(isinstance(value, int | str) for value in values.values()) else None

@@ -1,12 +1,11 @@
 """A folder with everything that backups get wrong comes back as it was, on every file system this machine can mount."""
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from source_mounts import mounted
 from source_trees import differences, listing, loosen_all, make_tree, pump
 
 from strongroom.base.ids import new_id
@@ -18,25 +17,6 @@ from strongroom.sources.folder import FolderDriver
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="device nodes, owners and trusted attributes need root")
 
-IMAGE_BYTES = 400 << 20  # XFS wants 300 MiB at least; the file is sparse
-
-
-def mounted(kind: str, base: Path) -> Path:
-    """A new file system of this kind in a loop image below `base`, or a skip."""
-    tool = shutil.which(f"mkfs.{kind}")
-    if tool is None:
-        pytest.skip(f"mkfs.{kind} is not installed")
-    image, point = base / f"{kind}.img", base / kind
-    with image.open("wb") as out:
-        out.truncate(IMAGE_BYTES)
-    point.mkdir()
-    force = {"xfs": ["-q"], "btrfs": ["-q"], "ext4": ["-q", "-F"]}[kind]
-    subprocess.run([tool, *force, str(image)], check=True, capture_output=True)
-    mount = subprocess.run(["mount", "-o", "loop", str(image), str(point)], capture_output=True, text=True)
-    if mount.returncode != 0:
-        pytest.skip(f"{kind} cannot be mounted here: {mount.stderr.strip()}")
-    return point
-
 
 @pytest.fixture(params=["ext4", "xfs", "btrfs", "here"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
@@ -44,9 +24,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
         loosen_all(tmp_path)
         return
-    point = mounted(request.param, tmp_path)
-    yield point
-    subprocess.run(["umount", str(point)], check=True)
+    with mounted(request.param, tmp_path) as point:
+        yield point
 
 
 def ref(path: Path) -> SourceRef:
