@@ -3,6 +3,7 @@
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+TIB = 1 << 40
 
 
 def ceil_div(value: int, unit: int) -> int:

@@ -27,14 +27,13 @@ from strongroom.sources.base import (
     SourceRef,
 )
 from strongroom.sources.disk import DiskStream, flush_quietly, open_image
-from strongroom.sources.image_target import ImageTarget, look_at_target, removed
-from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ
+from strongroom.sources.image_target import ImageTarget, look_at_target, recover_beside
+from strongroom.sources.inodes import OPEN_READ
 from strongroom.sources.mounts import file_system
-from strongroom.sources.oserrors import source_error, target_error
+from strongroom.sources.oserrors import source_error
 from strongroom.sources.pace import Pace
 from strongroom.sources.snapshots.base import Hold, snapshot_of, snapshot_values
 from strongroom.sources.snapshots.choose import choose_for_image
-from strongroom.sources.stage import stage_name
 from strongroom.sources.swap import Trace, no_trace
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds, unchanged_before
 
@@ -179,19 +178,7 @@ class ImageDriver:
         return ImageTarget(now, self._trace)
 
     def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
-        """The rename is the commit: whatever lies beside the image was not finished."""
-        try:
-            folder_fd = os.open(os.path.dirname(ref.path) or b".", OPEN_FOLDER)
-        except OSError:
-            return ()  # without the folder there are no leftovers in it
-        try:
-            names = {task_id: stage_name(task_id) for task_id in sorted(finished_tasks)}
-            gone = [task_id for task_id, name in names.items() if removed(folder_fd, name)]
-        except OSError as err:
-            raise target_error(err, ref.path, "clean up beside") from err
-        finally:
-            os.close(folder_fd)
-        return tuple(Recovered(task_id=task_id, outcome="back") for task_id in gone)
+        return recover_beside(ref, finished_tasks)
 
 
 def _stamp(info: os.stat_result) -> tuple[int, int, int]:

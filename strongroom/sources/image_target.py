@@ -6,15 +6,15 @@ Before the rename the old image stands, after it the new one; what lies beside i
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from strongroom.base.direct import DirectWriter, pwrite_full
 from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
 from strongroom.base.units import human_bytes
-from strongroom.sources.base import Kind, RestorePlan, RestoreWanted, TargetReport
+from strongroom.sources.base import Kind, Recovered, RestorePlan, RestoreWanted, SourceRef, TargetReport
 from strongroom.sources.disk import open_image
-from strongroom.sources.inodes import OPEN_READ, punch_hole, read_xattrs
+from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, punch_hole, read_xattrs
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import shown, source_error, target_error
 from strongroom.sources.stage import lock_file, stage_name
@@ -47,15 +47,19 @@ class ImageTarget:
             self._fd = os.open(self._name, flags, 0o600, dir_fd=self._folder_fd)
             self._fds.callback(os.close, self._fd)
             lock_file(self._fd)  # nobody else can have it: it was made by this call
-            os.ftruncate(self._fd, self.size)
-            self._writer = DirectWriter(self._fd, self.size)
-            self._fds.callback(self._writer.close)
+            self._begin()
         except OSError as err:
             self._fds.close()
             raise target_error(err, path, "write a new image beside") from err
         except SourceError:
             self._fds.close()
             raise
+
+    def _begin(self) -> None:
+        """Make the empty file ready to be written."""
+        os.ftruncate(self._fd, self.size)
+        self._writer = DirectWriter(self._fd, self.size)
+        self._fds.callback(self._writer.close)
 
     @property
     def stream(self) -> "ImageTarget":
@@ -76,7 +80,7 @@ class ImageTarget:
             self._fds.close()
 
     def write(self, offset: int, data: memoryview) -> None:
-        _require_inside(offset, len(data), self.size)
+        require_inside(offset, len(data), self.size)
         try:
             self._writer.write(offset, data)
         except OSError as err:
@@ -84,7 +88,7 @@ class ImageTarget:
         self._written += len(data)
 
     def zero(self, offset: int, length: int) -> None:
-        _require_inside(offset, length, self.size)
+        require_inside(offset, length, self.size)
         try:
             if punch_hole(self._fd, offset, length):
                 return
@@ -160,8 +164,30 @@ def removed(folder_fd: int, name: bytes) -> bool:
         return False
 
 
-def look_at_target(wanted: RestoreWanted) -> tuple[RestorePlan, list[str], list[SourceError]]:
-    """The plan without its sentences, the warnings, and the conflicts as errors."""
+def recover_beside(ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
+    """The rename is the commit: whatever lies beside the image was not finished."""
+    try:
+        folder_fd = os.open(os.path.dirname(ref.path) or b".", OPEN_FOLDER)
+    except OSError:
+        return ()  # without the folder there are no leftovers in it
+    try:
+        names = {task_id: stage_name(task_id) for task_id in sorted(finished_tasks)}
+        gone = [task_id for task_id, name in names.items() if removed(folder_fd, name)]
+    except OSError as err:
+        raise target_error(err, ref.path, "clean up beside") from err
+    finally:
+        os.close(folder_fd)
+    return tuple(Recovered(task_id=task_id, outcome="back") for task_id in gone)
+
+
+def file_size(fd: int) -> int | None:
+    return os.fstat(fd).st_size
+
+
+def look_at_target(
+    wanted: RestoreWanted, size_of: Callable[[int], int | None] = file_size
+) -> tuple[RestorePlan, list[str], list[SourceError]]:
+    """The plan without its sentences, the warnings, and the conflicts as errors. size_of: the disk in an open file."""
     path = wanted.target.path
     folder = os.path.dirname(path) or b"."
     warnings: list[str] = []
@@ -173,7 +199,7 @@ def look_at_target(wanted: RestoreWanted) -> tuple[RestorePlan, list[str], list[
         warnings.append("The image is not there any more; a new one is made.")
     else:
         try:
-            size = os.fstat(fd).st_size
+            size = size_of(fd)
             conflicts += _busy(fd, path, wanted.force)
         finally:
             os.close(fd)
@@ -230,6 +256,6 @@ def _new_size(plan: RestorePlan) -> int:
     return max(plan.wanted.size_bytes, plan.target_size or 0)
 
 
-def _require_inside(offset: int, length: int, size: int) -> None:
+def require_inside(offset: int, length: int, size: int) -> None:
     if offset < 0 or offset + length > size:
         raise TargetTooSmall(reason=f"The backup goes beyond the {human_bytes(size)} of the target.")

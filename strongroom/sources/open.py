@@ -11,13 +11,18 @@ from strongroom.sources.base import Driver
 from strongroom.sources.device import DeviceDriver
 from strongroom.sources.folder import FolderDriver
 from strongroom.sources.image import ImageDriver
+from strongroom.sources.inodes import OPEN_READ, open_quietly
+from strongroom.sources.qcow2 import Qcow2Driver
+from strongroom.sources.qcow2_header import is_qcow2
 
-_Shape = Literal["device", "other"]
+_Shape = Literal["device", "qcow2", "other"]
 
 _DRIVERS: dict[tuple[str, _Shape], Callable[[Clock | None], Driver]] = {
     ("OS::Sfs::Turbo", "other"): FolderDriver,
     ("OS::Sfs::Turbo", "device"): FolderDriver,
+    ("OS::Sfs::Turbo", "qcow2"): FolderDriver,
     ("OS::Cinder::Volume", "other"): ImageDriver,
+    ("OS::Cinder::Volume", "qcow2"): Qcow2Driver,
     ("OS::Cinder::Volume", "device"): DeviceDriver,
 }
 
@@ -31,7 +36,21 @@ def driver_for(resource_type: str, path: bytes, clock: Clock | None = None) -> D
 
 
 def _shape(path: bytes) -> _Shape:
+    """An image file is what its first bytes say; one that is not there is what its name says."""
     try:
-        return "device" if stat.S_ISBLK(os.stat(path).st_mode) else "other"
+        mode = os.stat(path).st_mode
+        if stat.S_ISBLK(mode):
+            return "device"
+        return "qcow2" if stat.S_ISREG(mode) and _begins_as_qcow2(path) else "other"
     except (OSError, ValueError):
-        return "device" if path.startswith(b"/dev/") else "other"  # a disk that is unplugged now
+        if path.startswith(b"/dev/"):
+            return "device"  # a disk that is unplugged now
+        return "qcow2" if path.endswith(b".qcow2") and not os.path.lexists(path) else "other"
+
+
+def _begins_as_qcow2(path: bytes) -> bool:
+    fd = open_quietly(path, OPEN_READ, None)
+    try:
+        return is_qcow2(fd)
+    finally:
+        os.close(fd)

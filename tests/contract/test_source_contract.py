@@ -1,4 +1,4 @@
-"""One suite for all source drivers: every MUST of strongroom/sources/base.py, on a folder, an image and a device."""
+"""One suite for all source drivers: every MUST of sources/base.py, on a folder, both kinds of image and a device."""
 
 import os
 import subprocess
@@ -36,6 +36,9 @@ class Resource:
 def content(ref: SourceRef) -> object:
     """What a user would compare."""
     path = os.fsdecode(ref.path)
+    if path.endswith(".qcow2"):
+        subprocess.run(["qemu-img", "convert", "-O", "raw", path, f"{path}.raw"], check=True)
+        return Path(f"{path}.raw").read_bytes()
     if not os.path.isdir(path):
         return Path(path).read_bytes()
     found = listing(ref.path)
@@ -44,7 +47,7 @@ def content(ref: SourceRef) -> object:
     return found
 
 
-@pytest.fixture(params=["folder", "image", "device"])
+@pytest.fixture(params=["folder", "image", "qcow2", "device"])
 def resource(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resource]:
     devices: list[str] = []
     if request.param == "folder":
@@ -61,6 +64,10 @@ def resource(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Resourc
                 out.seek(3 * BLOCK)
                 out.write(os.urandom(100))
         kind = "OS::Cinder::Volume"
+    if request.param == "qcow2":
+        for path in paths[:2]:
+            subprocess.run(["qemu-img", "convert", "-O", "qcow2", path, f"{path}.qcow2"], check=True)
+        paths = [Path(f"{path}.qcow2") for path in paths]
     if request.param == "device":
         if os.geteuid() != 0:
             pytest.skip("loop devices need root")

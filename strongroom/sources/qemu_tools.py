@@ -1,0 +1,168 @@
+"""Running QEMU's tools on one disk: `qemu-nbd` to read or write it, `qemu-img` for its header and bitmaps.
+
+A file is handed over as an open descriptor and opened by the tool through /proc/self/fd, so no name is looked up twice
+and no name means anything to the tool. Messages of the tools are for operators, never for tenants.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from strongroom.base.errors import SourceDenied, SourceError, SourceGone
+from strongroom.sources.machines.nbd import NbdClient
+from strongroom.sources.machines.nbd_wire import UnixAddress
+
+TOOL_S_MAX = 120.0  # of one qemu-img: it handles headers and bitmaps, never content
+START_S_MAX = 30.0  # until qemu-nbd listens
+OUTPUT_BYTES_MAX = 4 << 20  # of one tool; 65 535 bitmaps fit
+STEP_S = 0.01  # between two looks whether qemu-nbd listens
+
+_GETLK = struct.Struct("hhiqqi4x")
+_WRITING = 101  # QEMU's lock byte of who may write
+
+
+def is_written(fd: int) -> bool:
+    """Whether a QEMU has this file open for writing; by the locks that QEMU itself goes by."""
+    asked = _GETLK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, _WRITING, 1, 0)
+    kind = _GETLK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    return bool(kind != fcntl.F_UNLCK)
+
+
+def qcow2_of(fd: int) -> str:
+    """The image behind a descriptor, as an argument of a tool: it alone, whatever its header names."""
+    node = {"driver": "file", "filename": f"/proc/self/fd/{fd}"}
+    return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": node})
+
+
+def run_tool(arguments: Sequence[str], fds: Sequence[int] = ()) -> str:
+    """The output of one qemu-img. Raises SourceError with its complaint as the detail."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaint:
+        try:
+            subprocess.run(
+                [tool(arguments[0]), *arguments[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=complaint,
+                pass_fds=fds,
+                timeout=TOOL_S_MAX,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as err:
+            _require_free(_text(complaint))
+            raise SourceError(
+                reason=f"{arguments[0]} could not do its work on the disk. Run the task again; the log tells more.",
+                detail=f"{' '.join(arguments[:3])}: {err}; {_text(complaint)}",
+            ) from err
+        out.seek(0)
+        return out.read(OUTPUT_BYTES_MAX).decode("utf-8", "replace")
+
+
+def image_info(fd: int) -> Mapping[str, Any]:
+    """`qemu-img info` of a qcow2 image. Raises SourceError."""
+    try:
+        found = json.loads(run_tool(["qemu-img", "info", "--output=json", qcow2_of(fd)], [fd]))
+    except ValueError as err:
+        raise SourceError(reason="qemu-img tells nothing about the image. Check it with qemu-img check.") from err
+    if not isinstance(found, dict):
+        raise SourceError(reason="qemu-img tells nothing about the image. Check it with qemu-img check.")
+    return found
+
+
+class Serving:
+    """A disk that qemu-nbd serves to this process alone, by `served`."""
+
+    def __init__(self, client: NbdClient, process: subprocess.Popen[bytes], complaint: BinaryIO) -> None:
+        self.client = client
+        self._process = process
+        self._complaint = complaint
+
+    def finish(self) -> None:
+        """Flush and end: on return the tool has closed the disk, and everything is in it. Raises SourceError."""
+        self.client.flush()
+        self.client.close()
+        try:
+            code = self._process.wait(TOOL_S_MAX)
+        except subprocess.TimeoutExpired as err:
+            raise SourceError(reason="qemu-nbd does not let go of the disk. Run the task again.") from err
+        if code != 0:
+            raise SourceError(
+                reason="qemu-nbd could not finish the disk. Run the task again.", detail=_text(self._complaint)
+            )
+
+
+@contextlib.contextmanager
+def served(
+    disk: str, fds: Sequence[int] = (), *, writable: bool = False, bitmap: str | None = None
+) -> Iterator[Serving]:
+    """Serve a disk until the end of the block; the tool ends with the connection, also when this process is killed.
+
+    disk: as the tool takes it. bitmap: its clean ranges are SAME. Raises SourceError; SourceDenied when the disk is in
+    use by another QEMU, or the tool may not open it.
+    """
+    options = ["--discard=unmap", "--detect-zeroes=unmap"] if writable else ["--read-only"]
+    options += ["--bitmap", bitmap] if bitmap is not None else []
+    with contextlib.ExitStack() as ending:
+        folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="strongroom-nbd-"))  # 0700: nobody else
+        complaint = ending.enter_context(tempfile.TemporaryFile())
+        path = f"{folder}/socket"
+        process = subprocess.Popen(
+            [tool("qemu-nbd"), *options, f"--socket={path}", disk],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaint,
+            pass_fds=fds,
+        )
+        ending.callback(_end, process)
+        with _connect(process, path, bitmap, complaint) as client:
+            yield Serving(client, process, complaint)
+
+
+def tool(name: str) -> str:
+    """Where a tool is. Raises SourceError with what to install."""
+    found = shutil.which(name)
+    if found is None:
+        raise SourceError(reason=f"{name} is not installed on this worker. Install QEMU's tools (qemu-utils).")
+    return found
+
+
+def _connect(process: subprocess.Popen[bytes], path: str, bitmap: str | None, complaint: BinaryIO) -> NbdClient:
+    give_up_s = time.monotonic() + START_S_MAX
+    while True:
+        if os.path.exists(path):
+            with contextlib.suppress(SourceGone):  # bound, and about to listen
+                return NbdClient.connect(UnixAddress(path=path), "", bitmap=bitmap)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STEP_S)
+            text = _text(complaint)
+            _require_free(text)
+            raise SourceError(reason="qemu-nbd could not open the disk. The log tells more.", detail=text)
+        if time.monotonic() > give_up_s:
+            raise SourceError(reason="qemu-nbd does not start. Run the task again.", detail=_text(complaint))
+
+
+def _require_free(complaint: str) -> None:
+    """Raises SourceDenied when a tool says that another QEMU holds the lock of the disk."""
+    if " lock" in complaint:
+        raise SourceDenied(
+            reason="Another program has the disk open. Register the machine that does, or stop it for this task.",
+            detail=complaint,
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read(2000).decode("utf-8", "replace").strip()
