@@ -101,6 +101,8 @@ class Settings:
     api_drain_s: int
     token_ttl_s: int
     audit_days: int
+    self_backup_hours: int
+    self_backup_keep: int
     keystone: KeystoneAccess | None
     body_bytes_max: int
     requests_max: int
@@ -313,6 +315,12 @@ SETTINGS: dict[str, Setting] = {
     "audit_days": Setting(
         parse=_number(30, 36500), default="365", meaning="How long the audit log is kept, counted in days of service."
     ),
+    "self_backup_hours": Setting(
+        parse=_number(0, 720),
+        default="24",
+        meaning="Hours between copies of the database into the store (docs/OPERATIONS.md); 0: none by itself.",
+    ),
+    "self_backup_keep": Setting(parse=_number(1, 1000), default="7", meaning="How many of these copies are kept."),
     "body_bytes_max": Setting(parse=_size(64 * KIB, 64 * MIB), default="1MiB", meaning="Longest request body."),
     "requests_max": Setting(
         parse=_number(1, 10_000), default="200", meaning="Requests in work at once, and half as many of one project."

@@ -1,24 +1,34 @@
 """Work on an installation whose server is stopped: schema, keys, and rows that were lost."""
 
 import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from strongroom.base.clock import SystemClock
-from strongroom.base.errors import ConfigError
+from strongroom.base.errors import ConfigError, Unavailable
 from strongroom.config import Settings
 from strongroom.control import migrate as schema
+from strongroom.control import self_rows
 from strongroom.control.accounts import Accounts
 from strongroom.control.db import Database
+from strongroom.control.embedded_postgres import EmbeddedPostgres
+from strongroom.control.installation import find_master_key_id
 from strongroom.control.passwords import Passwords
-from strongroom.control.rebuilding import restore_rows
+from strongroom.control.self_rows import KnownRoot
+from strongroom.control.table_copies import holds_nobody
 from strongroom.control.tokens import Ring
 from strongroom.engine import MasterKey
 from strongroom.engine.catalogue import find_domains
 from strongroom.engine.key_files import open_domain, vault_key_text
 from strongroom.engine.pool import Pool
+from strongroom.engine.self_copies import Listed, SelfCopy, drop_unreadable, list_copies
+from strongroom.engine.store.base import Store
 from strongroom.engine.store.open import open_store
 from strongroom.operations import rotation, trace
 from strongroom.operations.rebuild import Rebuilt, rebuild_rows
+from strongroom.operations.self_backup import Restored, copy_self, find_copy, load_copy, save_newer, settle_with_store
 from strongroom.state import (
     EXPORT_MARK,
     configure_logging,
@@ -92,13 +102,72 @@ def forget_old_keys(settings: Settings) -> int:
                 reason="The present master key was never exported, and after this no other one opens the store. "
                 "Run `strongroom export-key FILE` first and keep the file on another machine."
             )
-        return rotation.drop_old(open_store(settings.store_url, settings.s3), settings.master_key_file)
+        store = open_store(settings.store_url, settings.s3)
+        removed = rotation.drop_old(store, settings.master_key_file)
+        drop_unreadable(store, MasterKey.load(settings.master_key_file))  # copies of the database by earlier keys
+        return removed
 
 
-def rebuild(settings: Settings, *, registrations: bool) -> Rebuilt:
-    """Make the rows of a lost database again from the store (operations/rebuild.py). The server is not running."""
+def backup_self(settings: Settings) -> SelfCopy:
+    """Copy the database, sealed, into the store (operations/self_backup.py). The server may run or not."""
     configure_logging(settings)
     prepare_state(settings)
+    if settings.kill_at is not None:
+        trace.arm(settings.kill_at)
+    require_no_rotation(settings)
+    master, store = MasterKey.load(settings.master_key_file), open_store(settings.store_url, settings.s3)
+    with _database_at_work(settings) as url:
+        asyncio.run(_require_own_key(url, master))
+        copy = copy_self(url, store, master, keep=settings.self_backup_keep, clock=SystemClock())
+        if copy is None:
+            raise Unavailable(reason="The server is making a copy at this moment. Nothing is left to do.")
+        asyncio.run(_note_copied(url, copy))
+        return copy
+
+
+def self_copies(settings: Settings) -> list[Listed]:
+    """The copies of the database in the store, newest first, with the reason for those that are of no use."""
+    return list_copies(open_store(settings.store_url, settings.s3), MasterKey.load(settings.master_key_file))
+
+
+def restore_self(settings: Settings, *, number: int | None, registrations: bool) -> tuple[Restored, Rebuilt]:
+    """Make an empty database what the newest copy in the store says, or that of `number`, and what came after it."""
+    with _lost_database(settings) as (url, store, master):
+        if not holds_nobody(url):
+            raise ConfigError(
+                reason="The database is not empty, and nothing in it is overwritten. Name another one, or an empty "
+                "state folder; to bring in what the store has beyond it, run `strongroom rebuild`."
+            )
+        found = find_copy(store, master, number)
+        if found is None:
+            raise ConfigError(
+                reason="The store holds no copy of the database. `strongroom rebuild` makes restore points and vaults "
+                "again from the store alone."
+            )
+        load_copy(url, store, master, found.copy)
+        return found, asyncio.run(_rebuild(settings, url, registrations))
+
+
+def rebuild(settings: Settings, *, registrations: bool, with_copy: bool) -> tuple[Restored | None, Rebuilt]:
+    """Make the rows of a lost database again from the store (operations/rebuild.py). The server is not running.
+
+    with_copy: an empty database begins with the newest copy that the store has of it.
+    """
+    with _lost_database(settings) as (url, store, master):
+        found = find_copy(store, master, None) if with_copy and holds_nobody(url) else None
+        if found is not None:
+            load_copy(url, store, master, found.copy)
+        schema.upgrade(url)
+        return found, asyncio.run(_rebuild(settings, url, registrations))
+
+
+@contextmanager
+def _lost_database(settings: Settings) -> Iterator[tuple[str, Store, MasterKey]]:
+    """What a database is made again with: its URL, the store, the master key. The server is not running."""
+    configure_logging(settings)
+    prepare_state(settings)
+    if settings.kill_at is not None:
+        trace.arm(settings.kill_at)
     if not settings.master_key_file.exists():
         raise ConfigError(
             reason=f"Put the file that `strongroom export-key` wrote at {settings.master_key_file} (mode 0600) first."
@@ -106,8 +175,31 @@ def rebuild(settings: Settings, *, registrations: bool) -> Rebuilt:
     with state_lock(settings):
         require_no_rotation(settings)
         with running_database(settings) as url:
-            schema.upgrade(url)
-            return asyncio.run(_rebuild(settings, url, registrations))
+            yield url, open_store(settings.store_url, settings.s3), MasterKey.load(settings.master_key_file)
+
+
+@contextmanager
+def _database_at_work(settings: Settings) -> Iterator[str]:
+    """URL of the database, whether a server of this machine has it or not."""
+    url = settings.database_direct_url or settings.database_url
+    if url is None:
+        url = EmbeddedPostgres(settings.state_dir / "postgres", runtime_dir=settings.runtime_dir).running_url()
+    if url is not None:
+        yield url
+        return
+    with state_lock(settings), running_database(settings) as url:
+        yield url
+
+
+async def _require_own_key(url: str, master: MasterKey) -> None:
+    async with await Database.open(url, max_size=1) as database:
+        if await find_master_key_id(database) != master.key_id.hex():
+            raise ConfigError(reason="The master key file is not the one this database was made with.")
+
+
+async def _note_copied(url: str, copy: SelfCopy) -> None:
+    async with await Database.open(url, max_size=1) as database:
+        await self_rows.note_copied(database, copy.created_at)
 
 
 async def _rebuild(settings: Settings, url: str, registrations: bool) -> Rebuilt:
@@ -121,12 +213,17 @@ async def _rebuild(settings: Settings, url: str, registrations: bool) -> Rebuilt
         try:
             # First the operator's account: the projects that come back are given to it.
             await accounts.bootstrap(settings.region, lambda first: write_credentials(settings, endpoint, first))
-            return await rebuild_rows(
+            gone: Mapping[str, KnownRoot] = {}
+            if await self_rows.is_loaded(database):
+                gone = await settle_with_store(database, store, clock.now())
+            done = await rebuild_rows(
                 store,
                 master,
                 pool,
-                lambda vault: restore_rows(database, vault, clock.now(), registrations=registrations),
+                lambda vault: save_newer(database, vault, gone, clock.now(), registrations=registrations),
             )
+            await self_rows.note_settled(database)
+            return replace(done, gone=len(gone))
         finally:
             pool.close()
             passwords.close()

@@ -5,7 +5,6 @@ The server is imported inside the commands, so that a client's start-up does not
 
 import os
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +12,8 @@ import typer
 
 from strongroom import __version__
 from strongroom.cli.command import JsonOption
-from strongroom.cli.errors import EXIT_OK, EXIT_PARTLY_DONE
-from strongroom.cli.output import Output, shown
+from strongroom.cli.errors import EXIT_OK
+from strongroom.cli.output import Output
 
 LocalStateOption = Annotated[
     Path | None,
@@ -153,31 +152,6 @@ def rotate_key(
     output.note("Now run `strongroom export-key FILE` and keep the new file on another machine.")
 
 
-def rebuild(
-    registrations: Annotated[
-        bool,
-        typer.Option(
-            "--registrations", help="Let vaults protect their resources again, at the paths of this machine they had."
-        ),
-    ] = False,
-    state: LocalStateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make the rows of a lost database again from the store: projects, vaults, restore points. Not accounts."""
-    from strongroom.config import load_settings
-    from strongroom.upkeep import rebuild as run_rebuild
-
-    output = Output(as_json=as_json)
-    done = run_rebuild(load_settings({"state": _text(state)}, os.environ), registrations=registrations)
-    values = {**asdict(done.made), "indexes": done.indexes, "problems": [list(problem) for problem in done.problems]}
-    labels = {"Projects": "projects", "Vaults": "vaults", "Restore points": "checkpoints", "Backups": "backups"}
-    output.details(values, labels | {"Registrations": "registrations", "Indexes rebuilt": "indexes"})
-    for place, reason in done.problems:
-        output.warn(f"{place}: {shown(reason)}")
-    if done.problems:
-        raise typer.Exit(EXIT_PARTLY_DONE)
-
-
 def migrate(state: LocalStateOption = None) -> None:
     """Bring the database to this version's schema; `serve` does it by itself."""
     from strongroom.config import load_settings
@@ -202,7 +176,6 @@ def register(app: typer.Typer) -> None:
     app.command("worker")(worker)
     app.command("export-key")(export_key)
     app.command("rotate-key")(rotate_key)
-    app.command("rebuild")(rebuild)
     app.command("migrate")(migrate)
     app.command("version")(version)
 

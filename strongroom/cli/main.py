@@ -13,6 +13,7 @@ from strongroom.cli import (
     checkpoints,
     conformance,
     demo,
+    disaster,
     local,
     organization,
     policies,
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 local.register(app)
+disaster.register(app)
 demo.register(app)
 conformance.register(app)
 app.add_typer(recover.app, name="recover")

@@ -124,6 +124,11 @@ class EmbeddedPostgres:
             raise
         return self._url(DATABASE)
 
+    def running_url(self) -> str | None:
+        """The URL of the server that somebody else of this user runs in the folder; None: there is none."""
+        ready = _reported_state(self._data_dir, _postmaster_of(self._data_dir)) == "ready"
+        return self._url(DATABASE) if ready else None
+
     def stop(self) -> None:
         """Fast shutdown (open transactions roll back), wait for the end, give the folder free. Idempotent."""
         self._stopping.set()  # first: a start that has not made its process yet sees it and ends that itself

@@ -39,9 +39,13 @@ def head() -> str:
     return max(_revisions())
 
 
-def upgrade(url: str) -> None:
-    """Apply what is missing, all or nothing; does nothing on a current schema. Refuses a newer one (ConfigError)."""
-    if _current(url) == head():
+def upgrade(url: str, to: str | None = None) -> None:
+    """Apply what is missing, all or nothing; does nothing on a current schema. Refuses a newer one (ConfigError).
+
+    to: an earlier revision than the newest, for rows that were written under it; refused when the schema is another.
+    """
+    wanted = to or head()
+    if _current(url) == wanted:
         return
     from alembic import command
     from alembic.config import Config
@@ -51,13 +55,19 @@ def upgrade(url: str) -> None:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_S_MAX}s'")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK_KEY})")
         current = MigrationContext.configure(connection).get_current_revision()
-        if current == head():  # another server was faster
+        if current == wanted:  # another server was faster
             return
         _refuse_unknown(current)
+        _refuse_unknown(to)
+        if to is not None and current is not None:
+            raise ConfigError(
+                reason=f"The database's schema is {current}, and what is to be loaded was written under {to}. "
+                "Give an empty database."
+            )
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, wanted)
 
 
 def check(url: str) -> None:

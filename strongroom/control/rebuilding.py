@@ -104,6 +104,11 @@ async def restore_rows(database: Database, vault: LostVault, now: datetime, *, r
         projects = await _insert_project(conn, vault.project_id, now)
         vaults = await _insert_vault(conn, vault)
         checkpoints, backups = await insert_points(conn, vault, now)
+        if backups and not vaults:
+            await conn.execute(
+                "UPDATE vaults SET used_bytes = %s WHERE project_id = %s AND id = %s",
+                [vault.used_bytes, vault.project_id, vault.id],
+            )
         made = 0
         for resource in _newest_of_each_resource(vault) if registrations else ():
             made += await _insert_registration(conn, vault, resource, now)

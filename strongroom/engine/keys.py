@@ -25,7 +25,9 @@ CHUNKER_SEED_END = 1 << 62
 LEVELS = (1, 3)  # what the measurements of the design cover
 
 _KEY_ID_BYTES = 16
-_HEADER_BYTES = OBJECT_ID_BYTES + 2 + _KEY_ID_BYTES + DOMAIN_ID_BYTES
+_OWN_HEADER_BYTES = OBJECT_ID_BYTES + 2 + _KEY_ID_BYTES
+_HEADER_BYTES = _OWN_HEADER_BYTES + DOMAIN_ID_BYTES
+NO_DOMAIN = bytes(DOMAIN_ID_BYTES)  # in the AAD of what belongs to the installation itself
 _LINE = re.compile(rb"strongroom-master-key-v1 ([0-9a-f]{64})\n?")
 _FILE_BYTES_MAX = 256
 
@@ -124,18 +126,39 @@ class MasterKey:
         """The domain in an object keys/<n>. Raises FormatUnknown, KeyWrong or Corrupt."""
         if not _HEADER_BYTES < len(data) <= KEYS_OBJECT_BYTES_MAX:
             raise Corrupt(reason="an object of wrapped keys has a wrong size", detail=f"{len(data)} bytes")
-        version = int.from_bytes(data[OBJECT_ID_BYTES : OBJECT_ID_BYTES + 2], "little")
-        if version != FORMAT_VERSION:
-            raise FormatUnknown(reason=f"it has format {version}, this program reads {FORMAT_VERSION}")
-        key_id = data[OBJECT_ID_BYTES + 2 : OBJECT_ID_BYTES + 2 + _KEY_ID_BYTES]
-        if key_id != self.key_id:
-            raise KeyWrong(reason=f"it is wrapped by master key {key_id.hex()}, the key given is {self.key_id.hex()}")
+        _require_format(data)
+        self._require_own(data)
         domain_id = data[_HEADER_BYTES - DOMAIN_ID_BYTES : _HEADER_BYTES]
         body = self._box(data, domain_id).open(_HEADER_BYTES, memoryview(data)[_HEADER_BYTES:])
         return _domain(domain_id, body)
 
+    def seal(self, kind: str, payload: bytes, more: bytes = b"") -> bytes:
+        """An object of the installation itself: object id 16 | format version u16 | master key id 16 | box at 34."""
+        header = new_object_id() + FORMAT_VERSION.to_bytes(2, "little") + self.key_id
+        return header + Box(self._secret, NO_DOMAIN, kind, header[:OBJECT_ID_BYTES], more).seal(len(header), payload)
+
+    def open(self, kind: str, data: bytes, more: bytes = b"") -> bytes:
+        """The payload of `seal`. Raises FormatUnknown, KeyWrong or Corrupt."""
+        if len(data) < _OWN_HEADER_BYTES:
+            raise Corrupt(reason=f"a {kind} is shorter than its header", detail=f"{len(data)} bytes")
+        _require_format(data)
+        self._require_own(data)
+        box = Box(self._secret, NO_DOMAIN, kind, data[:OBJECT_ID_BYTES], more)
+        return box.open(_OWN_HEADER_BYTES, memoryview(data)[_OWN_HEADER_BYTES:])
+
+    def _require_own(self, data: bytes) -> None:
+        key_id = data[OBJECT_ID_BYTES + 2 : OBJECT_ID_BYTES + 2 + _KEY_ID_BYTES]
+        if key_id != self.key_id:
+            raise KeyWrong(reason=f"it is wrapped by master key {key_id.hex()}, the key given is {self.key_id.hex()}")
+
     def _box(self, header: bytes, domain_id: bytes) -> Box:
         return Box(self._secret, domain_id, KEYS, header[:OBJECT_ID_BYTES])
+
+
+def _require_format(data: bytes) -> None:
+    version = int.from_bytes(data[OBJECT_ID_BYTES : OBJECT_ID_BYTES + 2], "little")
+    if version != FORMAT_VERSION:
+        raise FormatUnknown(reason=f"it has format {version}, this program reads {FORMAT_VERSION}")
 
 
 def _domain(domain_id: bytes, body: bytes) -> Domain:

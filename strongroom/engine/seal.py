@@ -23,6 +23,7 @@ TAG_BYTES = 16
 
 SEGMENT, FOOTER, INDEX, INDEX_LIST = "segment", "footer", "index", "index list"
 ROOT, LABELS, KEYS, CHECKS = "root", "labels", "keys", "checks"
+SELF_HEAD, SELF_PART = "self head", "self part"
 
 _CONTEXT = "strongroom v1 "
 _KIND_BYTES = 16

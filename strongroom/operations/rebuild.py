@@ -5,8 +5,9 @@
     3 judge   every root: complete or not; of each backup the highest complete generation counts (RULINGS 7)
     4 rows    one transaction a vault: project, vault, restore points, backups, copies of wrapped keys
 
-Death anywhere: run it again; rows that are there stay. What is not in the store cannot come back: users, their keys and
-passwords, names of projects, sizes and tags of vaults, names that were given after a backup, logs of operations. A
+Death anywhere: run it again; rows that are there stay. What is not in the store cannot come back this way: users, their
+keys and passwords, names of projects, sizes and tags of vaults, names that were given after a backup, logs of
+operations. A copy of the database in the store has them (self_backup.py), and this brings what is newer than it. A
 backup of which no generation is complete gets a row in `error`, so that no prune takes its root away unasked.
 """
 
@@ -45,10 +46,12 @@ class Rebuilt:
     """What a rebuild did.
 
     made      rows                         indexes   vaults whose index had to be rebuilt
+    gone      restore points that a copy of the database knows and the store does not have any more
     problems  (place or root, sentence): what could not be brought back, or only in part
     """
 
     made: RowsMade = field(default_factory=RowsMade)
+    gone: int = 0
     indexes: int = 0
     problems: tuple[tuple[str, str], ...] = ()
 

@@ -6,6 +6,7 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
              every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
              every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
              every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget what the audit log is done with
+             every SELF_S: copy the database into the store when that is due
     threads  one a running job, bounded; they enter `control` through the portal
 
 A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims; running jobs have
@@ -37,6 +38,7 @@ from strongroom.operations.job import Job, Tools
 from strongroom.operations.monitor import JobMonitor
 from strongroom.operations.portal import Portal
 from strongroom.operations.registry import WORK
+from strongroom.operations.self_backup import SelfBackups, copy_when_due
 
 log = structlog.get_logger("worker")
 
@@ -46,6 +48,7 @@ SWEEP_S = 5.0
 FIRE_S = 2.0  # how late a scheduled run may begin
 EXPIRE_S = 10.0  # nobody waits for an expiry
 AUDIT_S = 3600.0  # a log that is kept for months may keep a row an hour longer
+SELF_S = 60.0  # how late a copy of the database may begin
 PROMISE_S = 10.0  # how much of a promise's time an ended worker may leave uncounted
 RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
 STOP_S_MAX = 20.0  # from being told to stop to the end of a job: a segment, a store call with its retries
@@ -77,6 +80,7 @@ class Worker:
         audit_days: int,
         drain_s: float = 0.0,
         region: str = "",
+        self_backups: SelfBackups | None = None,
     ) -> None:
         self._url = database_url
         self._make_tools = make_tools
@@ -85,6 +89,7 @@ class Worker:
         self._concurrency = concurrency
         self._region = region
         self._audit_days = audit_days
+        self._self_backups = self_backups or SelfBackups()
         self._alone = alone  # the state folder's lock is ours: every earlier worker of this group is dead (RULINGS 6)
         self.drain_s = drain_s
         self.name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
@@ -170,6 +175,7 @@ class Worker:
                 asyncio.create_task(self._forever(EXPIRE_S, lambda: self._expire(database))),
                 asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
                 asyncio.create_task(self._forever(AUDIT_S, lambda: self._forget(database))),
+                asyncio.create_task(self._forever(SELF_S, lambda: self._copy_self(database, tools))),
                 asyncio.create_task(self._listen(database)),
             ]
             self._ready.set()
@@ -245,6 +251,11 @@ class Worker:
         """Rows of the audit log whose time is over."""
         while await audit.purge(database, self._audit_days) == audit.PURGE_ROWS_MAX:
             pass
+
+    async def _copy_self(self, database: Database, tools: Tools) -> None:
+        """The database itself, into the store (self_backup.py)."""
+        stopping = lambda: self._draining  # noqa: E731 -- asked in another thread
+        await copy_when_due(self._self_backups, database, self._url, tools, stopping)
 
     async def _one_of_many(self, work: Awaitable[object], what: object) -> None:
         """One vault's trouble is no other vault's."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from strongroom.api.services import Probe
 from strongroom.base.clock import Clock, SystemClock
@@ -17,6 +18,7 @@ from strongroom.engine.store.open import open_store
 from strongroom.operations.job import Tools
 from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
+from strongroom.operations.self_backup import SelfBackups
 from strongroom.operations.worker import Worker
 from strongroom.state import INDEX_FOLDER, load_master_key
 
@@ -61,6 +63,7 @@ class Parts:
             drain_s=drain_s,
             region=settings.region,
             audit_days=settings.audit_days,
+            self_backups=SelfBackups(every=timedelta(hours=settings.self_backup_hours), keep=settings.self_backup_keep),
         )
 
     def probes(self) -> dict[str, Probe]:
