@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from strongroom.control.db import Database
 from strongroom.control.installation import MASTER_KEY_ID
+from strongroom.control.self_rows import COPIED_AT
 from strongroom.control.tokens import Ring
 
 
@@ -26,6 +27,8 @@ async def adopt_master_key(
         for access_key, sealed in rows:
             again = ring.seal_secret(ring.open_secret(bytes(sealed)))
             await conn.execute("UPDATE access_keys SET secret_sealed = %s WHERE access_key = %s", [again, access_key])
+        # Copies of the database in the store are sealed by the old key: the next start makes one by the new.
+        await conn.execute("DELETE FROM installation WHERE name = %s", [COPIED_AT])
         # Who had the old master key could make tokens: the next start makes a key for them from the new one.
         await conn.execute("DELETE FROM token_keys")
         for (project_id, vault_id, domain_id), data in wrapped.items():
