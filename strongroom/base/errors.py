@@ -384,6 +384,10 @@ class SourceChanged(SourceError):
     """It changed in a way that makes this point useless."""
 
 
+class MachineBusy(SourceError):
+    """Somebody else is at work on the machine; nothing was touched."""
+
+
 class TargetBusy(SourceError):
     """Another process has the target open."""
 

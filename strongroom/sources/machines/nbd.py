@@ -19,6 +19,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from strongroom.base.errors import SourceDenied, SourceError, SourceShort
 from strongroom.base.streams import Extent, ExtentKind
@@ -38,7 +39,7 @@ _ZEROS = bytes(MIB)
 class _Request:
     """One in flight. `done` is a lock that is held until the answer is whole."""
 
-    __slots__ = ("buffer", "command", "done", "ends", "error", "length", "offset", "starts", "status")
+    __slots__ = ("buffer", "command", "done", "ends", "error", "is_answered", "length", "offset", "starts", "status")
 
     def __init__(self, command: int, offset: int, length: int, buffer: memoryview | None = None) -> None:
         self.command = command
@@ -47,6 +48,7 @@ class _Request:
         self.buffer = buffer
         self.status: dict[int, bytes] = {}  # by context: pairs of length and flags, as they came
         self.error: SourceError | None = None
+        self.is_answered = False  # whoever waited has seen it
         self.starts: list[int] = []  # of what was answered of a read, sorted
         self.ends: list[int] = []
         self.done = threading.Lock()
@@ -71,6 +73,12 @@ class _Request:
         got = sum(self.ends) - sum(self.starts)
         if self.error is None and self.command == wire.READ and got != self.length:
             raise broken_rules(f"{got} bytes in answer to a read of {self.length}")
+
+
+class Reading(NamedTuple):
+    """A read under way."""
+
+    requests: Sequence[_Request]
 
 
 class NbdClient:
@@ -157,6 +165,11 @@ class NbdClient:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill `buffer`; what it takes is asked for at once, in requests of a size that the server likes."""
+        self.finish_read(self.begin_read(offset, buffer))
+        return len(buffer)
+
+    def begin_read(self, offset: int, buffer: memoryview) -> Reading:
+        """The same in two steps. The buffer is the receiver's until `is_read`, or until the connection is closed."""
         if offset < 0 or offset + len(buffer) > self.size:
             raise SourceShort(reason=f"The disk has {self.size} bytes, {offset + len(buffer)} were asked for.")
         step = self._export.request_bytes_max
@@ -164,8 +177,15 @@ class NbdClient:
         for at in range(0, len(buffer), step):
             view = buffer[at : at + step]
             requests.append(self._send(_Request(wire.READ, offset + at, len(view), view)))
-        self._await(requests)
-        return len(buffer)
+        return Reading(requests)
+
+    def finish_read(self, reading: Reading) -> None:
+        """Wait for it. May be called again."""
+        self._await(reading.requests)
+
+    def is_read(self, reading: Reading) -> bool:
+        """Whether it was waited for."""
+        return all(request.is_answered for request in reading.requests)
 
     def extents(self) -> Iterator[Extent]:
         """Ranges in order, covering [0, size), neighbours of one kind joined. In memory is one answer at a time."""
@@ -268,7 +288,9 @@ class NbdClient:
     def _await(self, requests: Sequence[_Request]) -> None:
         """Wait for all. The first error is raised when none of them can touch a buffer any more."""
         for request in requests:
-            self._await_one(request)
+            if not request.is_answered:
+                self._await_one(request)
+                request.is_answered = True
         for request in requests:
             if request.error is not None:
                 raise request.error
