@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,7 @@ class Proxy:
         self.lose_of = b""
         self.lost = 0
         self.requests = 0
+        self.methods: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -217,6 +219,7 @@ class Proxy:
             return False
         with self._lock:
             self.requests += 1
+            self.methods[head.split(b" ", 1)[0].decode()] += 1
             lose = self.lose_answers > 0 and self.lose_of in head.split(b"\r\n", 1)[0]
             if lose:
                 self.lose_answers -= 1

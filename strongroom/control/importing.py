@@ -18,6 +18,7 @@ from strongroom.base.ids import new_id
 from strongroom.control import checkpoints, tasks
 from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
+from strongroom.control.locking import tell_store
 from strongroom.control.names import require_id, require_name
 from strongroom.control.promises import promise
 from strongroom.control.rebuilding import PROTECTABLE_TYPES, LostBackup, LostVault, insert_points
@@ -233,6 +234,7 @@ async def commit_import(database: Database, task: Task, imported: Imported, cloc
             await set_used(conn, vault, vault.used_bytes + imported.gained)
         if vault.locked:
             await promise(conn, vault, now)
+            await tell_store(conn, vault, clock)
         await close_sessions_of(conn, task)
         outcome = {**imported.outcome, "checkpoints": made, "backups": rows}
         await tasks.finish(conn, task, clock, outcome=outcome)

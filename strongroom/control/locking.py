@@ -4,6 +4,7 @@ What the lock promises is in promises.py. A store that outlives its database has
 missing there (operations/locking.py).
 """
 
+from datetime import timedelta
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -14,8 +15,12 @@ from strongroom.base.ids import new_id
 from strongroom.control import deletions
 from strongroom.control.db import Database
 from strongroom.control.promises import promise
-from strongroom.control.subjects import VaultRef, lock_vault
+from strongroom.control.subjects import VaultRef, lock_vault, lock_vault_if_free
 from strongroom.control.vault_resources import require_available
+
+# What the store keeps by itself for a vault is asked of it anew at least this often: a month at a time (promises.py).
+TOLD_AGAIN_AFTER = timedelta(days=7)
+VAULTS_AT_ONCE_MAX = 50  # of one round; the next round takes the next ones
 
 
 async def show_lock(database: Database, project_id: str, vault_id: str) -> tuple[bool, bool]:
@@ -46,6 +51,29 @@ async def set_lock(
         )
         await promise(conn, vault, clock.now())
         await tell_store(conn, vault, clock)
+
+
+async def due_again(database: Database, clock: Clock) -> list[tuple[str, str]]:
+    """(project, vault) of locked vaults that hold something and that no prune has visited for TOLD_AGAIN_AFTER."""
+    async with database.read() as conn:
+        found = await conn.execute(
+            "SELECT v.project_id, v.id FROM vaults v WHERE v.locked AND v.status <> 'deleting' AND EXISTS (SELECT 1 "
+            "FROM backups b WHERE b.project_id = v.project_id AND b.vault_id = v.id AND b.root IS NOT NULL) "
+            "AND NOT EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = v.project_id AND o.vault_id = v.id "
+            "AND o.operation_type = 'prune' AND o.created_at > %s) LIMIT %s",
+            [clock.now() - TOLD_AGAIN_AFTER, VAULTS_AT_ONCE_MAX],
+        )
+        return await found.fetchall()
+
+
+async def tell_again(database: Database, project_id: str, vault_id: str, clock: Clock) -> bool:
+    """Queue a prune of such a vault, unless its lock is held: then the next round does."""
+    async with database.transaction() as conn:
+        vault = await lock_vault_if_free(conn, project_id, vault_id)
+        if vault is None:
+            return False
+        await tell_store(conn, vault, clock)
+        return True
 
 
 async def tell_store(conn: AsyncConnection[Any], vault: VaultRef, clock: Clock) -> None:

@@ -19,6 +19,9 @@ from strongroom.base.clock import Clock
 from strongroom.control.db import Database
 from strongroom.control.subjects import VaultRef
 
+# What a locked vault keeps without a time (until its policy's count lets it go, or for ever) is asked of the store for
+# this long, again and again: what leaves the vault takes room there no longer than that.
+ENDLESS_S = 30 * 86400.0
 TICK_S_MAX = 3600.0  # of one tick: what the database takes in one step
 
 
@@ -88,13 +91,17 @@ async def untold_promises(
 async def time_left(
     database: Database, project_id: str, vault_id: str, domain_id: str | None
 ) -> list[tuple[str, float]]:
-    """(root, seconds) of promises to backups of the domain that are not over."""
+    """(root, seconds) of the backups of the domain that a locked vault keeps; ENDLESS_S for those without a time."""
     async with database.read() as conn:
         found = await conn.execute(
-            "SELECT root, extract(epoch FROM promised_until - (SELECT at FROM promise_clock))::float8 FROM backups "
-            "WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL AND domain_id IS NOT DISTINCT FROM %s "
-            "AND promised_until > (SELECT at FROM promise_clock) ORDER BY created_at, id",
-            [project_id, vault_id, domain_id],
+            "SELECT b.root, CASE WHEN b.promised_until IS NULL THEN %s "
+            "ELSE extract(epoch FROM b.promised_until - c.at) END::float8 FROM backups b CROSS JOIN promise_clock c "
+            "JOIN vaults v ON v.project_id = b.project_id AND v.id = b.vault_id AND v.locked "
+            "WHERE b.project_id = %s AND b.vault_id = %s AND b.root IS NOT NULL "
+            "AND b.domain_id IS NOT DISTINCT FROM %s AND (b.promised_until > c.at OR (b.promised_until IS NULL "
+            "AND b.expired_at IS NULL AND (b.auto_trigger OR v.keep_manual) "
+            "AND b.status NOT IN ('error', 'waiting_delete', 'deleting'))) ORDER BY b.created_at, b.id",
+            [ENDLESS_S, project_id, vault_id, domain_id],
         )
         return await found.fetchall()
 

@@ -36,6 +36,7 @@ class ReplicaJob:
     backup_name: str
     checkpoint_id: str
     created_at: datetime
+    auto_trigger: bool
     expired_at: datetime | None
     promised_until: datetime | None
 
@@ -66,7 +67,7 @@ async def start_replica(database: Database, task: Task) -> ReplicaJob:
             await cursor.execute(
                 "UPDATE backups SET status = 'protecting', updated_at = now() WHERE project_id = %s AND id = %s "
                 "AND status IN ('waiting_protect', 'protecting') RETURNING id AS backup_id, name AS backup_name, "
-                "checkpoint_id, created_at, expired_at, promised_until, "
+                "checkpoint_id, created_at, auto_trigger, expired_at, promised_until, "
                 "(SELECT o.cancel_requested FROM operation_logs o WHERE o.id = %s "
                 "AND o.project_id = backups.project_id) AS canceled",
                 [task.project_id, task.backup_id, task.id],

@@ -43,6 +43,7 @@ from strongroom.engine.digests import (
 from strongroom.engine.index import INDEX_BYTES_MAX, INDEX_LIST_BYTES_MAX, NUMBER_DIGITS, Index, IndexList, unread
 from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import Table, encode_table
+from strongroom.engine.kept import KeptTimes
 from strongroom.engine.keys import Domain
 from strongroom.engine.labels import LabelsOf
 from strongroom.engine.locks import require_unpromised
@@ -97,6 +98,7 @@ class Repository:
         self._owns_pool = pool is None
         folder = None if cache is None else f"{cache}/{domain.id.hex()}"
         self._cache = IndexCache(folder, derive_key("index cache", domain.data_key + domain.id))
+        self.kept = KeptTimes(folder and f"{folder}.kept", derive_key("kept times", domain.data_key + domain.id))
 
     @property
     def pool(self) -> Pool:

@@ -3,6 +3,9 @@
 Of a restore point these are its root and labels, the wraps of its domain, and every pack with a chunk of it; an index
 is made again from packs. A pack that several restore points need is kept for the one with the most time: they are taken
 in the order of their time, in steps, because each step counts the whole index.
+
+The store is asked about each pack once, and again when its time has become too short: the answers are remembered
+(kept.py), so that a backup costs requests for what is new. A prune asks about all of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,27 +19,41 @@ from strongroom.engine.pack import pack_name
 from strongroom.engine.repository import Repository, Session
 from strongroom.engine.roots import parse_root_name
 from strongroom.engine.store.remote import at_once
-from strongroom.engine.store.retention import retain, retains
+from strongroom.engine.store.retention import Kept, retain, retains
 from strongroom.engine.usage import Usage
 
 STEPS_MAX = 16
 
 
-def retain_roots(repository: Repository, seconds: Mapping[str, float], monitor: Monitor) -> int:
+def retain_roots(
+    repository: Repository, seconds: Mapping[str, float], monitor: Monitor, *, ask_all: bool = False
+) -> int:
     """Keep what these roots need, each for so many seconds from now; gives the number of objects, 0 when the store
-    keeps nothing. Idempotent. Raises StoreError, Corrupt classes, and what `monitor` raises."""
+    keeps nothing. `ask_all`: believe no earlier answer. Idempotent. Raises StoreError, Corrupt classes, and what
+    `monitor` raises."""
     wanted = {name: left for name, left in seconds.items() if left > 0}
     if not wanted or not retains(repository.store):
         return 0
-    objects = _small(repository, wanted)
+    small = _small(repository, wanted)
+    now = max(kept.now for kept in _retain(repository, small, monitor).values())
     with repository.session("verify") as session:
-        for pack, left in _packs(session, wanted, monitor).items():
-            objects[pack_name(repository.prefix, pack)] = left
+        packs = _packs(session, wanted, monitor)
+    known = {} if ask_all else repository.kept.load()
+    short = {pack: left for pack, left in packs.items() if known.get(pack, 0) < now + left}
+    names = {pack_name(repository.prefix, pack): pack for pack in short}
+    told = _retain(repository, {name: short[pack] for name, pack in names.items()}, monitor)
+    repository.kept.add({names[name]: kept.until for name, kept in told.items()}, now)
+    return len(small) + len(packs)
+
+
+def _retain(repository: Repository, objects: Mapping[str, float], monitor: Monitor) -> dict[str, Kept]:
     with ThreadPoolExecutor(at_once(repository.store), thread_name_prefix="retain") as threads:
-        for done in [threads.submit(retain, repository.store, name, left) for name, left in objects.items()]:
+        asked = {name: threads.submit(retain, repository.store, name, left) for name, left in objects.items()}
+        answers = {}
+        for name, done in asked.items():
             monitor.check()
-            done.result()
-    return len(objects)
+            answers[name] = done.result()
+    return answers
 
 
 def _small(repository: Repository, wanted: Mapping[str, float]) -> dict[str, float]:

@@ -48,7 +48,7 @@ def run(job: Job) -> None:
     if left is not None:
         if plan.promised_until and not left.labels.get("lock_until"):
             repository.put_labels(left.backup_id, _labels(plan, _token_of(left), str(left.labels.get("consistency"))))
-        retain_root(job, plan.vault, repository, left.name, plan.promised_until)
+        retain_root(job, plan.vault, repository, left.name, plan)
         _commit(job, left.report, left.size, _token_of(left), {"adopted": True, "kind": left.kind})
         return
     full = not plan.incremental or plan.parent is None
@@ -69,7 +69,7 @@ def run(job: Job) -> None:
             "source": dict(point.metadata),
             "kind": point.kind,
         }
-        retain_root(job, plan.vault, repository, report.root, plan.promised_until)
+        retain_root(job, plan.vault, repository, report.root, plan)
         _commit(job, report, report.bytes_total, point.token, extra)
         point.commit()
 

@@ -3,15 +3,20 @@
     backup     before anything is written: the lock, and the time; the root carries its own promise in its labels; when
                it is durable and before it is reported, the store keeps what it needs, older packs included
     deletion   the time as it is now, or the store would keep what the service lets go
+    replica    the same, before it is reported
     prune      promises that came after the root: its labels are put again with the time; at the end the store keeps
                what promised roots need, for prune has moved it
     vault gone roots whose time is over go one by one, then the keys; what is still promised stops it
+
+What a locked vault keeps without a time is kept by the store for a month at a time (promises.ENDLESS_S); a prune that
+comes once a week to locked vaults sees to it (control/locking.py).
 
 Each can be done twice, and in any order with the others: the lock is put once, the time only goes forward, of labels
 the newest count.
 """
 
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
@@ -28,6 +33,17 @@ from strongroom.operations.job import Job, Tools, vault_prefix
 from strongroom.operations.watched_store import WatchedStore
 
 log = structlog.get_logger("locking")
+
+
+class PointTime(Protocol):
+    """What a job knows of the time of the restore point that it makes. promised_until: by the clock of promises."""
+
+    @property
+    def expired_at(self) -> datetime | None: ...
+    @property
+    def promised_until(self) -> datetime | None: ...
+    @property
+    def auto_trigger(self) -> bool: ...
 
 
 def tell_lock(tools: Tools, vault: VaultRef) -> None:
@@ -59,16 +75,22 @@ def retain_promised(job: Job, vault: VaultRef, repository: Repository, domain_id
     left = tools.portal.call(promises.time_left(tools.database, vault.project_id, vault.id, domain_id))
     there = set(repository.root_names())
     seconds = {root: seconds for root, seconds in left if root in there}
-    kept = retain_roots(repository, seconds, job.monitor)
+    kept = retain_roots(repository, seconds, job.monitor, ask_all=True)
     log.info("kept by the store", vault=vault.id, domain=domain_id, roots=len(seconds), objects=kept)
 
 
-def retain_root(job: Job, vault: VaultRef, repository: Repository, root: str, until: datetime | None) -> None:
+def retain_root(job: Job, vault: VaultRef, repository: Repository, root: str, point: PointTime) -> None:
     """The same for a root that is not in its row yet: it is promised from the moment it is reported."""
-    if until is None or not vault.locked or not retains(repository.store):
+    if not retains(repository.store):
         return
-    now = job.tools.portal.call(promises.show_promise_time(job.tools.database))
-    retain_roots(repository, {root: (until - now).total_seconds()}, job.monitor)
+    if point.promised_until is not None and vault.locked:
+        now = job.tools.portal.call(promises.show_promise_time(job.tools.database))
+        seconds = (point.promised_until - now).total_seconds()
+    elif point.expired_at is None and vault.keeps(auto_trigger=point.auto_trigger):
+        seconds = promises.ENDLESS_S
+    else:
+        return
+    retain_roots(repository, {root: seconds}, job.monitor)
 
 
 def release_roots(tools: Tools, vault: VaultRef) -> None:

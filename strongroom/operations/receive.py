@@ -7,10 +7,11 @@
     4 copy   what is missing here comes from the source, segment by segment: opened, compared with its ids, sealed again
              under new names, durable; then the index; then, after one last look that the task is ours, the root, under
              this backup's own id and with labels of this vault
-    5 commit rows, one transaction WHERE generation = mine: backup available, sizes, usage, record and task success
+    5 lock   a locked vault is told to the store, which keeps what the replica needs, where it can (locking.py)
+    6 commit rows, one transaction WHERE generation = mine: backup available, sizes, usage, record and task success
 
 Death before the root leaves chunks that the next attempt knows, or prune removes; after it the next attempt adopts. A
-source that does not answer is waited for. From 5 on nothing of the source is needed any more.
+source that does not answer is waited for. After 4 nothing of the source is needed any more.
 """
 
 from dataclasses import asdict, replace
@@ -30,6 +31,7 @@ from strongroom.engine.prune import live_bytes
 from strongroom.engine.repository import Repository
 from strongroom.engine.store.retry import RetryingStore
 from strongroom.operations.job import Job, RowSessions, vault_prefix
+from strongroom.operations.locking import retain_root, tell_lock
 from strongroom.operations.peer_store import PeerStore
 from strongroom.operations.rebuild import COUNTS
 from strongroom.operations.watched_store import Room, WatchedStore
@@ -157,6 +159,8 @@ def _commit(job: Job, plan: ReplicaJob, root: Root, copied: int | None) -> None:
     repository = _here(job, plan)
     _, wrapped = load_wraps(repository.store, repository.prefix)[0]
     tools.portal.call(save_vault_keys(tools.database, vault.project_id, vault.id, wrapped, domain_id))
+    tell_lock(tools, vault)
+    retain_root(job, vault, repository, root.name, plan)
     used = None
     if copied is None:
         kept = tools.portal.call(replicas.roots_by_domain(tools.database, vault))

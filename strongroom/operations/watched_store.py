@@ -10,7 +10,7 @@ from strongroom.base.errors import Conflict
 from strongroom.base.units import GIB, human_bytes
 from strongroom.control.quotas import bytes_exceeded
 from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
-from strongroom.engine.store.retention import retain, retains
+from strongroom.engine.store.retention import Kept, keeps_deleted, retain, retains
 from strongroom.operations import trace
 
 Spend = Callable[[int], None]
@@ -115,6 +115,9 @@ class WatchedStore:
     def retains(self) -> bool:
         return retains(self._inner)
 
-    def retain(self, name: str, seconds: float) -> None:
+    def retain(self, name: str, seconds: float) -> Kept:
         trace.point("store")
-        retain(self._inner, name, seconds)
+        return retain(self._inner, name, seconds)
+
+    def keeps_deleted(self) -> bool:
+        return keeps_deleted(self._inner)

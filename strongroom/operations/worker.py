@@ -7,6 +7,7 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
              every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
              every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget what the audit log is done with
              every SELF_S: copy the database into the store when that is due
+             every TELL_AGAIN_S: have the store keep what locked vaults hold
     threads  one a running job, bounded; they enter `control` through the portal
 
 A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims; running jobs have
@@ -29,10 +30,12 @@ import structlog
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Canceled, ComeAgain, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
-from strongroom.control import audit, expiry, firing, sessions, tasks
+from strongroom.control import audit, expiry, firing, locking, sessions, tasks
 from strongroom.control.db import Database
 from strongroom.control.promises import PromiseTicker
 from strongroom.control.tasks import Task
+from strongroom.engine.store.base import Store
+from strongroom.engine.store.retention import retains
 from strongroom.operations import trace
 from strongroom.operations.job import Job, Tools
 from strongroom.operations.monitor import JobMonitor
@@ -54,7 +57,8 @@ RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
 STOP_S_MAX = 20.0  # from being told to stop to the end of a job: a segment, a store call with its retries
 HURRY_S_MAX = 1.0  # the same, for who does not want to wait
 GIVE_BACK_S_MAX = 5.0  # then the leases run out by themselves
-CONNECTIONS_EXTRA = 7  # loop: claim, renewal, sweep, firing, expiry, promises, audit; each job needs one at a time
+TELL_AGAIN_S = 3600.0  # of locked vaults, once a week each
+CONNECTIONS_EXTRA = 9  # claim, renewal, sweep, firing, expiry, promises, locks, audit, copy; each job needs one
 
 MakeTools = Callable[[Database, Portal], Tools]
 
@@ -176,6 +180,7 @@ class Worker:
                 asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
                 asyncio.create_task(self._forever(AUDIT_S, lambda: self._forget(database))),
                 asyncio.create_task(self._forever(SELF_S, lambda: self._copy_self(database, tools))),
+                asyncio.create_task(self._forever(TELL_AGAIN_S, lambda: self._tell_again(database, tools.store))),
                 asyncio.create_task(self._listen(database)),
             ]
             self._ready.set()
@@ -256,6 +261,13 @@ class Worker:
         """The database itself, into the store (self_backup.py)."""
         stopping = lambda: self._draining  # noqa: E731 -- asked in another thread
         await copy_when_due(self._self_backups, database, self._url, tools, stopping)
+
+    async def _tell_again(self, database: Database, store: Store) -> None:
+        """Locked vaults, where the store keeps what they promise (control/locking.py)."""
+        if not await asyncio.to_thread(retains, store):
+            return
+        for project_id, vault_id in await locking.due_again(database, self._clock):
+            await self._one_of_many(locking.tell_again(database, project_id, vault_id, self._clock), vault_id)
 
     async def _one_of_many(self, work: Awaitable[object], what: object) -> None:
         """One vault's trouble is no other vault's."""

@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import structlog
+
 from strongroom.api.services import Probe
 from strongroom.base.clock import Clock, SystemClock
 from strongroom.base.errors import Unavailable
@@ -15,12 +17,15 @@ from strongroom.engine import DomainSettings, MasterKey
 from strongroom.engine.pool import Pool
 from strongroom.engine.store.base import Store
 from strongroom.engine.store.open import open_store
+from strongroom.engine.store.retention import keeps_deleted
 from strongroom.operations.job import Tools
 from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
 from strongroom.operations.self_backup import SelfBackups
 from strongroom.operations.worker import Worker
 from strongroom.state import INDEX_FOLDER, load_master_key
+
+log = structlog.get_logger("server")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,11 @@ async def open_parts(settings: Settings, url: str, *, connections: int, may_make
     async with await Database.open(url, min_size=min(2, connections), max_size=connections) as database:
         store = open_store(settings.store_url, settings.s3)
         await asyncio.to_thread(store.check)
+        if await asyncio.to_thread(keeps_deleted, store):
+            log.warning(
+                "the bucket keeps every version of what is deleted: no delete and no prune frees room. "
+                "Give it a lifecycle rule that removes noncurrent versions after a day"
+            )
         master = await load_master_key(settings, database, store, may_make=may_make_key)
         pool = Pool(budget_bytes=settings.worker_memory_bytes)
         peers = Peers(settings.regions, settings.region, clock)

@@ -9,7 +9,7 @@ from test_vault_locks import live_through
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import Conflict
-from strongroom.control import deletions, locking
+from strongroom.control import deletions, locking, promises
 from strongroom.engine.locks import is_locked, told_time
 from strongroom.operations import deletion, prune
 from strongroom.operations.job import vault_prefix
@@ -59,6 +59,35 @@ async def test_a_lock_that_comes_later_is_written_to_the_store(vaults: Vaults) -
     task = await vaults.job("prune", listed=False)
     await asyncio.to_thread(prune.run, vaults.job_of(task))
     assert [info for info in vaults.store.list(prefix(vaults)) if "/labels/" in info.name] == written
+
+
+async def test_a_locked_vault_is_told_again_each_week(vaults: Vaults) -> None:  # noqa: F811
+    """Time that the store keeps runs out, so a week after the last prune there is another; not for vaults without a
+    lock. What has no time is kept for a month at a time, what is not promised not at all."""
+    world = vaults.world
+    week_ago = "UPDATE operation_logs SET created_at = created_at - interval '8 days'"
+    await world.execute(week_ago)
+    assert await locking.due_again(world.database, world.clock) == []
+    await lock(vaults, days=9)
+    await pruned(vaults)
+    assert await locking.due_again(world.database, world.clock) == []
+    await world.execute(week_ago)
+    assert await locking.due_again(world.database, world.clock) == [(world.project, vaults.here.id)]
+    assert await locking.tell_again(world.database, world.project, vaults.here.id, world.clock)
+    assert await locking.due_again(world.database, world.clock) == []
+    await pruned(vaults)
+    left = promises.time_left(world.database, world.project, vaults.here.id, None)
+    ((_, seconds),) = [point for point in await left if str(point[0]).startswith(vaults.own)]
+    assert 8.9 * 86400 < seconds <= 9 * 86400
+    endless = "UPDATE backups SET promised_until = NULL, expired_at = NULL WHERE id = %s"
+    await world.execute("ALTER TABLE backups DISABLE TRIGGER backups_keep_promises")
+    await world.execute(endless, vaults.own)
+    await world.execute("ALTER TABLE backups ENABLE TRIGGER backups_keep_promises")
+    left = promises.time_left(world.database, world.project, vaults.here.id, None)
+    assert (promises.ENDLESS_S,) in [point[1:] for point in await left if str(point[0]).startswith(vaults.own)]
+    await world.execute("UPDATE backups SET expired_at = created_at - interval '1 day' WHERE id = %s", vaults.own)
+    left = promises.time_left(world.database, world.project, vaults.here.id, None)
+    assert not [point for point in await left if str(point[0]).startswith(vaults.own)]
 
 
 async def test_what_has_expired_goes_from_the_store_too(vaults: Vaults) -> None:  # noqa: F811

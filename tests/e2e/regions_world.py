@@ -84,10 +84,11 @@ class Wire:
 class Regions:
     """East and west. to_east is the wire by which west reaches east, and so on."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, east: dict[str, str] | None = None, west: dict[str, str] | None = None) -> None:
+        """`east`, `west`: settings of each."""
         self.base = base
-        self.east = Server(base / "east", region="east")
-        self.west = Server(base / "west", region="west")
+        self.east = Server(base / "east", region="east", **(east or {}))
+        self.west = Server(base / "west", region="west", **(west or {}))
         self.to_east, self.to_west = Wire(), Wire()
         self.secret = secrets.token_hex(32)
         for server in (self.east, self.west):  # the first start makes the projects that regions.toml names

@@ -1,56 +1,36 @@
 """Object lock of a real S3 server: what is promised outlives who has the keys of the store."""
 
-import re
-import secrets
+import random
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from fault_world import MASTER, MONITOR, POOL, World, reopen, small_files
-from seaweed import BUCKET, Seaweed
+from locked_bucket import client_of, kept_until, locked_bucket, remove_versions_after_a_day, versions
+from seaweed import BUCKET, Proxy, Seaweed
 
-from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ObjectMissing, StoreDenied, StoreError
-from strongroom.engine import DomainSettings, Repository, create_repository
+from strongroom.engine import DomainSettings, Repository, create_repository, open_repository
 from strongroom.engine.prune import prune
 from strongroom.engine.retain import retain_roots
 from strongroom.engine.store.memory import MemoryStore
-from strongroom.engine.store.retention import retains
+from strongroom.engine.store.retention import keeps_deleted, retains
 from strongroom.engine.store.retry import RetryingStore
 from strongroom.engine.store.s3 import S3Store
-from strongroom.engine.store.s3_multipart import MultipartClient
-from strongroom.engine.store.s3_retention import SLACK_SHARE, UNTIL_HEADER
+from strongroom.engine.store.s3_retention import SLACK_SHARE
 
 DAY = 86400.0
-
-
-def client_of(server: Seaweed, bucket: str) -> MultipartClient:
-    return MultipartClient(server.access(), server.endpoint, bucket, connections=2, clock=SystemClock(), silence_s=20.0)
 
 
 @pytest.fixture
 def bucket(seaweed_server: Seaweed) -> str:
     """A bucket of the test's own, with object lock."""
-    name = f"locked-{secrets.token_hex(4)}"
-    client_of(seaweed_server, name).request(
-        "PUT", "bucket", "", {}, headers={"x-amz-bucket-object-lock-enabled": "true"}
-    )
-    return name
+    return locked_bucket(seaweed_server)
 
 
 @pytest.fixture
 def store(seaweed_server: Seaweed, bucket: str) -> S3Store:
     return S3Store(bucket, "p", seaweed_server.access())
-
-
-def kept_until(server: Seaweed, bucket: str, name: str) -> datetime | None:
-    found = client_of(server, bucket).request("HEAD", name, f"p/{name}", {}).headers.get(UNTIL_HEADER)
-    return datetime.fromisoformat(found) if found else None
-
-
-def versions(server: Seaweed, bucket: str, key: str) -> list[str]:
-    """Ids of all versions of an object that hold data."""
-    page = client_of(server, bucket).request("GET", key, "", {"versions": "", "prefix": key}).body.decode()
-    return re.findall(r"<Version>.*?<VersionId>([^<]+)</VersionId>", page, re.DOTALL)
 
 
 def test_a_bucket_says_whether_it_keeps(seaweed_server: Seaweed, store: S3Store) -> None:
@@ -60,6 +40,16 @@ def test_a_bucket_says_whether_it_keeps(seaweed_server: Seaweed, store: S3Store)
     assert not retains(S3Store(BUCKET, "x", seaweed_server.access()))
     assert not retains(MemoryStore())
     assert not retains(RetryingStore(MemoryStore()))
+
+
+def test_a_bucket_that_frees_nothing_is_known(seaweed_server: Seaweed, bucket: str, store: S3Store) -> None:
+    """Versions that no rule removes take room for ever; with the rule, and without versions, nothing does."""
+    assert keeps_deleted(store)
+    assert keeps_deleted(RetryingStore(store))
+    remove_versions_after_a_day(client_of(seaweed_server, bucket))
+    assert not keeps_deleted(store)
+    assert not keeps_deleted(S3Store(BUCKET, "x", seaweed_server.access()))
+    assert not keeps_deleted(RetryingStore(MemoryStore()))
 
 
 def test_what_is_kept_cannot_be_destroyed(seaweed_server: Seaweed, bucket: str, store: S3Store) -> None:
@@ -82,19 +72,19 @@ def test_what_is_kept_cannot_be_destroyed(seaweed_server: Seaweed, bucket: str, 
 def test_time_is_extended_and_never_shortened(seaweed_server: Seaweed, bucket: str, store: S3Store) -> None:
     """Counted by the server's clock; a little more than asked for, so that tomorrow's question changes nothing."""
     store.put("a", [b"x"])
-    assert kept_until(seaweed_server, bucket, "a") is None
+    assert kept_until(seaweed_server, bucket, "p/a") is None
     now = datetime.now(UTC)
     store.retain("a", DAY)
-    first = kept_until(seaweed_server, bucket, "a")
+    first = kept_until(seaweed_server, bucket, "p/a")
     assert first is not None
     wanted = timedelta(seconds=DAY)
     assert wanted <= first - now + timedelta(seconds=5)
     assert first - now <= wanted * (1 + SLACK_SHARE) + timedelta(minutes=5)
     for seconds in (DAY, DAY / 2, 1.0):
         store.retain("a", seconds)
-        assert kept_until(seaweed_server, bucket, "a") == first
+        assert kept_until(seaweed_server, bucket, "p/a") == first
     store.retain("a", 3 * DAY)
-    later = kept_until(seaweed_server, bucket, "a")
+    later = kept_until(seaweed_server, bucket, "p/a")
     assert later is not None
     assert later > first + wanted
     with pytest.raises(ObjectMissing):
@@ -111,17 +101,56 @@ def test_everything_a_restore_point_needs_is_kept(seaweed_server: Seaweed, bucke
     assert retain_roots(repository, {"old.1": DAY}, MONITOR) > 3
     below = repository.prefix
     packs = {info.name for info in store.list(f"{below}packs/")}
-    before = {name: kept_until(seaweed_server, bucket, name) for name in packs}
+    before = {name: kept_until(seaweed_server, bucket, f"p/{name}") for name in packs}
     assert None not in before.values()
     for name in (f"{below}roots/old.1", f"{below}keys/0", "vaults/v/domain"):
-        assert kept_until(seaweed_server, bucket, name) is not None, name
+        assert kept_until(seaweed_server, bucket, f"p/{name}") is not None, name
     world.backup(repository, "free.1", small_files(2))
     world.backup(repository, "new.1", {**small_files(1), (b"more",): b"m" * 50_000}, parent="old.1")
     retain_roots(repository, {"new.1": 9 * DAY, "old.1": DAY, "free.1": 0.0}, MONITOR)
-    extended = [name for name in packs if kept_until(seaweed_server, bucket, name) != before[name]]
+    extended = [name for name in packs if kept_until(seaweed_server, bucket, f"p/{name}") != before[name]]
     assert extended, "packs of the first run that the newer restore point relies on"
     free = {info.name for info in store.list(f"{below}packs/")}
-    assert any(kept_until(seaweed_server, bucket, name) is None for name in free - packs)
+    assert any(kept_until(seaweed_server, bucket, f"p/{name}") is None for name in free - packs)
     world.delete(repository, "free.1")
     prune(repository, dead=(), monitor=MONITOR)
     assert world.problems(reopen(store)) == []  # type: ignore[arg-type]
+
+
+def test_a_restore_point_costs_requests_for_what_is_new(seaweed_server: Seaweed, bucket: str, tmp_path: Path) -> None:
+    """What was told of a pack is remembered: a next restore point asks about its own packs. Without the memory, with a
+    damaged one, and for a prune, each pack is asked about, and nothing is kept for less."""
+    proxy = Proxy(seaweed_server.port)
+    try:
+        store = S3Store(bucket, "p", seaweed_server.access(proxy.port))
+        cache = str(tmp_path / "cache")
+        world, content = World(), dict[tuple[bytes, ...], bytes]()
+        repository = create_repository(store, "vaults/v/", MASTER, DomainSettings(), pool=POOL)
+        for number in range(1, 13):
+            content |= {(b"%d" % number,): random.Random(number).randbytes(40_000)}
+            world.backup(repository, f"b{number}.1", content, parent=f"b{number - 1}.1" if number > 1 else None)
+
+        def asked(root: str, seconds: float, *, ask_all: bool = False) -> int:
+            opened = open_repository(store, "vaults/v/", MASTER, pool=POOL, cache=cache)
+            proxy.methods.clear()
+            assert retain_roots(opened, {root: seconds}, MONITOR, ask_all=ask_all) >= 12
+            return proxy.methods["HEAD"]
+
+        first = asked("b12.1", 10 * DAY)
+        assert first >= 12
+        again = asked("b12.1", 10 * DAY)
+        assert again <= first - 12
+        world.backup(repository, "b13.1", content | {(b"13",): b"new"}, parent="b12.1")
+        assert asked("b13.1", 10 * DAY) <= again + 3
+        assert asked("b13.1", 10 * DAY, ask_all=True) >= first
+        assert asked("b13.1", 30 * DAY) >= first, "their time is too short now"
+        (memory,) = (tmp_path / "cache").glob("*.kept")
+        sound = memory.read_bytes()
+        for damaged in (b"", sound[:-1], sound[:20] + bytes([sound[20] ^ 1]) + sound[21:], sound[:-56] + sound[-32:]):
+            memory.write_bytes(damaged)
+            assert asked("b13.1", 30 * DAY) >= first
+        packs = [info.name for info in store.list(f"{repository.prefix}packs/")]
+        kept = [kept_until(seaweed_server, bucket, f"p/{name}") for name in packs]
+        assert sum(at is not None and at > datetime.now(UTC) + timedelta(days=29) for at in kept) >= 12
+    finally:
+        proxy.close()

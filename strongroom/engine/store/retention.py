@@ -3,9 +3,16 @@
 Not every store can: one in a folder keeps what our own programs leave alone, and `retains` says False.
 """
 
-from typing import Protocol, cast, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from strongroom.engine.store.base import Store
+
+
+class Kept(NamedTuple):
+    """Seconds since 1970 by the store's clock: when it was asked, and until when it keeps the object."""
+
+    now: int
+    until: int
 
 
 @runtime_checkable
@@ -16,11 +23,16 @@ class RetainingStore(Protocol):
         """Whether objects can be kept here. May ask the server, once. Raises StoreError."""
         ...
 
-    def retain(self, name: str, seconds: float) -> None:
+    def retain(self, name: str, seconds: float) -> Kept:
         """Keep an object for so long, by the store's own clock; never shorter than before. Idempotent.
 
         Durable on return. Raises ObjectMissing, and StoreError for a store that does not retain.
         """
+        ...
+
+    def keeps_deleted(self) -> bool:
+        """Whether what is deleted here takes room for ever: the store keeps every version and no rule removes them.
+        False where the server does not tell. Asks the server. Raises StoreError."""
         ...
 
 
@@ -28,6 +40,10 @@ def retains(store: Store) -> bool:
     return isinstance(store, RetainingStore) and cast(RetainingStore, store).retains()
 
 
-def retain(store: Store, name: str, seconds: float) -> None:
+def keeps_deleted(store: Store) -> bool:
+    return isinstance(store, RetainingStore) and cast(RetainingStore, store).keeps_deleted()
+
+
+def retain(store: Store, name: str, seconds: float) -> Kept:
     """As RetainingStore.retain; the store MUST be one that retains."""
-    cast(RetainingStore, store).retain(name, seconds)
+    return cast(RetainingStore, store).retain(name, seconds)

@@ -12,7 +12,7 @@ from typing import TypeVar
 from strongroom.base.errors import ObjectExists, StoreError
 from strongroom.engine.store.base import Buffer, ObjectInfo, ObjectWriter, Store
 from strongroom.engine.store.remote import at_once, read_whole
-from strongroom.engine.store.retention import retain, retains
+from strongroom.engine.store.retention import Kept, keeps_deleted, retain, retains
 
 # Four tries over 0.7 s: longer troubles belong to the task, which is run again by its worker.
 DELAYS_S = (0.1, 0.2, 0.4)
@@ -69,8 +69,11 @@ class RetryingStore:
     def retains(self) -> bool:
         return self._attempts(lambda: retains(self._store))
 
-    def retain(self, name: str, seconds: float) -> None:
-        self._attempts(lambda: retain(self._store, name, seconds))
+    def retain(self, name: str, seconds: float) -> Kept:
+        return self._attempts(lambda: retain(self._store, name, seconds))
+
+    def keeps_deleted(self) -> bool:
+        return self._attempts(lambda: keeps_deleted(self._store))
 
     def expect(self, name: str, offset: int, length: int) -> None:
         self._store.expect(name, offset, length)

@@ -25,6 +25,7 @@ from strongroom.base.clock import Clock, SystemClock
 from strongroom.base.errors import ConfigError, ObjectExists, ObjectMissing, ShortRead, StoreError
 from strongroom.engine.store.access import S3Access
 from strongroom.engine.store.base import NAME_BYTES_MAX, Buffer, ObjectInfo, is_part, require_name, require_prefix
+from strongroom.engine.store.retention import Kept
 from strongroom.engine.store.retry import RetryingStore
 from strongroom.engine.store.s3_ahead import Range, ReadAhead
 from strongroom.engine.store.s3_errors import VENDOR_ERRORS, is_beyond_end, translated
@@ -163,8 +164,11 @@ class S3Store:
         """Implements RetainingStore."""
         return self._retention.enabled()
 
-    def retain(self, name: str, seconds: float) -> None:
-        self._retention.keep(name, self._key(name), seconds)
+    def retain(self, name: str, seconds: float) -> Kept:
+        return self._retention.keep(name, self._key(name), seconds)
+
+    def keeps_deleted(self) -> bool:
+        return self._retention.keeps_deleted()
 
     # --- requests ---
 

@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from strongroom.base.errors import ObjectMissing, StoreError
+from strongroom.engine.store.retention import Kept
 from strongroom.engine.store.s3_multipart import MultipartClient
 
 UNTIL_HEADER = "x-amz-object-lock-retain-until-date"
 SLACK_SHARE, SLACK_S_MAX = 0.1, 7 * 86400.0  # a tenth longer, a week at most: storage that is paid for in vain
 SECONDS_MAX = 100 * 365 * 86400.0  # AWS takes no more
+_NO_RULES = "NoSuchLifecycleConfiguration"
 _ABSENT = frozenset({"HTTP 404 ObjectLockConfigurationNotFoundError", "HTTP 501 NotImplemented"})
 
 
@@ -45,7 +47,19 @@ class Retention:
             raise
         return b"<ObjectLockEnabled>Enabled</ObjectLockEnabled>" in answer.body
 
-    def keep(self, name: str, key: str, seconds: float) -> None:
+    def keeps_deleted(self) -> bool:
+        """Implements RetainingStore."""
+        try:
+            versions = self._client.request("GET", "versioning", "", {"versioning": ""}).body
+            if b"<Status>Enabled</Status>" not in versions:
+                return False
+            return (
+                b"<NoncurrentVersionExpiration>" not in self._client.request("GET", "rules", "", {"lifecycle": ""}).body
+            )
+        except StoreError as err:
+            return _NO_RULES in err.detail  # else a server, or keys, that do not tell
+
+    def keep(self, name: str, key: str, seconds: float) -> Kept:
         """Raises ObjectMissing, StoreError."""
         seconds = min(seconds, SECONDS_MAX)
         headers = self._client.request("HEAD", name, key, {}).headers
@@ -56,9 +70,11 @@ class Retention:
         except (KeyError, ValueError) as err:
             raise StoreError(name=name, detail="the server tells no time, or one that cannot be read") from err
         if until is not None and until >= now + timedelta(seconds=seconds):
-            return
+            return Kept(int(now.timestamp()), int(until.timestamp()))
         longer = min(SECONDS_MAX, seconds + min(SLACK_SHARE * seconds, SLACK_S_MAX))
-        at = (now + timedelta(seconds=longer)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        until = now + timedelta(seconds=longer)
+        at = until.strftime("%Y-%m-%dT%H:%M:%SZ")
         body = f"<Retention><Mode>COMPLIANCE</Mode><RetainUntilDate>{at}</RetainUntilDate></Retention>".encode()
         digest = base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         self._client.request("PUT", name, key, {"retention": ""}, memoryview(body), {"content-md5": digest})
+        return Kept(int(now.timestamp()), int(until.timestamp()))
