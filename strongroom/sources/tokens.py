@@ -13,7 +13,7 @@ MARGIN_NS = 2_000_000_000  # coarser than any time stamp granularity we know (2 
 NETWORK_MARGIN_NS = 3600_000_000_000  # the server's clock writes the times there, and it may be off from ours
 NETWORK_KINDS = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs", "fuse", "virtiofs")
 
-TokenKind = Literal["folder", "image", "device", "qcow2", "rbd"]
+TokenKind = Literal["folder", "image", "device", "qcow2", "rbd", "cinder"]
 Values = dict[str, int | bool | str]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
