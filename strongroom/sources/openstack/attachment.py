@@ -92,13 +92,10 @@ def _brick(verb: str, **wanted: Any) -> dict[str, Any]:
         raise SourceError(reason=reason, detail=verb) from err
     if done.returncode == MISSING:
         raise SourceError(reason=NEEDED)
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
-        answer = {"error": f"exit code {done.returncode}"}
     if done.returncode:
         reason = "This host cannot reach the storage of the volume. Tell the operator."
-        raise SourceError(reason=reason, detail=f"{verb}: {answer.get('error')}")
+        raise SourceError(reason=reason, detail=f"{verb}: {(done.stderr.splitlines() or ['no word'])[-1]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 

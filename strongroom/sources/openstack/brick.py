@@ -7,14 +7,14 @@ threads and an event loop of another kind, so it calls this. VERB, what is read 
     connect     {"protocol", "connection"}              {"path", ...}, the device as os-brick tells it
     disconnect  {"protocol", "connection", "device"}    {}
 
-Exit code 2 and {"error"}: it failed; 3: os-brick is not installed.
+Exit code 1: it failed, the last line of standard error tells why; 3: os-brick is not installed.
 """
 
 import json
 import sys
 from typing import Any
 
-FAILED, MISSING = 2, 3
+MISSING = 3
 _LOCAL = {"RBD": {"do_local_attach": True}}  # mapped by the kernel, instead of a handle in this process
 
 
@@ -27,12 +27,7 @@ def main() -> int:
         return MISSING
     privileged.default.set_client_mode(False)  # act in this process, which is root as the worker is
     wanted = json.load(sys.stdin)
-    try:
-        answer = _answer(connector, sys.argv[1], wanted)
-    except Exception as err:  # noqa: BLE001 -- os-brick raises what its back ends raise
-        sys.stdout.write(json.dumps({"error": f"{type(err).__name__}: {err}"}) + "\n")
-        return FAILED
-    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.write(json.dumps(_answer(connector, sys.argv[1], wanted)) + "\n")
     return 0
 
 
