@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from strongroom.base.errors import InvalidRequest, MachineBusy, SourceError, Sou
 from strongroom.base.streams import ExtentKind
 from strongroom.sources.machines.qemu import QemuDriver
 from strongroom.sources.machines.qemu_point import QemuPoint
+from strongroom.sources.open import driver_for
 
-DRIVER = QemuDriver()
+DRIVER = QemuDriver(partial(driver_for, "OS::Cinder::Volume"))
 
 
 @pytest.fixture

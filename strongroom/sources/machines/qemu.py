@@ -4,16 +4,24 @@ Point: `qemu_point.py`. Restore: `qemu_target.py`. What a dead process left: `qe
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from strongroom.base.clock import Clock, SystemClock
 from strongroom.base.errors import InvalidRequest, MachineBusy, SourceError, SourceGone
 from strongroom.base.units import human_bytes
-from strongroom.sources.base import Recovered, SourceRef
-from strongroom.sources.machines.base import Ability, MachineInspection, MachineWanted
+from strongroom.sources.base import DoneCallback, Recovered, SourceRef
+from strongroom.sources.machines.base import (
+    Ability,
+    MachineInspection,
+    MachineRestorePlan,
+    MachineRestoreWanted,
+    MachineWanted,
+)
 from strongroom.sources.machines.guest_agent import GuestAgent
 from strongroom.sources.machines.qemu_leftovers import settle
 from strongroom.sources.machines.qemu_point import QemuPoint
+from strongroom.sources.machines.qemu_target import DiskDriver, QemuTarget, disk_task, look_at_machine, remove_stages
 from strongroom.sources.machines.qemu_view import (
     QemuAddress,
     QemuDisk,
@@ -29,9 +37,13 @@ _NOT_NOW = ("inmigrate", "finish-migrate", "postmigrate", "restore-vm", "save-vm
 
 
 class QemuDriver:
-    """MachineDriver of addresses qemu:/folder/monitor.sock (see QemuAddress)."""
+    """MachineDriver of addresses qemu:/folder/monitor.sock (see QemuAddress).
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    disk_driver  finds the driver of an image file or device by its path: restores are written by it
+    """
+
+    def __init__(self, disk_driver: DiskDriver, clock: Clock | None = None) -> None:
+        self._disk_driver = disk_driver
         self._clock = clock or SystemClock()
 
     def inspect(self, ref: SourceRef) -> MachineInspection:
@@ -47,15 +59,34 @@ class QemuDriver:
     def open_machine(self, ref: SourceRef, wanted: MachineWanted) -> QemuPoint:
         return QemuPoint(ref, parse_address(ref.path), wanted, self._clock)
 
+    def plan_restore(self, wanted: MachineRestoreWanted) -> MachineRestorePlan:
+        return look_at_machine(wanted, self._disk_driver)[0]
+
+    def open_target(self, plan: MachineRestorePlan, on_done: Mapping[str, DoneCallback]) -> QemuTarget:
+        _, places, conflicts = look_at_machine(plan.wanted, self._disk_driver)  # the plan may be old
+        if conflicts:
+            raise conflicts[0]
+        return QemuTarget(plan.wanted, places, on_done)
+
     def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
-        """A machine that does not run, or is being backed up by somebody who lives, has nothing to settle."""
+        """A machine that does not run, or is being backed up by somebody who lives, has no point to settle. Images of
+        restores that never ended are found where the machine's address says that new ones go."""
         address = parse_address(ref.path)
         try:
             with QmpClient.connect(address.monitor) as monitor:
                 settle(monitor, address.agent)
+                disks = [each.disk for each in find_disks(monitor, ref)]
         except (SourceGone, MachineBusy):
-            pass
-        return ()
+            disks = []
+        found = [Recovered(task_id=task_id, outcome="back") for task_id in remove_stages(address, finished_tasks)]
+        for disk in disks:
+            place = os.fsencode(disk.place)
+            if place.startswith(b"/"):
+                tasks = {disk_task(task_id, disk.id): task_id for task_id in finished_tasks}
+                image = SourceRef(resource_id=disk.id, type="OS::Cinder::Volume", path=place)
+                gone = self._disk_driver(place).recover(image, frozenset(tasks))
+                found += [replace(each, task_id=tasks[each.task_id]) for each in gone]
+        return tuple(found)
 
 
 def _inspect(monitor: QmpClient, ref: SourceRef, address: QemuAddress) -> MachineInspection:

@@ -252,6 +252,7 @@ def describe(monitor: QmpClient, disks: Sequence[QemuDisk]) -> dict[str, Any]:
             for each in disks
         ],
         "nics": _nics(monitor),
+        "agent": find_agent(monitor),
     }
 
 
