@@ -1,6 +1,6 @@
 """The state folder and what every command on an installation begins with: logging, database, master key, first account.
 
-    lock   database   master.key   credentials.json   master.key.exported   store/   cache/
+    lock   database   master.key   credentials.json   master.key.exported   migrate.json   store/   cache/
 
 Files here are written whole and durable, readable by their owner only. Used by the server and by upkeep, which never
 run at the same time: both hold the folder's lock.
@@ -14,7 +14,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -26,6 +28,7 @@ from strongroom.control import installation
 from strongroom.control.accounts import FirstAccount
 from strongroom.control.db import Database
 from strongroom.control.embedded_postgres import EmbeddedPostgres
+from strongroom.control.relocation import require_moved_in
 from strongroom.engine import MasterKey
 from strongroom.engine.store.base import Store
 from strongroom.operations import rotation
@@ -35,6 +38,7 @@ log = structlog.get_logger("state")
 _CLOCK = SystemClock()
 CREDENTIALS = "credentials.json"  # made by the first start
 INDEX_FOLDER = "cache/index"  # copies of the vaults' indexes: may be deleted at any time, are made again
+MOVE = "migrate.json"  # where the installation moves to, or has moved
 EXPORT_MARK = "master.key.exported"  # holds the id of the key that was exported
 
 
@@ -137,6 +141,7 @@ def running_database(settings: Settings) -> Iterator[str]:
 
 async def load_master_key(settings: Settings, database: Database, store: Store, *, may_make: bool = True) -> MasterKey:
     """Load the key, or make it at the very first start. A lost key is never silently replaced by a new one."""
+    await require_moved_in(database)
     path, bound = settings.master_key_file, await installation.find_master_key_id(database)
     used = bound is not None or next(store.list("vaults/"), None) is not None
     if path.exists():
@@ -162,11 +167,77 @@ async def load_master_key(settings: Settings, database: Database, store: Store, 
     return key
 
 
-def require_no_rotation(settings: Settings) -> None:
+def require_settled(settings: Settings) -> None:
+    """No rotation was cut short, and the installation has not moved away. Raises ConfigError."""
     if rotation.next_file(settings.master_key_file).exists():
         raise ConfigError(
             reason="A rotation of the master key was cut short. Run `strongroom rotate-key` again to finish it."
         )
+    move = find_move(settings)
+    if move is None or not move.done:
+        return
+    old = [
+        name
+        for name, new, before, now in (
+            ("database_url", move.to_database, move.from_database, named_database(settings)),
+            ("store_url", move.to_store, move.from_store, settings.store_url),
+        )
+        if new is not None and before == now
+    ]
+    if old:
+        raise ConfigError(
+            reason=f"This installation has moved: set {' and '.join(old)} to the new place "
+            f"({', '.join(filter(None, (move.to_database, move.to_store)))}). "
+            f"To go on at the old place, and lose what the new one has since, remove {settings.state_dir / MOVE}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """A move to another place, as `migrate.json` has it; URLs without passwords, None: this part stays."""
+
+    id: str
+    from_database: str
+    to_database: str | None
+    from_store: str
+    to_store: str | None
+    done: bool = False
+
+
+def find_move(settings: Settings) -> Move | None:
+    """The move that was begun here last. Raises ConfigError when its file does not read."""
+    path = settings.state_dir / MOVE
+    try:
+        return Move(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as err:
+        raise ConfigError(
+            reason=f"The file {path}, which says where this installation moves to, does not read."
+        ) from err
+
+
+def save_move(settings: Settings, move: Move) -> None:
+    """Durable on return."""
+    _replace(settings.state_dir / MOVE, json.dumps(asdict(move), indent=2).encode() + b"\n")
+
+
+def forget_move(settings: Settings) -> None:
+    """It never began. Idempotent."""
+    (settings.state_dir / MOVE).unlink(missing_ok=True)
+
+
+def named_database(settings: Settings) -> str:
+    """Which database the settings mean, without its password."""
+    url = settings.database_direct_url or settings.database_url
+    return without_password(url) if url is not None else f"embedded in {settings.state_dir / 'postgres'}"
+
+
+def without_password(url: str) -> str:
+    """The URL of a database as it may be shown and kept."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}"
 
 
 def write_credentials(settings: Settings, endpoint: str, first: FirstAccount) -> None:

@@ -34,7 +34,7 @@ from strongroom.state import (
     configure_logging,
     load_master_key,
     prepare_state,
-    require_no_rotation,
+    require_settled,
     running_database,
     state_lock,
     write_credentials,
@@ -95,7 +95,7 @@ def forget_old_keys(settings: Settings) -> int:
     configure_logging(settings)
     prepare_state(settings)
     with state_lock(settings):
-        require_no_rotation(settings)
+        require_settled(settings)
         mark = settings.state_dir / EXPORT_MARK
         if not mark.exists() or mark.read_text() != MasterKey.load(settings.master_key_file).key_id.hex():
             raise ConfigError(
@@ -114,7 +114,7 @@ def backup_self(settings: Settings) -> SelfCopy:
     prepare_state(settings)
     if settings.kill_at is not None:
         trace.arm(settings.kill_at)
-    require_no_rotation(settings)
+    require_settled(settings)
     master, store = MasterKey.load(settings.master_key_file), open_store(settings.store_url, settings.s3)
     with _database_at_work(settings) as url:
         asyncio.run(_require_own_key(url, master))
@@ -173,7 +173,7 @@ def _lost_database(settings: Settings) -> Iterator[tuple[str, Store, MasterKey]]
             reason=f"Put the file that `strongroom export-key` wrote at {settings.master_key_file} (mode 0600) first."
         )
     with state_lock(settings):
-        require_no_rotation(settings)
+        require_settled(settings)
         with running_database(settings) as url:
             yield url, open_store(settings.store_url, settings.s3), MasterKey.load(settings.master_key_file)
 

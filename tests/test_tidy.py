@@ -29,6 +29,7 @@ BINDS = re.compile(r"\bproject_id\s*(?:=|IS NOT DISTINCT FROM)|\bINSERT INTO \w+
 WITHOUT_PROJECT = {
     "control/audit.py": "the operator reads the log of all projects, and its age is that of the installation",
     "control/tasks.py": "a worker serves every tenant: rows are found by id and generation, which no request can name",
+    "control/relocation.py::keep_promises_anew": "all vaults of an installation came into another store",
     "control/self_rows.py::settle_moved": "all rows of an installation came into another database",
     "control/self_rows.py::settle_loaded": "the same",
     "control/self_rows.py::known_roots": "the whole installation is compared with its store",

@@ -5,8 +5,9 @@ The server is imported inside the commands, so that a client's start-up does not
 
 import os
 import platform
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from strongroom import __version__
 from strongroom.cli.command import JsonOption
 from strongroom.cli.errors import EXIT_OK
 from strongroom.cli.output import Output
+
+if TYPE_CHECKING:
+    from strongroom.config import Settings
 
 LocalStateOption = Annotated[
     Path | None,
@@ -152,15 +156,46 @@ def rotate_key(
     output.note("Now run `strongroom export-key FILE` and keep the new file on another machine.")
 
 
-def migrate(state: LocalStateOption = None) -> None:
-    """Bring the database to this version's schema; `serve` does it by itself."""
+def migrate(
+    to_database: Annotated[
+        str | None, typer.Option("--to-database", metavar="URL", help="Move all rows into this empty PostgreSQL.")
+    ] = None,
+    to_store: Annotated[
+        str | None, typer.Option("--to-store", metavar="URL", help="Move all objects into this empty store.")
+    ] = None,
+    state: LocalStateOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the database to this version's schema; or move the installation to another database, another store."""
     from strongroom.config import load_settings
     from strongroom.upkeep import migrate as run_migrations
 
-    code = run_migrations(load_settings({"state": _text(state)}, os.environ))
+    settings = load_settings({"state": _text(state)}, os.environ)
+    if to_database is not None or to_store is not None:
+        _move(settings, to_database, to_store, Output(as_json=as_json))
+        return
+    code = run_migrations(settings)
     if code == EXIT_OK:
         Output(as_json=False).say("The database has this version's schema.")
     raise typer.Exit(code)
+
+
+def _move(settings: "Settings", to_database: str | None, to_store: str | None, output: Output) -> None:
+    from strongroom.relocate import relocate
+
+    done = relocate(settings, to_database=to_database, to_store=to_store, tell=output.note)
+    values: dict[str, Any] = {"settings": dict(done.settings), "before": done.before}
+    labels = {}
+    if done.rows is not None:
+        values |= {"tables": done.rows.tables, "rows": sum(done.rows.tables.values())}
+        labels["Rows, all compared"] = "rows"
+    if done.objects is not None:
+        values |= asdict(done.objects)
+        labels |= {"Objects, all compared": "objects", "Bytes": "bytes", "Copied by this run": "copied"}
+    output.details(values, labels)
+    output.say("The move had ended before." if done.before else "The old place was left as it was.")
+    for name, value in done.settings.items():
+        output.say(f"Now set {name} to {value}" + (" (with its password)" if name == "database_url" else ""))
 
 
 def version(as_json: JsonOption = False) -> None:

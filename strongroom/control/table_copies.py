@@ -19,7 +19,8 @@ from psycopg import Connection, sql
 
 from strongroom.base.errors import ConfigError, Corrupt, Unavailable
 
-_NOT_OURS = frozenset({"alembic_version"})  # the schema's own number: made by control/migrate.py
+MARK = "strongroom_move"  # of a database that is being moved into (control/relocation.py)
+_NOT_OURS = frozenset({"alembic_version", MARK})  # the former: the schema's own number, made by control/migrate.py
 
 # Text of a value must not depend on who asks. No statement here is short.
 _SESSION = {
@@ -99,20 +100,14 @@ class Snapshot:
 @contextmanager
 def snapshot(url: str, *, blanked: Mapping[str, str] | None = None) -> Iterator[Snapshot]:
     """All tables as of now, for as long as the block lasts. Raises Unavailable; ConfigError for another's database."""
-    with _translated(), _connect(url) as conn:
+    with connect(url) as conn:
         conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         yield Snapshot(conn, blanked or {})
 
 
-def is_empty(url: str) -> bool:
-    """Whether the database holds no table at all."""
-    with _translated(), _connect(url) as conn:
-        return not _tables(conn)
-
-
 def holds_nobody(url: str) -> bool:
     """Whether nothing was ever put into it: no table, or our tables without a user and a project."""
-    with _translated(), _connect(url) as conn:
+    with connect(url) as conn:
         names = {table.name for table in _tables(conn)}
         if not names:
             return True
@@ -121,22 +116,13 @@ def holds_nobody(url: str) -> bool:
         return not _one(conn, "SELECT EXISTS (SELECT 1 FROM users) OR EXISTS (SELECT 1 FROM projects)")
 
 
-def load(
-    url: str,
-    tables: Sequence[Loading],
-    *,
-    before: Callable[[Connection[Any]], None] | None = None,
-    after: Callable[[Connection[Any]], None] | None = None,
-) -> None:
+def load(url: str, tables: Sequence[Loading], *, after: Callable[[Connection[Any]], None] | None = None) -> None:
     """Replace all rows of all tables by these, in one transaction; the schema is that of the copy.
 
-    before, after: first and last steps of that transaction; `after` sees the rows, with the triggers of ours still off,
-    when they have been compared. Raises Corrupt when a table does not hold what it should, ConfigError when its columns
-    are others, Unavailable.
+    after: its last step; it sees the rows when they have been compared, and changes them without our triggers. Raises
+    Corrupt when a table does not hold what it should, ConfigError when its columns are others, Unavailable.
     """
-    with _translated(), _connect(url) as conn:
-        if before is not None:
-            before(conn)
+    with connect(url) as conn:
         there = {table.name: table for table in _tables(conn)}
         names = [sql.Identifier(name) for name in there]
         # What rows do by themselves (counts, positions, promises) was done where they came from.
@@ -221,6 +207,13 @@ def _revision(conn: Connection[Any]) -> str:
 def _one(conn: Connection[Any], statement: str, values: Sequence[Any] = ()) -> Any:
     row = conn.execute(statement.encode(), values).fetchone()
     return row[0] if row is not None else None
+
+
+@contextmanager
+def connect(url: str) -> Iterator[Connection[Any]]:
+    """One transaction on a connection of its own, committed when the block ends. Raises Unavailable, ConfigError."""
+    with _translated(), _connect(url) as conn:
+        yield conn
 
 
 @contextmanager

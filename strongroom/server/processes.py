@@ -26,7 +26,7 @@ from strongroom.state import (
     EXPORT_MARK,
     configure_logging,
     prepare_state,
-    require_no_rotation,
+    require_settled,
     running_database,
     state_lock,
 )
@@ -41,7 +41,7 @@ def serve(settings: Settings) -> int:
     _prepare(settings)
     check_certificate(settings)
     with state_lock(settings):
-        require_no_rotation(settings)
+        require_settled(settings)
         with running_database(settings) as url:
             schema.upgrade(url)
             code = _run(_serve(settings, url))
@@ -84,7 +84,7 @@ def _one_of_many(settings: Settings, command: str) -> Iterator[str]:
         )
     _prepare(settings)
     with state_lock(settings, shared=True):
-        require_no_rotation(settings)
+        require_settled(settings)
         schema.check(settings.database_direct_url or settings.database_url)
         yield settings.database_url
 
