@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long reliability lint format clean bench bench-memory bench-memory-full bench-index bench-prune
+.PHONY: help setup demo test test-long chaos reliability lint format clean bench bench-memory bench-memory-full bench-index bench-prune
 
 # The lock file was made for 3.11; a newer one serves where 3.11 is not found under its own name.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
@@ -70,6 +70,12 @@ test-long: .venv/.test-done
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
 	@rm -f .reliability.jsonl
 	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest -m long
+
+# Many processes with something broken each second: make chaos SECONDS=60 SEED=7
+SECONDS ?= 60
+SEED ?= 1
+chaos: .venv/.test-done
+	STRONGROOM_CHAOS_S=$(SECONDS) STRONGROOM_TEST_SEED=$(SEED) $(BIN)/pytest -q -s -m long tests/e2e/test_chaos.py
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done

@@ -50,6 +50,12 @@ SUITES: dict[str, Suite] = {
         name: Suite(promise=STORE + what, counted=CALLS, file=f"fault/test_{module}_fault.py")
         for name, (what, module) in FAULTS.items()
     },
+    "chaos": Suite(
+        promise="many processes, PostgreSQL and S3, something broken each second: nothing acknowledged is lost, no job "
+        "is stuck, no firing lost or doubled",
+        counted="processes killed",
+        file="e2e/test_chaos.py",
+    ),
     "faults rotate": Suite(
         promise="every domain opens while the master key is rotated",
         counted=CALLS,

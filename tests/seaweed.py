@@ -155,17 +155,23 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
         server.kill()
 
 
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code></Error>"
+_BUSY = b"HTTP/1.1 503 Slow Down\r\ncontent-length: %d\r\n\r\n%s" % (len(_SLOW_DOWN), _SLOW_DOWN)
+
+
 class Proxy:
     """A TCP proxy for HTTP requests that are sent one after the other on a connection.
 
     latency_s      added to every request, before its first byte goes on
     lose_answers   drop that many answers of requests whose first line contains `lose_of`: the server did the work,
                    the client's connection is reset
+    busy           answer 503 SlowDown instead
     """
 
     def __init__(self, port: int, *, latency_s: float = 0.0) -> None:
         self._target = port
         self.latency_s = latency_s
+        self.busy = False
         self.lose_answers = 0
         self.lose_of = b""
         self.lost = 0
@@ -178,15 +184,19 @@ class Proxy:
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+    def cut(self) -> None:
+        """End every connection that is open now."""
         with self._lock:
             sockets = list(self._sockets)
         for each in sockets:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
         for thread in self._threads:
             thread.join(10)
 
@@ -225,6 +235,10 @@ class Proxy:
                 self.lose_answers -= 1
         if self.latency_s:
             time.sleep(self.latency_s)  # this is what the proxy is for
+        if self.busy:
+            _relay(client, None, rest, _length(head))
+            client.sendall(_BUSY)
+            return True
         server.sendall(head)
         _relay(client, server, rest, _length(head))
         answer, rest = _head(server)
