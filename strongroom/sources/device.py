@@ -28,7 +28,7 @@ from strongroom.sources.base import (
     SourceRef,
     TargetReport,
 )
-from strongroom.sources.device_target import DeviceWriter
+from strongroom.sources.device_target import DeviceWriter, OpenDevice
 from strongroom.sources.disk import DiskStream, flush_quietly
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import shown, source_error, target_error
@@ -94,7 +94,7 @@ class DeviceTarget:
             os.close(self._fd)
             raise target_error(err, self._path, "write") from err
         self._rest = size - wanted.size_bytes
-        self.stream = DeviceWriter(self._fd, self._path, size, wanted.done_ranges, on_done)
+        self.stream = DeviceWriter(OpenDevice(self._fd), self._path, size, wanted.done_ranges, on_done)
 
     def __enter__(self) -> "DeviceTarget":
         return self

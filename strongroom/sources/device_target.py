@@ -12,7 +12,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from strongroom.base.direct import pwrite_full
 from strongroom.base.errors import SourceError, TargetTooSmall
@@ -35,12 +35,49 @@ class _Handled(NamedTuple):
     digest: bytes | None
 
 
+class DiskInPlace(Protocol):
+    """What a writer needs of a disk. Raises OSError or SourceError."""
+
+    def read(self, offset: int, buffer: memoryview) -> int:
+        """Fill the buffer; fewer bytes only at the end of the disk."""
+        ...
+
+    def write(self, offset: int, data: memoryview) -> None: ...
+
+    def sync(self) -> None:
+        """Everything written is durable on return."""
+        ...
+
+    def forget(self, offset: int, length: int) -> None:
+        """What is read next shall come from the disk, not from a cache of this host."""
+        ...
+
+
+class OpenDevice:
+    """A block device behind a descriptor, which stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, offset: int, buffer: memoryview) -> int:
+        return pread_full(self._fd, buffer, offset)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        pwrite_full(self._fd, data, offset)
+
+    def sync(self) -> None:
+        os.fsync(self._fd)
+
+    def forget(self, offset: int, length: int) -> None:
+        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
 class DeviceWriter:
-    """BlockTarget on an open device; the descriptor stays the caller's. Thread-safe."""
+    """BlockTarget on a disk that is written in place. Thread-safe."""
 
     def __init__(
         self,
-        fd: int,
+        disk: DiskInPlace,
         path: bytes,
         size: int,
         done_ranges: Sequence[tuple[int, int]],
@@ -50,7 +87,7 @@ class DeviceWriter:
     ) -> None:
         self.size = size
         self.written_bytes = 0
-        self._fd = fd
+        self._disk = disk
         self._path = path
         self._done = _merged(done_ranges)
         self._starts = [offset for offset, _ in self._done]
@@ -91,7 +128,7 @@ class DeviceWriter:
             if not handled:
                 return
             try:
-                os.fsync(self._fd)
+                self._disk.sync()
                 self._read_back(handled)
             except OSError as err:
                 raise target_error(err, self._path, "write") from err
@@ -102,13 +139,13 @@ class DeviceWriter:
     def _write_differing(self, offset: int, data: memoryview) -> int:
         """Returns the bytes written; 0 when the device holds them already."""
         now = memoryview(bytearray(len(data)))
-        if pread_full(self._fd, now, offset) == len(data) and now == data:
+        if self._disk.read(offset, now) == len(data) and now == data:
             return 0
         written = 0
         for at in range(0, len(data), COMPARE_BYTES):
             piece = data[at : at + COMPARE_BYTES]
             if now[at : at + COMPARE_BYTES] != piece:
-                pwrite_full(self._fd, piece, offset + at)
+                self._disk.write(offset + at, piece)
                 written += len(piece)
         return written
 
@@ -116,9 +153,9 @@ class DeviceWriter:
         for item in handled:
             if item.digest is None:
                 continue
-            os.posix_fadvise(self._fd, item.offset, item.length, os.POSIX_FADV_DONTNEED)
+            self._disk.forget(item.offset, item.length)
             found = memoryview(bytearray(item.length))
-            if pread_full(self._fd, found, item.offset) != item.length or _digest(found) != item.digest:
+            if self._disk.read(item.offset, found) != item.length or _digest(found) != item.digest:
                 raise SourceError(
                     reason=f"{shown(self._path)} does not hold what was written at byte {item.offset}: "
                     "the device is damaged or somebody else writes to it. Check it, then restore again."

@@ -14,8 +14,10 @@ from strongroom.sources.image import ImageDriver
 from strongroom.sources.inodes import OPEN_READ, open_quietly
 from strongroom.sources.qcow2 import Qcow2Driver
 from strongroom.sources.qcow2_header import is_qcow2
+from strongroom.sources.rbd import RbdDriver
+from strongroom.sources.snapshots.rbd import SCHEME
 
-_Shape = Literal["device", "qcow2", "other"]
+_Shape = Literal["device", "qcow2", "rbd", "other"]
 
 _DRIVERS: dict[tuple[str, _Shape], Callable[[Clock | None], Driver]] = {
     ("OS::Sfs::Turbo", "other"): FolderDriver,
@@ -24,6 +26,7 @@ _DRIVERS: dict[tuple[str, _Shape], Callable[[Clock | None], Driver]] = {
     ("OS::Cinder::Volume", "other"): ImageDriver,
     ("OS::Cinder::Volume", "qcow2"): Qcow2Driver,
     ("OS::Cinder::Volume", "device"): DeviceDriver,
+    ("OS::Cinder::Volume", "rbd"): RbdDriver,
 }
 
 
@@ -37,6 +40,8 @@ def driver_for(resource_type: str, path: bytes, clock: Clock | None = None) -> D
 
 def _shape(path: bytes) -> _Shape:
     """An image file is what its first bytes say; one that is not there is what its name says."""
+    if path.startswith(SCHEME):
+        return "rbd"
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISBLK(mode):

@@ -21,8 +21,10 @@ from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.machines.nbd_wire import UnixAddress
 
 TOOL_S_MAX = 120.0  # of one qemu-img: it handles headers and bitmaps, never content
+PACKAGES = {"qemu-nbd": "qemu-utils", "qemu-img": "qemu-utils", "rbd": "ceph-common"}  # as Debian calls them
 START_S_MAX = 30.0  # until qemu-nbd listens
 OUTPUT_BYTES_MAX = 4 << 20  # of one tool; 65 535 bitmaps fit
+END_S_MAX = 5.0  # from the end of the connection to the end of qemu-nbd
 STEP_S = 0.01  # between two looks whether qemu-nbd listens
 
 _GETLK = struct.Struct("hhiqqi4x")
@@ -42,8 +44,8 @@ def qcow2_of(fd: int) -> str:
     return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": node})
 
 
-def run_tool(arguments: Sequence[str], fds: Sequence[int] = ()) -> str:
-    """The output of one qemu-img. Raises SourceError with its complaint as the detail."""
+def run_tool(arguments: Sequence[str], fds: Sequence[int] = (), *, output_bytes_max: int = OUTPUT_BYTES_MAX) -> str:
+    """The output of one run of a tool, cut off at a limit. Raises SourceError with its complaint as the detail."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaint:
         try:
             subprocess.run(
@@ -62,7 +64,7 @@ def run_tool(arguments: Sequence[str], fds: Sequence[int] = ()) -> str:
                 detail=f"{' '.join(arguments[:3])}: {err}; {_text(complaint)}",
             ) from err
         out.seek(0)
-        return out.read(OUTPUT_BYTES_MAX).decode("utf-8", "replace")
+        return out.read(output_bytes_max).decode("utf-8", "replace")
 
 
 def image_info(fd: int) -> Mapping[str, Any]:
@@ -100,14 +102,15 @@ class Serving:
 
 @contextlib.contextmanager
 def served(
-    disk: str, fds: Sequence[int] = (), *, writable: bool = False, bitmap: str | None = None
+    disk: str, fds: Sequence[int] = (), *, writable: bool = False, direct: bool = False, bitmap: str | None = None
 ) -> Iterator[Serving]:
     """Serve a disk until the end of the block; the tool ends with the connection, also when this process is killed.
 
-    disk: as the tool takes it. bitmap: its clean ranges are SAME. Raises SourceError; SourceDenied when the disk is in
-    use by another QEMU, or the tool may not open it.
+    disk: as the tool takes it. direct: past all caches. bitmap: its clean ranges are SAME. Raises SourceError;
+    SourceDenied when another QEMU has the disk open.
     """
     options = ["--discard=unmap", "--detect-zeroes=unmap"] if writable else ["--read-only"]
+    options += ["--cache=none"] if direct else []
     options += ["--bitmap", bitmap] if bitmap is not None else []
     with contextlib.ExitStack() as ending:
         folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="strongroom-nbd-"))  # 0700: nobody else
@@ -121,7 +124,12 @@ def served(
             pass_fds=fds,
         )
         ending.callback(_end, process)
-        with _connect(process, path, bitmap, complaint) as client:
+        try:
+            client = _connect(process, path, bitmap, complaint)
+        except BaseException:
+            process.kill()  # nobody was connected, so it would wait for ever
+            raise
+        with client:
             yield Serving(client, process, complaint)
 
 
@@ -129,7 +137,7 @@ def tool(name: str) -> str:
     """Where a tool is. Raises SourceError with what to install."""
     found = shutil.which(name)
     if found is None:
-        raise SourceError(reason=f"{name} is not installed on this worker. Install QEMU's tools (qemu-utils).")
+        raise SourceError(reason=f"{name} is not installed on this worker. Install it ({PACKAGES.get(name, name)}).")
     return found
 
 
@@ -158,9 +166,13 @@ def _require_free(complaint: str) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    """It ends by itself when its client has left. Killed, it would leave a watch at a Ceph image, and whoever takes or
+    removes a snapshot there waits ten seconds for its answer."""
+    try:
+        process.wait(END_S_MAX)
+    except subprocess.TimeoutExpired:
         process.kill()
-    process.wait()
+        process.wait()
 
 
 def _text(file: BinaryIO) -> str:

@@ -14,7 +14,7 @@ from strongroom.base.errors import SourceError, SourceGone, SourceShort, TargetB
 from strongroom.base.streams import BlockTarget, ExtentKind
 from strongroom.sources.base import PointWanted, RestoreWanted, SourceOptions, SourceRef
 from strongroom.sources.device import DeviceDriver
-from strongroom.sources.device_target import COMPARE_BYTES, DeviceWriter
+from strongroom.sources.device_target import COMPARE_BYTES, DeviceWriter, OpenDevice
 from strongroom.sources.image import ImageDriver
 from strongroom.sources.open import driver_for
 
@@ -478,7 +478,7 @@ def test_a_device_that_forgets_is_found_out(tmp_path: Path) -> None:
     path.write_bytes(bytes(SIZE))
     fd = os.open(path, os.O_RDWR)
     try:
-        writer = DeviceWriter(fd, os.fsencode(path), SIZE, (), None)
+        writer = DeviceWriter(OpenDevice(fd), os.fsencode(path), SIZE, (), None)
         writer.write(BLOCK, memoryview(b"n" * BLOCK))
         with open(path, "r+b") as other:
             other.seek(BLOCK + 5)
@@ -497,7 +497,12 @@ def test_windows_are_read_back_as_they_fill(tmp_path: Path) -> None:
     done: list[tuple[int, int]] = []
     try:
         writer = DeviceWriter(
-            fd, os.fsencode(path), SIZE, (), lambda *found: done.append(found), window_bytes=4 * COMPARE_BYTES
+            OpenDevice(fd),
+            os.fsencode(path),
+            SIZE,
+            (),
+            lambda *found: done.append(found),
+            window_bytes=4 * COMPARE_BYTES,
         )
         for at in range(0, 10 * COMPARE_BYTES, COMPARE_BYTES):
             writer.write(at, memoryview(b"n" * COMPARE_BYTES))
