@@ -31,7 +31,7 @@ from strongroom.sources.base import (
     SourceRef,
     TargetReport,
 )
-from strongroom.sources.device_target import DeviceWriter
+from strongroom.sources.device_target import DeviceWriter, OpenDevice
 from strongroom.sources.disk import DiskStream
 from strongroom.sources.machines.base import PREFIX
 from strongroom.sources.openstack.attachment import MARK, Attachment, attachments_of, delete_attachment
@@ -147,7 +147,7 @@ class CinderTarget:
             size = os.lseek(self._fd, 0, os.SEEK_END)
             self._rest = size - plan.wanted.size_bytes
             path = os.fsencode(self._attachment.path)
-            self.stream = DeviceWriter(self._fd, path, size, plan.wanted.done_ranges, on_done)
+            self.stream = DeviceWriter(OpenDevice(self._fd), path, size, plan.wanted.done_ranges, on_done)
         except BaseException:
             self._close()
             raise
