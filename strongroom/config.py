@@ -81,6 +81,7 @@ class Settings:
     tls_key: Path | None
     insecure: bool
     endpoint: str | None
+    trusted_proxies: tuple[str, ...]
     database_url: str | None = field(repr=False)
     database_direct_url: str | None = field(repr=False)
     database_connections: int
@@ -125,6 +126,16 @@ class Settings:
 
 # --- the texts of settings ------------------------------------------------------------------------------------------
 # Each takes the text and returns the value, or raises ValueError with the end of the sentence "NAME must be ...".
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    found = () if text == "none" else tuple(part.strip() for part in text.split(","))
+    try:
+        for one in found:
+            ipaddress.ip_network(one)
+    except ValueError as err:
+        raise ValueError("none, or addresses and networks with commas between them, as 127.0.0.1, 10.0.0.0/8") from err
+    return found
 
 
 def _listen(text: str) -> Listen:
@@ -217,6 +228,11 @@ SETTINGS: dict[str, Setting] = {
         parse=_url(("http", "https"), "https://backup.example.org"),
         default=None,
         meaning="The API's base URL as clients see it; without it, taken from each request's Host header.",
+    ),
+    "trusted_proxies": Setting(
+        parse=_networks,
+        default="none",
+        meaning="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses or networks, with commas.",
     ),
     "database_url": Setting(
         parse=_DATABASE, default=None, meaning="A PostgreSQL of your own; without it, one in the state folder."

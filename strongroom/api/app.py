@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 import structlog
@@ -65,10 +65,16 @@ class Router:
                 raise ValueError(f"two operations answer {operation.method} {operation.path}")
             methods[operation.method] = (operation, _PARAMETER.findall(operation.path))
 
-    def match(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | list[str]:
-        """The operation and its path values; else the methods that the path answers, none when it does not exist."""
+    def match(self, method: str, path: str, raw: bytes = b"") -> tuple[Operation, dict[str, str]] | list[str]:
+        """The operation and its path values; else the methods that the path answers, none when it does not exist.
+
+        raw: the path as it was sent, where a slash that belongs to a value (the key of a tag) is %2F.
+        """
+        parts = path.strip("/").split("/")
+        if b"%2f" in raw.lower():
+            parts = [unquote(part) for part in raw.decode("ascii", "replace").strip("/").split("/")]
         found: list[tuple[Any, list[str]]] = []
-        self._find(self._tree, path.strip("/").split("/"), 0, [], found)
+        self._find(self._tree, parts, 0, [], found)
         for methods, values in found:
             # A vault may have the name of a neighbour path: one that does not answer this method stands in no way.
             if method in methods:
@@ -169,7 +175,7 @@ class Application:
 
     async def _answer(self, request: Request, request_id: str) -> tuple[str, Response]:
         """Name of the operation (never the path: metrics must not grow with what clients make up) and the answer."""
-        matched = self._router.match(request.method, request.scope["path"])
+        matched = self._router.match(request.method, request.scope["path"], request.scope.get("raw_path") or b"")
         if isinstance(matched, list):
             if not matched:
                 text = "The API does not exist or has not been published."

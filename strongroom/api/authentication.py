@@ -62,7 +62,7 @@ class Authenticator:
 def source_of(request: Request) -> str:
     """The address that logins are counted by: of the client, or of its network where one has many (IPv6).
 
-    Behind a proxy on this machine it is what the proxy says (X-Forwarded-For), as uvicorn reads it.
+    Behind a trusted proxy it is what that says (X-Forwarded-For), as uvicorn reads it.
     """
     host = request.client.host if request.client is not None else ""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from strongroom.api.identity import base_url
 from strongroom.api.operation import AUTHENTICATED, Call, Operation
 from strongroom.base.errors import InvalidRequest
 from strongroom.base.ids import is_hex_id
@@ -32,7 +33,7 @@ class MigrateBody(msgspec.Struct):
 
 async def list_projects(call: Call) -> dict[str, Any]:
     """The caller's projects, in Keystone's shape."""
-    base = f"{call.request.url.scheme}://{call.request.url.netloc}/v3"
+    base = f"{base_url(call.services.endpoint, call.request)}/v3"
     found = await projects.list_seen(call.services.database, call.caller)
     return {
         "projects": [

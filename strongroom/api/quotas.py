@@ -5,7 +5,6 @@ import msgspec
 from strongroom.api.operation import Call, Operation
 from strongroom.control import quotas
 from strongroom.control.access import ACTION_ADMIN
-from strongroom.control.quotas import Quotas
 
 
 class QuotaLimits(msgspec.Struct, kw_only=True):
@@ -49,13 +48,9 @@ async def admin_show_quotas(call: Call) -> QuotasAnswer:
 async def admin_set_quotas(call: Call) -> QuotasAnswer:
     asked: QuotaLimits = call.body.quotas
     project_id = call.path["project"]
-    before, _ = await quotas.show_quotas(call.services.database, project_id)
-    limits = Quotas(
-        vaults=before.vaults if asked.vaults is msgspec.UNSET else asked.vaults,
-        bytes=before.bytes if asked.bytes is msgspec.UNSET else asked.bytes,
-        restore_points=before.restore_points if asked.restore_points is msgspec.UNSET else asked.restore_points,
-    )
-    await quotas.set_quotas(call.services.database, project_id, limits, call.services.clock)
+    given = {"vaults": asked.vaults, "bytes": asked.bytes, "restore_points": asked.restore_points}
+    change = {name: limit for name, limit in given.items() if not isinstance(limit, msgspec.UnsetType)}
+    await quotas.change_quotas(call.services.database, project_id, change, call.services.clock)
     return await _shown(call, project_id)
 
 

@@ -118,6 +118,7 @@ class Limits:
 class Services:
     """Constructor arguments of the request side. region: the name of this one, which no replication may go to.
 
+    endpoint   base URL as clients see it; None: taken from the Host header of each request
     regions, authenticate_region   None: there is no other region
     ending                         set when the process is about to end
     """
@@ -130,6 +131,7 @@ class Services:
     inspector: Inspector
     probes: Mapping[str, Probe] = field(default_factory=dict)
     limits: Limits = Limits()
+    endpoint: str | None = None
     regions: Regions | None = None
     authenticate_region: Authenticate | None = None
     retains: Retains = _keeps_nothing

@@ -48,10 +48,16 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Fuzzed:
-    """Invented requests to one operation: how many, and the first fault with the request that shows it."""
+    """Invented requests to one operation: how many, and the first fault with the request that shows it.
+
+    done     answered 2xx: those that reached past every check
+    unknown  answered 401: those that asked nothing of the operation, because the token was not taken
+    """
 
     operation: str
     requests: int
+    done: int
+    unknown: int
     fault: str
 
 

@@ -1,7 +1,8 @@
 """Schemathesis over the published documents: requests nobody would write, and answers that must fit all the same.
 
 Each operation gets valid and invalid requests, and half of them name things that exist, so that they reach past the
-first look-up; a DELETE names only what does not exist.
+first look-up; a DELETE, and what cannot be taken back (AWAY), names only what does not exist. A token that an
+invented request ended is asked for anew.
 """
 
 import copy
@@ -22,6 +23,14 @@ from strongroom.conformance.target import Party, Target
 
 SEED = 20261  # the same requests each time
 OWN_DOCUMENT = "/openapi.json"  # where a server may publish what it has beside CBR
+# Operations that would take away what the others need, or leave something at the endpoint that nobody can remove.
+AWAY = {
+    "PUT /ext/v1/{project_id}/vaults/{vault_id}/lock": "a lock does not open, and the vault would stay for ever",
+    "PATCH /v3/users/{user_id}": "a user who is disabled, or has another password, asks for nothing any more",
+    "POST /v3/users/{user_id}/password": "likewise",
+    "PATCH /v3/projects/{account_id}": "a project that is disabled answers nobody",
+    "PUT /ext/v1/admin/projects/{project}/quotas": "a project that may have nothing takes nothing",
+}
 _HEADERS = ("#/components/parameters/XAuthToken", "#/components/parameters/XProjectId")  # ours to send, not to invent
 _SERVICE = (b"BackupService.", b'"error"')  # a refusal of the service itself, or of its identity; not of a gateway
 
@@ -39,6 +48,8 @@ class _Attempts:
     known: dict[str, str]
     examples: int
     sent: int = 0
+    done: int = 0
+    unknown: int = 0
     unrouted: int = 0  # of those: answered as an operation that does not exist
 
 
@@ -84,11 +95,20 @@ def _all(attempts: _Attempts, document: Json, chosen: Callable[[str], bool]) -> 
         operation = result.ok()
         if not chosen(operation.label) or "text/event-stream" in str(operation.definition.raw):
             continue  # a stream of events ends when the client does
-        attempts.sent = attempts.unrouted = 0
+        attempts.sent = attempts.unrouted = attempts.done = attempts.unknown = 0
         fault = _first_fault(operation, attempts)
         if attempts.sent and attempts.sent == attempts.unrouted:
             fault = "the server has no such operation"
-        yield Fuzzed(operation=operation.label, requests=attempts.sent, fault=fault)
+        yield Fuzzed(
+            operation=operation.label,
+            requests=attempts.sent,
+            done=attempts.done,
+            unknown=attempts.unknown,
+            fault=fault,
+        )
+        if attempts.unknown:
+            with httpx.Client(base_url=attempts.party.endpoint) as http:
+                attempts.token = ask_token(http, attempts.party)
 
 
 def _without_credentials(document: Json) -> Json:
@@ -106,7 +126,8 @@ def _first_fault(operation: Any, attempts: _Attempts) -> str:
     from schemathesis import GenerationMode
 
     fixed = {"project_id": attempts.party.project_id, "api_version": "v3"}
-    places = [fixed] if operation.method.upper() == "DELETE" else [{**attempts.known, **fixed}, fixed]
+    away = operation.method.upper() == "DELETE" or operation.label in AWAY
+    places = [fixed] if away else [{**attempts.known, **fixed}, fixed]
     named = {parameter.name for parameter in operation.path_parameters}
     for place in places:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
@@ -141,6 +162,8 @@ def _attempt(operation: Any, mode: Any, path: dict[str, str], attempts: _Attempt
     def attempt(case: Any) -> None:
         attempts.sent += 1
         response = case.call(base_url=attempts.party.endpoint, headers={"X-Auth-Token": attempts.token})
+        attempts.done += 200 <= response.status_code < 300
+        attempts.unknown += response.status_code == 401
         if response.status_code in (404, 405) and not any(mark in response.content for mark in _SERVICE):
             attempts.unrouted += 1  # an id with a slash in it leads elsewhere; judged is what reaches the operation
             return

@@ -100,10 +100,16 @@ def _fuzzed(findings: Findings) -> list[str]:
         "Schemathesis, valid and invalid requests for every operation of a document.",
         "",
     ]
-    found += ["| document | operations | requests | faults |", "|---|---|---|---|"]
+    found += [
+        "| document | operations | with an answer 2xx | requests | answered 2xx | faults |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, done in findings.fuzzed.items():
         faults = sum(bool(row.fault) for row in done)
-        found.append(f"| `{name}` | {len(done)} | {sum(row.requests for row in done)} | {faults} |")
+        requests, reached = sum(row.requests for row in done), sum(row.done for row in done)
+        found.append(
+            f"| `{name}` | {len(done)} | {sum(bool(row.done) for row in done)} | {requests} | {reached} | {faults} |"
+        )
     return found + [
         line
         for done in findings.fuzzed.values()

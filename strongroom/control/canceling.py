@@ -17,13 +17,16 @@ ENDS: dict[str, End] = {
     "restore": restores.fail_restore,
     "verify": sessions.fail_alone,
     "prune": sessions.fail_alone,
+    "sync": sessions.fail_alone,
+    "expiration": sessions.fail_alone,
 }
 # What two regions or two vaults do together is ended by a job, which settles the other side.
 TOGETHER = frozenset({"replication", "copy", "migrate"})
 
 
 async def cancel_task(database: Database, project_id: str, task_id: str, clock: Clock) -> None:
-    """Stop a backup, restore, check, prune or replication; it ends as failed, `Canceled on request.`
+    """Stop what does not delete; it ends as failed, `Canceled on request.` A time that was changed stays changed, of
+    which a canceled task has not told the store; of a sync that is canceled nothing comes in.
 
     A task that waits and never began has ended when this returns. One that runs, or that waits for another attempt
     after a first one, is told: it ends when its worker looks, within seconds. Idempotent while it is open.

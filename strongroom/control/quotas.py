@@ -5,7 +5,8 @@ together the second sees the first. The lock is the last one taken (task, vaults
 where there is a quota. A limit that is lowered takes nothing away; nothing can be added until there is room again.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
@@ -20,6 +21,7 @@ from strongroom.control.db import Database
 VAULTS_PER_PROJECT_MAX = 10_000  # contract section 15 knows a quota but no number; a list of all stays ten pages
 COUNT_MAX = 2**31 - 1
 BYTES_MAX = 2**63 - 1
+_MOST = {"vaults": VAULTS_PER_PROJECT_MAX, "bytes": BYTES_MAX, "restore_points": COUNT_MAX}
 
 # Published codes: 6133 vault quota, 6142 all vaults full, 8300 snapshot quota.
 
@@ -61,19 +63,21 @@ async def show_quotas(database: Database, project_id: str) -> tuple[Quotas, Quot
     return limits, used
 
 
-async def set_quotas(database: Database, project_id: str, limits: Quotas, clock: Clock) -> None:
-    """Replace the limits of a project. Raises AccountNotFound, InvalidRequest for a number that cannot be."""
-    for name, limit, most in (
-        ("vaults", limits.vaults, VAULTS_PER_PROJECT_MAX),
-        ("bytes", limits.bytes, BYTES_MAX),
-        ("restore_points", limits.restore_points, COUNT_MAX),
-    ):
+async def change_quotas(database: Database, project_id: str, change: Mapping[str, int | None], clock: Clock) -> None:
+    """Set those limits of a project that `change` names (fields of Quotas); the others stay, whoever sets them now.
+
+    Raises AccountNotFound, InvalidRequest for a number that cannot be.
+    """
+    for name, most in _MOST.items():
+        limit = change.get(name)
         if limit is not None and not 0 <= limit <= most:
             raise InvalidRequest(reason=f"Invalid {name}: give 0 to {most}, or null for no limit.")
     if not is_hex_id(project_id):
         raise AccountNotFound(id=project_id[:64])
     async with database.transaction() as conn:
-        await _require_project(conn, project_id)
+        if not await _lock_project(conn, project_id):
+            raise AccountNotFound(id=project_id)
+        limits = replace(await _limits(conn, project_id), **change)
         await conn.execute(
             "INSERT INTO project_quotas (project_id, vaults, bytes, restore_points, updated_at) "
             "VALUES (%(project)s, %(vaults)s, %(bytes)s, %(points)s, %(now)s) ON CONFLICT (project_id) DO UPDATE "
@@ -144,11 +148,17 @@ async def _limits(conn: AsyncConnection[Any], project_id: str) -> Quotas:
 
 async def _counted(conn: AsyncConnection[Any], project_id: str, count: LiteralString) -> int:
     """Under the project's lock, in a statement that begins after it was taken: all that others made is seen."""
-    await conn.execute("SELECT 1 FROM projects WHERE id = %s FOR NO KEY UPDATE", [project_id])
+    await _lock_project(conn, project_id)
     found = await conn.execute(f"SELECT {count}", {"project_id": project_id})
     row = await found.fetchone()
     assert row is not None
     return int(row[0])
+
+
+async def _lock_project(conn: AsyncConnection[Any], project_id: str) -> bool:
+    """False: there is no such project."""
+    found = await conn.execute("SELECT 1 FROM projects WHERE id = %s FOR NO KEY UPDATE", [project_id])
+    return await found.fetchone() is not None
 
 
 async def _require_project(conn: AsyncConnection[Any], project_id: str) -> None:

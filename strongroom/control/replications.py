@@ -324,8 +324,9 @@ async def start_replication(database: Database, task: Task) -> ReplicationJob:
             await cursor.execute(
                 "SELECT b.id, b.name, b.description, b.root, b.domain_id, b.resource_id, b.resource_type, "
                 "b.resource_name, b.resource_size_bytes, b.incremental, b.provider_id, b.created_at, v.object_type, "
-                "o.cancel_requested FROM backups b JOIN vaults v ON v.id = b.vault_id JOIN operation_logs o "
-                "ON o.id = %s WHERE b.project_id = %s AND b.id = %s AND b.root IS NOT NULL",
+                "o.cancel_requested FROM backups b JOIN vaults v ON v.project_id = b.project_id "
+                "AND v.id = b.vault_id JOIN operation_logs o ON o.project_id = b.project_id AND o.id = %s "
+                "WHERE b.project_id = %s AND b.id = %s AND b.root IS NOT NULL",
                 [task.id, task.project_id, task.backup_id],
             )
             row = await cursor.fetchone()

@@ -43,6 +43,7 @@ def _write(job: Job, repository: Repository, points: Sequence[PointTime]) -> tup
     numbers = repository.label_numbers()
     written = lost = 0
     for point in points:
+        job.monitor.check()
         job.fence()
         try:
             root = repository.load_root(point.root)

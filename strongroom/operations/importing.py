@@ -71,6 +71,7 @@ def run(job: Job) -> None:
         tools.portal.call(importing.require_no_prune(tools.database, task))
         checkpoints: dict[str, str] = {}
         for domain_id, repository in repositories.items():
+            job.monitor.check()
             _look(job, plan, domain_id, repository, found, checkpoints)
         _require_wanted(plan, found)
         outcome: dict[str, Any] = {
@@ -78,6 +79,7 @@ def run(job: Job) -> None:
             "failed": len(found.problems),
             "problems": [{"object": name, "reason": reason} for name, reason in found.problems[:PROBLEMS_MAX]],
         }
+        job.monitor.check()
         job.fence()
         result = Imported(backups=found.backups, gained=found.gained, outcome=outcome)
         tools.portal.call(importing.commit_import(tools.database, task, result, tools.clock))

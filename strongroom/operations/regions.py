@@ -26,7 +26,7 @@ from strongroom.control.replication_sources import OfferedSource, find_offered
 from strongroom.engine.catalogue import own_domain_id
 from strongroom.engine.store.base import ObjectInfo, is_part
 from strongroom.operations.job import Tools, vault_prefix
-from strongroom.operations.peer_store import OBJECT_BYTES_MAX
+from strongroom.operations.peer_store import PIECE_BYTES_MAX
 from strongroom.operations.peers import Peers
 
 PAGE_OBJECTS = 5000  # of a listing: 0.4 MB of JSON
@@ -144,8 +144,8 @@ class RegionGate:
         self, region: str, record_id: str, name: str, offset: int, length: int
     ) -> tuple[int | None, bytes]:
         """(size when it is known, bytes; fewer than `length` when the object ends). Raises PeerObjectNotFound too."""
-        if not 0 <= length <= OBJECT_BYTES_MAX or offset < 0:
-            raise InvalidRequest(reason=f"Invalid length: give 0 to {OBJECT_BYTES_MAX}.")
+        if not 0 <= length <= PIECE_BYTES_MAX or offset < 0:
+            raise InvalidRequest(reason=f"Invalid length: give 0 to {PIECE_BYTES_MAX}, and read on from there.")
         source = await self._offered(region, record_id)
         if not _is_offered(source, name):
             raise PeerObjectNotFound(id=name[:100])

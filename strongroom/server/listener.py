@@ -10,7 +10,7 @@ So a balancer that follows readyz sends the last request before the listener goe
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,14 @@ CHECK_S = 1.0  # how long a process whose worker died goes on
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers: the order of the end is ours."""
 
-    def __init__(self, app: ASGIApp, tls_cert: Path | None = None, tls_key: Path | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        trusted_proxies: Sequence[str] = (),
+    ) -> None:
+        """trusted_proxies: addresses and networks whose X-Forwarded-For and -Proto are believed."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -46,6 +53,8 @@ class HttpServer(uvicorn.Server):
                 ssl_keyfile=tls_key,
                 timeout_graceful_shutdown=SHUTDOWN_S_MAX,
                 http=Connection,
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=list(trusted_proxies),
                 backlog=BACKLOG,
             )
         )

@@ -115,7 +115,7 @@ async def _serve(settings: Settings, url: str) -> int:
         async with request_side(parts, endpoint, {"worker": probe_of(worker)}) as side:
             try:
                 await asyncio.to_thread(worker.start)
-                server = http.HttpServer(side.app, settings.tls_cert, settings.tls_key)
+                server = http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies)
                 await http.answer(
                     server,
                     socket,
@@ -137,7 +137,7 @@ async def _api(settings: Settings, url: str) -> int:
         endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
         async with request_side(parts, endpoint, {}) as side:
             await http.answer(
-                http.HttpServer(side.app, settings.tls_cert, settings.tls_key),
+                http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies),
                 socket,
                 side.services,
                 announce=partial(_announce, settings, endpoint),

@@ -97,6 +97,7 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, prob
         database=tools.database,
         clock=tools.clock,
         region=settings.region,
+        endpoint=settings.endpoint,
         regions=RegionGate(tools),
         authenticate_region=RegionAuthenticator(settings.regions, own=settings.region, clock=tools.clock),
         authenticate=authenticate,

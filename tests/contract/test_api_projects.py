@@ -6,6 +6,8 @@ import pytest
 from contract_schema import check_answer, check_error
 from in_process_api import CALLERS, DOMAIN, PROJECT_A, PROJECT_B, InProcessApi
 
+from strongroom.control.db import Database
+
 ALICE, OSCAR = (CALLERS[f"token-of-{name}"].user_id for name in ("alice", "oscar"))
 
 
@@ -33,6 +35,13 @@ async def test_projects_are_those_of_the_caller(people: InProcessApi) -> None:
     found = check_answer("list_projects", await people.bob.get("/v3/region-projects"))["projects"]
     assert [project["id"] for project in found] == [PROJECT_B]
     check_error("list_projects", await people.nobody.get("/v3/region-projects"), 401, "APIGW.0301")
+
+
+async def test_links_are_those_of_the_endpoint_setting(database: Database) -> None:
+    """Behind a proxy that ends TLS, links name what clients reach."""
+    async with await InProcessApi.start(database, endpoint="https://backup.example.org") as api:
+        answer = check_answer("list_projects", await api.alice.get("/v3/region-projects"))
+    assert answer["links"]["self"] == "https://backup.example.org/v3/region-projects"
 
 
 async def test_a_domain_is_found_by_its_name_and_by_a_project(people: InProcessApi) -> None:

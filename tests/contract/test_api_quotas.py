@@ -11,7 +11,6 @@ from strongroom.base.errors import Conflict, QuotaExceeded
 from strongroom.base.units import MIB
 from strongroom.control import backups, quotas
 from strongroom.control.access import ROLE_OPERATOR, ROLE_TENANT_ADMIN
-from strongroom.control.quotas import Quotas
 from strongroom.operations.watched_store import Room
 
 UNKNOWN = "0" * 32
@@ -19,7 +18,18 @@ UNKNOWN = "0" * 32
 
 async def limit(world: World, **limits: int | None) -> None:
     wanted = {"vaults": None, "bytes": None, "restore_points": None, **limits}
-    await quotas.set_quotas(world.database, world.project, Quotas(**wanted), world.clock)
+    await quotas.change_quotas(world.database, world.project, wanted, world.clock)
+
+
+async def test_two_limits_set_at_once_both_stay(world: World) -> None:
+    """Who sets one limit takes nothing back that somebody else sets in the same moment."""
+    for number in range(8):
+        changes = [{"vaults": number}, {"bytes": number}, {"restore_points": number}]
+        await asyncio.gather(
+            *(quotas.change_quotas(world.database, world.project, change, world.clock) for change in changes)
+        )
+        limits, _ = await quotas.show_quotas(world.database, world.project)
+        assert (limits.vaults, limits.bytes, limits.restore_points) == (number, number, number)
 
 
 def wanted(name: str = "v") -> dict[str, object]:

@@ -49,6 +49,17 @@ async def test_a_tag_is_set_overwritten_and_deleted(api: InProcessApi) -> None:
     assert await tags_of(api.alice, vault_id) == {"old": "1"}
 
 
+async def test_a_slash_that_is_sent_as_part_of_a_value_stays_in_it(api: InProcessApi) -> None:
+    """%2F splits no path: such a key is one that is not there, and what lies before the slash is not hit."""
+    vault_id = (await create(api.alice, tags=[{"key": "team", "value": "1"}]))["id"]
+    assert (await put_tag(api.alice, vault_id, "team/owner", "1")).status_code == 400
+    for key in ("team%2Fowner", "team%2f", "%2Fteam"):
+        check_error("delete_vault_tag", await api.alice.delete(f"/vault/{vault_id}/tags/{key}"), 404, "6601")
+    assert await tags_of(api.alice, vault_id) == {"team": "1"}
+    for path in (f"/vault%2F{vault_id}/tags", f"/vault/{vault_id}%2Ftags"):
+        assert (await api.alice.get(path)).status_code == 404
+
+
 async def test_tags_change_in_batches(api: InProcessApi) -> None:
     """A client changes tags by deleting all and creating others; deleting what is not there succeeds."""
     vault_id = (await create(api.alice, tags=[{"key": "a", "value": "1"}, {"key": "b", "value": "2"}]))["id"]

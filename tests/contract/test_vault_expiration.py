@@ -1,5 +1,6 @@
 """The time of all restore points of a vault: rows at once, labels of the store by a task, promises only longer."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,10 +13,11 @@ from policies_world import add_policy, run_once
 from stored_world import StoredWorld
 
 from strongroom.base.clock import api_timestamp
-from strongroom.base.errors import Conflict, Fenced
+from strongroom.base.errors import Canceled, Conflict, Fenced
 from strongroom.base.ids import new_id
 from strongroom.control import expirations
 from strongroom.engine.store.base import Store
+from strongroom.operations import expiration
 
 
 async def ask(world: World, vault: str, day: Any, zone: Any = "UTC+00:00", **more: Any) -> Response:
@@ -166,6 +168,27 @@ async def test_a_store_that_fails_leaves_the_new_time(stored: StoredWorld) -> No
     check_answer("update_expiration_time", await ask(stored.world, vault, "2030-01-01"))
     await stored.work("expiration")
     assert (await labels_of(stored, backup))["expires_at"] == api_timestamp(datetime(2030, 1, 2, tzinfo=UTC))
+
+
+async def test_a_canceled_task_leaves_the_new_time(stored: StoredWorld) -> None:
+    """Before it began and while it runs: the rows hold what was answered, the labels what they said."""
+    world = stored.world
+    vault = await world.add_vault([await stored.add_source("a", {"x": b"1"})])
+    (backup,) = await stored.back_up(vault)
+    for runs in (False, True):
+        answer = check_answer("update_expiration_time", await ask(world, vault, "2030-01-01"))
+        task = await world.claim("expiration") if runs else None
+        canceled = await world.client.post(world.ext(f"tasks/{answer['operation_log_id']}/cancel"))
+        assert canceled.status_code == 202, canceled.text
+        if task is not None:
+            job = stored.job(task)
+            job.monitor.stop = Canceled()
+            with pytest.raises(Canceled):
+                await asyncio.to_thread(expiration.run, job)
+            await asyncio.to_thread(expiration.fail, job, Canceled())
+        assert (await stored.status(answer["operation_log_id"]))[0] == "failed"
+        assert await times_of(world, vault) == [datetime(2030, 1, 2, tzinfo=UTC)]
+        assert (await labels_of(stored, backup))["expires_at"] is None
 
 
 class Faster:

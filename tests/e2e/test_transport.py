@@ -94,6 +94,27 @@ def test_a_server_that_cannot_listen_safely_says_why(tmp_path: Path) -> None:
     assert "Cannot listen on" in done.stderr
 
 
+def test_only_a_trusted_proxy_says_where_a_request_is_from(tmp_path: Path) -> None:
+    """The audit log has the address of the connection, whatever headers say; of a proxy that is named, the client's."""
+    forged = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+    server = Server(tmp_path / "state")
+    for trusted, address, scheme in (("", "127.0.0.1", "http"), ("127.0.0.0/8, ::1", "203.0.113.7", "https")):
+        server.start(**({"trusted_proxies": trusted} if trusted else {}))
+        try:
+            with server.client() as client:
+                assert client.http.get("/v3/nothing/vaults", headers=forged).status_code == 404
+                refused = client.http.get(f"/v3/{'0' * 32}/vaults", headers=forged)
+                assert refused.status_code in (401, 403), refused.text
+                rows = client.ok("GET", "/ext/v1/admin/audit")["audit"]
+                assert rows[0]["address"] == address, rows[0]
+                links = client.http.get("/v3", headers=forged).json()["versions"][0]["links"]
+                assert links[0]["href"].startswith(f"{scheme}://"), links
+        finally:
+            assert server.stop() == 0, server.log()
+    refused = serve(tmp_path / "other", "--listen", "127.0.0.1:0", trusted_proxies="proxy.example.org")
+    assert "trusted_proxies" in refused.stderr.lower() and "none" in refused.stderr, refused.stderr
+
+
 def test_one_server_a_state_folder_and_its_key_alone(tmp_path: Path) -> None:
     """A second server names the first one's pid; without its key, or with another, no server starts; 0600 and no
     secret in the log, at debug level, after a whole story."""
