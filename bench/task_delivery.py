@@ -21,7 +21,7 @@ from procrastinate.schema import SchemaManager
 
 from strongroom.base.clock import SystemClock
 from strongroom.base.ids import new_hex_id, new_id
-from strongroom.control import migrate, tasks
+from strongroom.control import claiming, migrate, tasks
 from strongroom.control.db import Database
 from strongroom.control.embedded_postgres import EmbeddedPostgres
 
@@ -66,7 +66,7 @@ async def _measure(url: str, count: int, rounds: int) -> dict[str, dict[str, lis
                 begun = time.perf_counter()
                 for _ in range(count):
                     job: Any = await manager.fetch_job(None, worker_id) if way != "row" else None
-                    task = await tasks.claim(database, "w", "default")
+                    task = await claiming.claim(database, "w", "default")
                     assert task is not None
                     async with database.transaction() as conn:
                         await tasks.still_mine(conn, task)

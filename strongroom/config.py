@@ -98,6 +98,9 @@ class Settings:
     worker_group: str
     worker_concurrency: int
     worker_memory_bytes: int
+    tasks_of_vault: int
+    tasks_of_host: int
+    tasks_of_project: int
     worker_drain_s: int
     api_drain_s: int
     token_ttl_s: int
@@ -291,6 +294,13 @@ SETTINGS: dict[str, Setting] = {
     "worker_memory": Setting(
         parse=_size(128 * MIB, 1024 * GIB), default="1GiB", meaning="Buffers of all tasks of a worker together."
     ),
+    "tasks_of_vault": Setting(
+        parse=_number(1, 1000), default="4", meaning="Tasks of one vault at once, on all workers together."
+    ),
+    "tasks_of_host": Setting(
+        parse=_number(1, 1000), default="4", meaning="The same of one source host, where registrations name it."
+    ),
+    "tasks_of_project": Setting(parse=_number(1, 10_000), default="64", meaning="The same of one project."),
     "worker_drain_s": Setting(
         parse=_number(0, 86400),
         default="60",

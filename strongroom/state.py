@@ -1,6 +1,6 @@
 """The state folder and what every command on an installation begins with: logging, database, master key, first account.
 
-    lock   database   master.key   credentials.json   master.key.exported   migrate.json   store/   cache/
+    lock   place   database   master.key   credentials.json   master.key.exported   migrate.json   store/   cache/
 
 Files here are written whole and durable, readable by their owner only. Used by the server and by upkeep, which never
 run at the same time: both hold the folder's lock.
@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ import structlog
 from strongroom import region_file
 from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ConfigError
+from strongroom.base.ids import is_hex_id, new_hex_id
 from strongroom.config import FILE_NAME, Settings
 from strongroom.control import installation
 from strongroom.control.accounts import FirstAccount
@@ -39,6 +40,7 @@ _CLOCK = SystemClock()
 CREDENTIALS = "credentials.json"  # made by the first start
 INDEX_FOLDER = "cache/index"  # copies of the vaults' indexes: may be deleted at any time, are made again
 MOVE = "migrate.json"  # where the installation moves to, or has moved
+PLACE = "place"  # the id of this folder
 EXPORT_MARK = "master.key.exported"  # holds the id of the key that was exported
 
 
@@ -106,6 +108,23 @@ def state_lock(settings: Settings, *, shared: bool = False) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def place_of(settings: Settings) -> str:
+    """The id of this state folder, made at its first use: rows say with it where the process was that wrote them. The
+    folder's lock MUST be held, shared or not."""
+    path = settings.state_dir / PLACE
+    for _ in range(2):
+        try:
+            found = path.read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                _write_whole(path, new_hex_id().encode() + b"\n")
+            continue
+        if is_hex_id(found):
+            return found
+        break
+    raise ConfigError(reason=f"{path} is not what Strongroom wrote. Remove it; a new one is made.")
 
 
 def _text_line(_: object, level: str, event: structlog.typing.EventDict) -> str:
@@ -273,6 +292,16 @@ def _replace(path: Path, data: bytes) -> None:
     new.unlink(missing_ok=True)
     write_new(new, data)
     new.replace(path)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A new file that is there with all of its content, or not. Raises FileExistsError."""
+    new = path.with_name(f"{path.name}.{new_hex_id()}")
+    write_new(new, data)
+    try:
+        os.link(new, path)
+    finally:
+        new.unlink()
 
 
 def write_new(path: Path, data: bytes) -> None:

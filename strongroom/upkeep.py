@@ -10,7 +10,7 @@ from strongroom.base.clock import SystemClock
 from strongroom.base.errors import ConfigError, Unavailable
 from strongroom.config import Settings
 from strongroom.control import migrate as schema
-from strongroom.control import self_rows
+from strongroom.control import programs, self_rows
 from strongroom.control.accounts import Accounts
 from strongroom.control.db import Database
 from strongroom.control.embedded_postgres import EmbeddedPostgres
@@ -46,8 +46,9 @@ def migrate(settings: Settings) -> int:
     """Bring the database to this version's schema."""
     configure_logging(settings)
     prepare_state(settings)
-    with state_lock(settings), running_database(settings) as url:
-        schema.upgrade(url)
+    many = settings.database_url is not None
+    with state_lock(settings, shared=many), running_database(settings) as url:
+        schema.upgrade(settings.database_direct_url or url, alone=not many)
     return 0
 
 
@@ -86,6 +87,8 @@ def rotate_key(settings: Settings) -> rotation.Rotation:
 
 async def _rotate_key(settings: Settings, url: str) -> rotation.Rotation:
     async with await Database.open(url, max_size=2) as database:
+        if settings.database_url is not None:  # one in the state folder is used by nobody else: its lock is ours
+            await programs.require_none(database)
         (settings.state_dir / EXPORT_MARK).unlink(missing_ok=True)  # before: a warning too many costs nothing
         return await rotation.rotate(database, open_store(settings.store_url, settings.s3), settings.master_key_file)
 

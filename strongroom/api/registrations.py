@@ -17,6 +17,7 @@ from strongroom.control import registrations
 from strongroom.control.access import ACTION_ADMIN
 from strongroom.control.protectables import Protectable
 from strongroom.control.registrations import NewProtectable
+from strongroom.control.resource_binding import Look
 
 
 class NewProtectableBody(msgspec.Struct):
@@ -31,6 +32,8 @@ class NewProtectableBody(msgspec.Struct):
     one_file_system: bool | None = None
     read_limit_bytes_s: int | None = None
     privileged: bool | None = None
+    worker_group: str | None = None
+    source_host: str | None = None
 
 
 class RegisterProtectableBody(msgspec.Struct):
@@ -55,6 +58,7 @@ class RegisteredView(msgspec.Struct):
     size_bytes: int
     status: str
     worker_group: str
+    source_host: str
     options: dict[str, Any]
     created_at: str
 
@@ -71,7 +75,9 @@ class RegisteredListAnswer(msgspec.Struct):
 async def register_protectable(call: Call) -> RegisteredAnswer:
     new = _new_protectable(call.body.protectable)
     resource_type = registrations.check_new_protectable(new)
-    look = await inspect(call, resource_type, new.path, new.options)
+    look = Look(size_bytes=0, obstacle=None)  # where nobody here can look, the first backup does
+    if call.services.reaches_group(new.worker_group):
+        look = await inspect(call, resource_type, new.path, new.options)
     registered = await registrations.register_protectable(call.services.database, new, look, call.services.clock)
     return RegisteredAnswer(protectable=_registered_view(registered))
 
@@ -97,6 +103,8 @@ def _new_protectable(body: NewProtectableBody) -> NewProtectable:
         one_file_system=body.one_file_system or False,
         read_limit_bytes_s=body.read_limit_bytes_s,
         privileged=body.privileged or False,
+        worker_group=body.worker_group or "default",
+        source_host=body.source_host or "",
     )
 
 
@@ -125,6 +133,7 @@ def _registered_view(registered: Protectable) -> RegisteredView:
         size_bytes=registered.size_bytes,
         status=registered.status,
         worker_group=registered.worker_group,
+        source_host=registered.source_host,
         options=registered.options,
         created_at=api_timestamp(registered.created_at),
     )

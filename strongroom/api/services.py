@@ -120,6 +120,7 @@ class Services:
 
     endpoint   base URL as clients see it; None: taken from the Host header of each request
     regions, authenticate_region   None: there is no other region
+    groups                         worker groups whose sources this process reaches; None: all
     ending                         set when the process is about to end
     """
 
@@ -138,6 +139,11 @@ class Services:
     audit: AuditTrail = field(default_factory=AuditTrail)
     events: EventHub = field(default_factory=EventHub)
     ending: asyncio.Event = field(default_factory=asyncio.Event)
+    groups: frozenset[str] | None = None
+
+    def reaches_group(self, worker_group: str) -> bool:
+        """Whether this process can look at resources of a worker group."""
+        return self.groups is None or worker_group in self.groups
 
     def begin_end(self) -> None:
         """The process ends soon: not ready any more, and every answer closes its connection, so that balancers and

@@ -117,13 +117,15 @@ def new_resources(bodies: Iterable[ResourceBody]) -> tuple[NewResource, ...]:
 
 
 def looker(call: Call) -> LookAt:
-    """How this request looks at resources: through the service's inspector, keeping what was seen."""
+    """How this request looks at resources: through the service's inspector, keeping what was seen. Those that only the
+    workers of another process reach are not looked at: their first backup tells."""
 
     async def look_at(resource_ids: Sequence[str]) -> dict[str, Look]:
         if not resource_ids:
             return {}
         database, project_id = call.services.database, call.caller.project_id
         registered = await protectables.find_registered(database, project_id, resource_ids)
+        registered = [found for found in registered if call.services.reaches_group(found.worker_group)]
         places = asyncio.Semaphore(INSPECTIONS_AT_ONCE)
 
         async def look(protectable: Protectable) -> Look:

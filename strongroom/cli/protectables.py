@@ -8,9 +8,10 @@ import typer
 
 from strongroom.base.units import human_bytes
 from strongroom.cli import names
-from strongroom.cli.command import Session, YesOption, group, remote
+from strongroom.cli.command import Session, YesOption, remote
+from strongroom.cli.command import group as command_group
 
-app = group("Folders and disks that may be protected.")
+app = command_group("Folders and disks that may be protected.")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -47,6 +48,12 @@ def add(
         bool,
         typer.Option("--privileged", help="Restores of other resources may write device nodes and setuid bits here."),
     ] = False,
+    group: Annotated[
+        str | None, typer.Option("--group", metavar="NAME", help="Worker group that reaches it. Default: `default`.")
+    ] = None,
+    source_host: Annotated[
+        str | None, typer.Option("--source-host", metavar="HOST", help="Where it lies: few tasks at once there.")
+    ] = None,
 ) -> None:
     """Register a folder or disk for a project. For the operator."""
     client = session.client
@@ -58,6 +65,8 @@ def add(
         "one_file_system": one_file_system,
         "read_limit_bytes_s": parse_rate(read_limit) if read_limit is not None else None,
         "privileged": privileged,
+        "worker_group": group,
+        "source_host": source_host,
     } | names.path_members(os.path.abspath(path))
     made = client.post("/ext/v1/admin/protectables", {"protectable": body})["protectable"]
     session.output.details(made, {"Id": "id", "Name": "name", "Type": "type", "Path": "path", "Project": "project_id"})

@@ -63,6 +63,7 @@ class _Member:
     name: str
     size_bytes: int
     worker_group: str
+    source_host: str
     enterprise_project_id: str
     protect_status: str
     status_reason: str | None
@@ -152,7 +153,7 @@ async def _choose(conn: AsyncConnection[Any], vault: VaultRef, resource_ids: tup
     async with conn.cursor(row_factory=class_row(_Member)) as cursor:
         await cursor.execute(
             "SELECT r.resource_id, r.type, r.name, r.size_bytes, r.protect_status, r.status_reason, p.worker_group, "
-            "v.enterprise_project_id FROM vault_resources r JOIN protectables p ON p.id = r.resource_id "
+            "p.source_host, v.enterprise_project_id FROM vault_resources r JOIN protectables p ON p.id = r.resource_id "
             "JOIN vaults v ON v.id = r.vault_id WHERE r.project_id = %s AND r.vault_id = %s AND p.project_id = %s "
             "ORDER BY r.created_at, r.resource_id",
             [vault.project_id, vault.id, vault.project_id],
@@ -305,6 +306,7 @@ async def _write_tasks(
             resource_name=member.name,
             parameters={"incremental": new.incremental and member.resource_id not in new.full_resource_ids},
             worker_group=member.worker_group,
+            source_host=member.source_host,
         )
         for member in members
         if member.skip is None

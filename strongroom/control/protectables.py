@@ -39,7 +39,8 @@ _NOT_FOUND: dict[str, type[NotFound]] = {"server": ServerNotFound, "disk": DiskN
 _UNFIT = "At the last look it was missing or not readable. Put it right, then bind it: binding looks again."
 
 COLUMNS: LiteralString = (
-    "id, project_id, type, resource_type, name, path, worker_group, options, size_bytes, status, created_at"
+    "id, project_id, type, resource_type, name, path, worker_group, source_host, options, size_bytes, status, "
+    "created_at"
 )
 
 
@@ -54,6 +55,7 @@ class Protectable:
     name: str
     path: bytes
     worker_group: str
+    source_host: str
     options: dict[str, Any]
     size_bytes: int
     status: str

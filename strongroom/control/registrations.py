@@ -3,6 +3,7 @@
 A registration is never erased while restore points may name it: `removed_at` ends it.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +25,19 @@ REGISTERABLE_TYPES = {"turbo": TURBO.type_name, "disk": DISK.type_name}  # what 
 PATH_BYTES_MAX = 4096  # PATH_MAX of Linux
 PATTERNS_MAX = 1000
 PATTERN_LENGTH_MAX = 4096
+_GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 READ_LIMIT_MIN = 64 * 1024  # a slower read would not finish a point within a day even for a small disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewProtectable:
-    """A registration as the operator asks for it. read_limit_bytes_s None: no limit."""
+    """A registration as the operator asks for it.
+
+    read_limit_bytes_s  None: no limit
+    worker_group        whose workers reach the path
+    source_host         the host it lies on, which has a limit of tasks at once; "": none
+    """
 
     project_id: str
     type: str
@@ -39,6 +47,8 @@ class NewProtectable:
     one_file_system: bool = False
     read_limit_bytes_s: int | None = None
     privileged: bool = False
+    worker_group: str = "default"
+    source_host: str = ""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -66,6 +76,10 @@ def check_new_protectable(new: NewProtectable) -> str:
         raise InvalidRequest(
             reason=f"Invalid exclude: give at most {PATTERNS_MAX} patterns of 1 to {PATTERN_LENGTH_MAX} characters."
         )
+    if not _GROUP.fullmatch(new.worker_group):
+        raise InvalidRequest(reason="Invalid worker_group: give 1 to 64 lower-case letters, digits, - and _.")
+    if new.source_host and not _HOST.fullmatch(new.source_host):
+        raise InvalidRequest(reason="Invalid source_host: give 1 to 64 letters, digits, dots, colons, - and _.")
     if new.read_limit_bytes_s is not None and not READ_LIMIT_MIN <= new.read_limit_bytes_s < 1 << 62:
         raise InvalidRequest(reason=f"Invalid read_limit_bytes_s: give at least {READ_LIMIT_MIN}, or leave it out.")
     return REGISTERABLE_TYPES[new.type]
@@ -88,8 +102,8 @@ async def register_protectable(database: Database, new: NewProtectable, look: Lo
                 await cursor.execute(
                     f"""
                     INSERT INTO protectables (id, project_id, type, resource_type, name, path, options, size_bytes,
-                                              status, created_at)
-                    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {COLUMNS}
+                                              status, created_at, worker_group, source_host)
+                    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {COLUMNS}
                     """,  # noqa: S608 -- the columns are ours
                     [
                         new_id(),
@@ -102,6 +116,8 @@ async def register_protectable(database: Database, new: NewProtectable, look: Lo
                         look.size_bytes,
                         AVAILABLE,
                         clock.now(),
+                        new.worker_group,
+                        new.source_host,
                     ],
                 )
                 row = await cursor.fetchone()

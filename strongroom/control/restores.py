@@ -147,6 +147,7 @@ async def request_restore(
             target_resource_name=target.name,
             parameters=_parameters(new),
             worker_group=target.worker_group,
+            source_host=target.source_host,
             **{name: backup[name] for name in ("member_id", "lender_project_id", "lender_vault_id") if name in backup},
         )
         try:

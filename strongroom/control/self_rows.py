@@ -54,10 +54,13 @@ async def note_copied(database: Database, at: datetime) -> None:
 def settle_moved(conn: Connection[Any]) -> None:
     """Last step of loading rows into another database: what belonged to the old one ends.
 
-    Leases are of workers that are gone. Positions of event streams are transaction numbers of the old database: every
-    row counts as unchanged, and a stream that goes on from an old position is told what changes from now on.
+    Leases are of workers that are gone, programs of the other database. Positions of event streams are transaction
+    numbers of the old database: every row counts as unchanged, and a stream that goes on from an old position is told
+    what changes from now on.
     """
     conn.execute("DELETE FROM sessions WHERE task_id IS NULL")
+    if conn.execute("SELECT 1 WHERE to_regclass('programs') IS NOT NULL").fetchone():  # a copy may be older
+        conn.execute("DELETE FROM programs")
     conn.execute("UPDATE operation_logs SET lease_until = now() - interval '1 second' WHERE status = 'running'")
     conn.execute("UPDATE operation_logs SET change = 0 WHERE change <> 0")
     conn.execute("UPDATE checkpoints SET change = 0 WHERE change <> 0")

@@ -27,16 +27,17 @@ async def open_session(
     kind: str,
     index_number: int,
     domain_id: str | None = None,
+    place: str | None = None,
 ) -> str:
     """Pin an index number of a domain (None: the vault's own); durable on return.
 
-    kind: backup, restore, verify, copy, mount, prune."""
+    kind: backup, restore, verify, copy, mount, prune. place: the state folder of the process (close_unowned)."""
     session_id = new_id()
     async with database.transaction() as conn:
         await conn.execute(
-            "INSERT INTO sessions (id, project_id, vault_id, domain_id, task_id, kind, index_number, opened_at) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, now())",
-            [session_id, project_id, vault_id, domain_id, task_id, kind, index_number],
+            "INSERT INTO sessions (id, project_id, vault_id, domain_id, task_id, kind, index_number, place, opened_at) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now())",
+            [session_id, project_id, vault_id, domain_id, task_id, kind, index_number, place],
         )
     return session_id
 
@@ -78,9 +79,14 @@ async def oldest_pinned(database: Database, project_id: str, vault_id: str, doma
     return None if row is None else row[0]
 
 
-async def close_unowned(database: Database) -> int:
+async def close_unowned(database: Database, place: str | None) -> int:
     """End the sessions that no task owns (downloads, browsing). Only for who knows that every process that opened one
-    is dead: the holder of the state folder's lock (RULINGS 6)."""
+    is dead: those of a state folder, for the holder of its lock (RULINGS 6), or (None) of the whole installation."""
     async with database.transaction() as conn:
-        # Not of a project: it is the whole installation that was stopped.
-        return (await conn.execute("DELETE FROM sessions WHERE task_id IS NULL")).rowcount
+        # Not of a project: whole processes were stopped.
+        return (
+            await conn.execute(
+                "DELETE FROM sessions WHERE task_id IS NULL AND (%(place)s::text IS NULL OR place = %(place)s)",
+                {"place": place},
+            )
+        ).rowcount

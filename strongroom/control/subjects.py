@@ -56,6 +56,7 @@ class ResourceRef:
     options: dict[str, Any]
     worker_group: str
     size_bytes: int
+    source_host: str = ""
 
 
 def vault_full_sentence(vault: VaultRef) -> str:
@@ -144,8 +145,8 @@ async def load_resource(conn: AsyncConnection[Any], project_id: str, resource_id
     """The registration of a resource of this project. Raises ResourceNotFound, also when it was removed."""
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            "SELECT id, resource_type AS type, name, path, options, worker_group, size_bytes FROM protectables "
-            "WHERE project_id = %s AND id = %s AND removed_at IS NULL",
+            "SELECT id, resource_type AS type, name, path, options, worker_group, size_bytes, source_host "
+            "FROM protectables WHERE project_id = %s AND id = %s AND removed_at IS NULL",
             [project_id, resource_id],
         )
         row = await cursor.fetchone()

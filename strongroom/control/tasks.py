@@ -1,8 +1,8 @@
 """Tasks: the operation log's row is the task and decides (RULINGS 1).
 
     request   INSERT the row with the other rows of the request, NOTIFY, commit, answer
-    worker    claim (short transaction: waiting, or running with a lapsed lease; limits checked under the vault's row
-              lock) -> generation + 1, lease set -> work -> every later write guarded by `generation = mine`
+    worker    claim (claiming.py: a short transaction; waiting, or running with a lapsed lease; limits checked under
+              locks) -> generation + 1, lease set -> work -> every later write guarded by `generation = mine`
     renewal   a thread of the worker extends the leases of its rows; who cannot renew must stop
     sweeper   in every worker: rows whose attempts are used up end as failed, with the reason
 
@@ -28,12 +28,16 @@ from strongroom.control.db import Database
 CHANNEL = "strongroom_tasks"
 LEASE_S = 10  # renewed every 2 s, so four renewals may fail before somebody else takes over (RULINGS 1)
 ATTEMPTS_MAX = 5  # a task that killed five workers will kill the sixth
-VAULT_RUNNING_MAX = 4  # tasks of one vault at once, so that one vault cannot take every thread of a worker
+ANY_GROUP = "*"  # tasks that need the store only: every worker runs them
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewTask:
-    """What a request writes. Ids are text; None where the operation has none."""
+    """What a request writes. Ids are text; None where the operation has none.
+
+    worker_group  whose workers reach what is read or written; by default it is the store only
+    source_host   the host whose limit counts for it; "": none
+    """
 
     project_id: str
     operation_type: str
@@ -55,7 +59,8 @@ class NewTask:
     lender_vault_id: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     listed: bool = True
-    worker_group: str = "default"
+    worker_group: str = ANY_GROUP
+    source_host: str = ""
     not_before: datetime | None = None
     id: str = field(default_factory=new_id)
 
@@ -89,7 +94,8 @@ class Task:
     cancel_requested: bool = False
 
 
-_CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, vault_name, provider_id, checkpoint_id,
+# The columns of a Task.
+CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, vault_name, provider_id, checkpoint_id,
     backup_id, resource_id, resource_type, resource_name, target_resource_id, request_id, parameters, state,
     member_id, lender_project_id, cancel_requested"""
 
@@ -115,65 +121,6 @@ async def insert(conn: AsyncConnection[Any], tasks: Sequence[NewTask], now: date
     await conn.execute(f"NOTIFY {CHANNEL}".encode())
 
 
-async def claim(database: Database, worker: str, group: str) -> Task | None:
-    """Take one claimable task, oldest tenant's turn first, and make it ours for LEASE_S. None: nothing to do now.
-
-    Round robin over tenants: the project with the fewest running tasks goes first, so that one tenant's thousand
-    waiting backups do not hold up another's one.
-    """
-    async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            """
-            WITH running AS MATERIALIZED (
-                SELECT project_id, vault_id FROM operation_logs WHERE status = 'running' AND lease_until >= now()),
-            of_project AS (SELECT project_id, count(*) AS n FROM running GROUP BY project_id),
-            of_vault AS (SELECT vault_id, count(*) AS n FROM running GROUP BY vault_id)
-            SELECT t.id, t.vault_id FROM operation_logs t
-            LEFT JOIN of_project p ON p.project_id = t.project_id LEFT JOIN of_vault v ON v.vault_id = t.vault_id
-            WHERE t.worker_group = %(group)s AND t.attempts < %(attempts)s AND t.status IN ('waiting', 'running')
-              AND (t.status = 'waiting' OR t.lease_until < now())
-              AND (t.not_before IS NULL OR t.not_before <= now())
-              AND coalesce(v.n, 0) < %(vault_max)s
-              AND (t.operation_type NOT IN ('vault_delete', 'remove_resource') OR NOT EXISTS (
-                    SELECT 1 FROM operation_logs o WHERE o.vault_id = t.vault_id AND o.id <> t.id
-                       AND o.operation_type <> 'prune' AND o.status IN ('waiting', 'running')
-                       AND (o.created_at, o.id) < (t.created_at, t.id)
-                       AND (t.operation_type = 'vault_delete' OR o.resource_id = t.resource_id)))
-              AND (t.operation_type <> 'vault_delete' OR NOT EXISTS (  -- others read there until they notice
-                    SELECT 1 FROM operation_logs o WHERE o.lender_vault_id = t.vault_id AND o.status = 'running'
-                       AND o.lease_until >= now()))
-            ORDER BY coalesce(p.n, 0), t.created_at, t.id
-            LIMIT 1 FOR UPDATE OF t SKIP LOCKED
-            """,
-            {"group": group, "attempts": ATTEMPTS_MAX, "vault_max": VAULT_RUNNING_MAX},
-        )
-        found = await cursor.fetchone()
-        if found is None:
-            return None
-        if found["vault_id"] is not None:
-            # Two workers must not both see room under the vault's limit: the count above is repeated under its lock.
-            await cursor.execute("SELECT 1 FROM vaults WHERE id = %s FOR UPDATE", [found["vault_id"]])
-            await cursor.execute(
-                "SELECT count(*) AS n FROM operation_logs WHERE vault_id = %s AND id <> %s AND status = 'running' "
-                "AND lease_until >= now()",
-                [found["vault_id"], found["id"]],
-            )
-            counted = await cursor.fetchone()
-            if counted is None or counted["n"] >= VAULT_RUNNING_MAX:
-                return None
-        await cursor.execute(
-            f"""
-            UPDATE operation_logs SET status = 'running', generation = generation + 1, attempts = attempts + 1,
-                worker = %s, lease_until = now() + make_interval(secs => %s), not_before = NULL,
-                started_at = coalesce(started_at, now()), updated_at = now()
-            WHERE id = %s RETURNING {_CLAIMED}
-            """.encode(),  # noqa: S608 -- the columns are ours
-            [worker, LEASE_S, found["id"]],
-        )
-        row = await cursor.fetchone()
-        return Task(**row) if row is not None else None
-
-
 async def renew(database: Database, worker: str, mine: dict[str, int]) -> tuple[set[str], set[str]]:
     """Extend the leases of this worker's tasks ({id: generation}). Returns (still ours, those that must stop: somebody
     canceled them, or the share they read through has ended)."""
@@ -195,13 +142,14 @@ async def renew(database: Database, worker: str, mine: dict[str, int]) -> tuple[
     return {r[0] for r in rows}, {r[0] for r in rows if r[1]}
 
 
-async def end_leases(database: Database, group: str) -> int:
-    """The holder of the state folder's lock knows that every earlier worker of it is dead (RULINGS 6)."""
+async def end_leases(database: Database, place: str | None) -> int:
+    """Free what dead workers left: those of a state folder, for who holds its lock and knows that every earlier worker
+    of it is dead (RULINGS 6), or (None) of the whole installation, for who knows that it is the only one."""
     async with database.transaction() as conn:
         done = await conn.execute(
             "UPDATE operation_logs SET lease_until = now() - interval '1 second' "
-            "WHERE status = 'running' AND worker_group = %s",
-            [group],
+            "WHERE status = 'running' AND (%(place)s::text IS NULL OR starts_with(worker, %(place)s || '/'))",
+            {"place": place},
         )
         return done.rowcount
 
@@ -290,7 +238,7 @@ async def put_back(database: Database, task: Task, delay_s: float, *, count: boo
         await still_mine(conn, task)
         await conn.execute(
             "UPDATE operation_logs SET status = 'waiting', lease_until = NULL, worker = NULL, rate_bytes_s = NULL, "
-            "not_before = now() + make_interval(secs => %s), attempts = attempts - %s WHERE id = %s",
+            "not_before = now() + make_interval(secs => nullif(%s, 0)), attempts = attempts - %s WHERE id = %s",
             [delay_s, 0 if count else 1, task.id],
         )
         await conn.execute(f"NOTIFY {CHANNEL}".encode())
@@ -319,12 +267,12 @@ async def exhausted(database: Database, worker: str, group: str) -> list[Task]:
             f"""
             UPDATE operation_logs SET generation = generation + 1, status = 'running', worker = %s,
                 lease_until = now() + make_interval(secs => %s)
-            WHERE id IN (SELECT id FROM operation_logs WHERE worker_group = %s AND attempts >= %s
+            WHERE id IN (SELECT id FROM operation_logs WHERE worker_group = ANY(%s) AND attempts >= %s
                          AND (status = 'waiting' OR (status = 'running' AND lease_until < now()))
                          ORDER BY created_at LIMIT 100 FOR UPDATE SKIP LOCKED)
-            RETURNING {_CLAIMED}
+            RETURNING {CLAIMED}
             """.encode(),  # noqa: S608 -- the columns are ours
-            [worker, LEASE_S, group, ATTEMPTS_MAX],
+            [worker, LEASE_S, [group, ANY_GROUP], ATTEMPTS_MAX],
         )
         return [Task(**row) for row in await cursor.fetchall()]
 
@@ -340,7 +288,7 @@ async def take_waiting(conn: AsyncConnection[Any], project_id: str, task_id: str
             f"""
             UPDATE operation_logs SET status = 'running', generation = generation + 1, worker = 'canceled',
                 lease_until = now() + make_interval(secs => %s), cancel_requested = true, updated_at = now()
-            WHERE project_id = %s AND id = %s AND status = 'waiting' AND started_at IS NULL RETURNING {_CLAIMED}
+            WHERE project_id = %s AND id = %s AND status = 'waiting' AND started_at IS NULL RETURNING {CLAIMED}
             """.encode(),  # noqa: S608 -- the columns are ours
             [LEASE_S, project_id, task_id],
         )

@@ -21,7 +21,7 @@ from strongroom.control import backups
 from strongroom.control.backups import BackupJob, CommittedBackup
 from strongroom.engine import BackupReport, BackupRequest, Root
 from strongroom.engine import backup as engine_backup
-from strongroom.operations.job import Job, source_ref
+from strongroom.operations.job import Job, require_foreign, source_ref
 from strongroom.operations.locking import retain_root, tell_lock, tell_promises
 from strongroom.operations.watched_store import Room
 from strongroom.sources.base import PointWanted
@@ -53,6 +53,7 @@ def run(job: Job) -> None:
         return
     full = not plan.incremental or plan.parent is None
     wanted = PointWanted(parent_token=plan.parent.point_token if plan.parent else None, full=full)
+    require_foreign(tools, plan.resource.path)
     driver = driver_for(plan.resource.type, plan.resource.path)
     with driver.open_point(source_ref(plan.resource), wanted) as point:
         request = BackupRequest(

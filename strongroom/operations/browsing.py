@@ -5,12 +5,10 @@ being read.
 """
 
 import asyncio
-import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from strongroom.base.browsing import EntryView
 from strongroom.base.errors import EntryNotFound, InvalidRequest
@@ -20,7 +18,7 @@ from strongroom.control.subjects import ResourceRef
 from strongroom.engine import BrowsedEntry
 from strongroom.engine.browse import entry as find_entry
 from strongroom.engine.browse import list_entries, read_file
-from strongroom.operations.job import Tools, source_ref
+from strongroom.operations.job import OWN_PLACE, Tools, overlaps, source_ref
 from strongroom.operations.restore import split
 from strongroom.sources.open import driver_for
 
@@ -98,14 +96,13 @@ class ResourceInspector:
     """Implements api.services.Inspector. Folders of the service itself cannot be protected, nor what lies around them:
     a restore would overwrite the state it runs on, and the store would back itself up."""
 
-    def __init__(self, forbidden: Sequence[Path]) -> None:
-        self._forbidden = [os.fsencode(os.path.realpath(path)) for path in forbidden]
+    def __init__(self, forbidden: Sequence[bytes]) -> None:
+        self._forbidden = forbidden
 
     async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
         def look() -> tuple[int, str | None]:
-            real = os.path.realpath(path)
-            if any(_overlap(real, place) for place in self._forbidden):
-                return 0, "The path holds, or lies in, the service's own state. Choose another one."
+            if overlaps(path, self._forbidden):
+                return 0, OWN_PLACE
             resource = ResourceRef(
                 id="", type=resource_type, name="", path=path, options=options, worker_group="", size_bytes=0
             )
@@ -113,11 +110,6 @@ class ResourceInspector:
             return found.size_bytes or 0, None if found.readable else found.reason
 
         return await asyncio.to_thread(look)
-
-
-def _overlap(one: bytes, other: bytes) -> bool:
-    a, b = one.rstrip(b"/") + b"/", other.rstrip(b"/") + b"/"
-    return a.startswith(b) or b.startswith(a)
 
 
 async def _stream(pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:

@@ -1,6 +1,8 @@
 """What every job works with, and how a vault's repository is opened for it."""
 
+import os
 import shutil
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast, get_args
@@ -30,6 +32,8 @@ from strongroom.sources.base import ResourceType, SourceOptions, SourceRef
 
 log = structlog.get_logger("job")
 
+OWN_PLACE = "The path holds, or lies in, the service's own state. Choose another one."
+
 
 def vault_prefix(project_id: str, vault_id: str) -> str:
     """Where a vault lives in the store: the tenant is part of every name."""
@@ -42,6 +46,8 @@ class Tools:
 
     index_folder   where copies of the vaults' indexes are kept, a folder a vault; they may be lost at any time
     peers          the other regions
+    place          the state folder of this process, by its id (state.place_of)
+    own_places     folders of the service on this machine (real paths): never read as a source, never written over
     """
 
     database: Database
@@ -52,6 +58,8 @@ class Tools:
     clock: Clock
     settings: DomainSettings
     index_folder: str
+    place: str | None = None
+    own_places: tuple[bytes, ...] = ()
     peers: Peers = field(default_factory=lambda: Peers({}, "", SystemClock()))
 
     def domains(self, vault: VaultRef) -> list[str | None]:
@@ -155,6 +163,7 @@ class RowSessions:
                 kind=kind,
                 index_number=index_number,
                 domain_id=self._domain_id,
+                place=self._tools.place,
             )
         )
         if self._task_id is not None and kind in UNTIL_FINAL:
@@ -190,6 +199,18 @@ class Job:
         self.monitor.check()
         progress = self.monitor.progress(self.tools.clock.monotonic_s())
         self.tools.portal.call(note_progress(self.tools.database, self.task, progress))
+
+
+def overlaps(path: bytes, places: Iterable[bytes]) -> bool:
+    """Whether a path lies in one of these folders or around one, links followed."""
+    one = os.path.realpath(path).rstrip(b"/") + b"/"
+    return any(one.startswith(place) or place.startswith(one) for place in (p.rstrip(b"/") + b"/" for p in places))
+
+
+def require_foreign(tools: Tools, path: bytes) -> None:
+    """Raises InvalidRequest where a worker would read or write the state that it runs on."""
+    if overlaps(path, tools.own_places):
+        raise InvalidRequest(reason=OWN_PLACE)
 
 
 def source_ref(resource: ResourceRef) -> SourceRef:

@@ -20,7 +20,7 @@ from strongroom.control import restores, tasks
 from strongroom.control.restores import RestoreJob
 from strongroom.engine import RestoreReport, restore_block, restore_tree
 from strongroom.engine.repository import Repository
-from strongroom.operations.job import Job, source_ref
+from strongroom.operations.job import Job, require_foreign, source_ref
 from strongroom.sources.base import RestoreWanted, Target, TargetReport
 from strongroom.sources.open import driver_for
 
@@ -32,6 +32,7 @@ def run(job: Job) -> None:
     """One attempt. Raises what stops it."""
     tools, task = job.tools, job.task
     plan = tools.portal.call(restores.start_restore(tools.database, task))
+    require_foreign(tools, plan.target.path)
     driver = driver_for(plan.target.type, plan.target.path)
     started_s = tools.clock.monotonic_s()
     repository = tools.repository(plan.vault, task.id, domain_id=plan.domain_id)

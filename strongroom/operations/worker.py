@@ -24,13 +24,15 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import structlog
 
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Canceled, ComeAgain, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
-from strongroom.control import audit, expiry, firing, locking, sessions, tasks
+from strongroom.control import audit, claiming, expiry, firing, locking, sessions, tasks
+from strongroom.control.claiming import RunningLimits
 from strongroom.control.db import Database
 from strongroom.control.promises import PromiseTicker
 from strongroom.control.tasks import Task
@@ -70,7 +72,15 @@ class _Running:
 
 
 class Worker:
-    """Start it once, stop it once. `group` names the sources it can reach."""
+    """Start it once, stop it once.
+
+    group    names the sources it can reach
+    place    the state folder's id
+    limits   of running tasks, the same in all workers
+    dead     whose leases end at the start, because they are known to be dead (RULINGS 6): earlier workers of this state
+             folder ("place"), of the whole installation ("all"), or of nobody ("none")
+    drain_s  how long running jobs may run on when it is told to end
+    """
 
     def __init__(
         self,
@@ -80,7 +90,9 @@ class Worker:
         clock: Clock,
         group: str,
         concurrency: int,
-        alone: bool,
+        place: str,
+        dead: Literal["none", "place", "all"],
+        limits: RunningLimits | None = None,
         audit_days: int,
         drain_s: float = 0.0,
         region: str = "",
@@ -94,9 +106,10 @@ class Worker:
         self._region = region
         self._audit_days = audit_days
         self._self_backups = self_backups or SelfBackups()
-        self._alone = alone  # the state folder's lock is ours: every earlier worker of this group is dead (RULINGS 6)
+        self._place, self._dead, self._limits = place, dead, limits
+        self._served_last = ""  # the project of the last task: the turn goes on behind it
         self.drain_s = drain_s
-        self.name = f"{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self.name = f"{place}/{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
         self._running: dict[str, _Running] = {}
         self._ready = threading.Event()
         self._failed: BaseException | None = None
@@ -168,9 +181,10 @@ class Worker:
         size = self._concurrency + CONNECTIONS_EXTRA
         async with await Database.open(self._url, min_size=2, max_size=size) as database:
             tools = self._make_tools(database, Portal(self._loop))
-            if self._alone:
-                await tasks.end_leases(database, self._group)
-                await sessions.close_unowned(database)
+            if self._dead != "none":
+                place = self._place if self._dead == "place" else None
+                await tasks.end_leases(database, place)
+                await sessions.close_unowned(database, place)
             jobs = ThreadPoolExecutor(self._concurrency, "job")
             beside = [
                 asyncio.create_task(self._forever(RENEW_S, lambda: self._renew(database))),
@@ -201,12 +215,13 @@ class Worker:
         if len(self._running) >= self._concurrency:
             return False
         try:
-            task = await tasks.claim(database, self.name, self._group)
+            task = await claiming.claim(database, self.name, self._group, limits=self._limits, after=self._served_last)
         except Unavailable as error:
             log.warning("cannot claim", error=str(error))
             return False
         if task is None:
             return False
+        self._served_last = task.project_id
         self._start(task, tools, jobs, _perform)
         return True
 

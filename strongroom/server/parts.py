@@ -1,18 +1,26 @@
 """What every process of an installation is made of, whatever it does: rows, objects, the key, memory, other regions."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
 from strongroom.api.services import Probe
 from strongroom.base.clock import Clock, SystemClock
-from strongroom.base.errors import Unavailable
+from strongroom.base.errors import ConfigError, Unavailable
 from strongroom.config import Settings
+from strongroom.control import programs
+from strongroom.control.claiming import RunningLimits
 from strongroom.control.db import Database
+from strongroom.control.programs import Program
 from strongroom.engine import DomainSettings, MasterKey
 from strongroom.engine.pool import Pool
 from strongroom.engine.store.base import Store
@@ -23,17 +31,18 @@ from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
 from strongroom.operations.self_backup import SelfBackups
 from strongroom.operations.worker import Worker
-from strongroom.state import INDEX_FOLDER, load_master_key
+from strongroom.state import INDEX_FOLDER, load_master_key, place_of
 
 log = structlog.get_logger("server")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """url: of the database, for a pool of one's own."""
+    """url: of the database, for a pool of one's own. place: the id of the state folder."""
 
     settings: Settings
     url: str
+    place: str
     clock: Clock
     database: Database
     store: Store
@@ -52,11 +61,13 @@ class Parts:
             clock=self.clock,
             settings=DomainSettings(),
             index_folder=str(self.settings.state_dir / INDEX_FOLDER),
+            place=self.place,
+            own_places=_own_places(self.settings),
             peers=self.peers,
         )
 
-    def worker(self, *, alone: bool, drain_s: float) -> Worker:
-        """A worker of this process. alone: every earlier one of its group is known to be dead (RULINGS 6)."""
+    def worker(self, *, dead: Literal["none", "place", "all"], drain_s: float) -> Worker:
+        """A worker of this process."""
         settings = self.settings
         return Worker(
             database_url=settings.database_direct_url or self.url,
@@ -64,7 +75,11 @@ class Parts:
             clock=self.clock,
             group=settings.worker_group,
             concurrency=settings.worker_concurrency,
-            alone=alone,
+            place=self.place,
+            dead=dead,
+            limits=RunningLimits(
+                vault=settings.tasks_of_vault, host=settings.tasks_of_host, project=settings.tasks_of_project
+            ),
             drain_s=drain_s,
             region=settings.region,
             audit_days=settings.audit_days,
@@ -107,6 +122,7 @@ async def open_parts(settings: Settings, url: str, *, connections: int, may_make
             yield Parts(
                 settings=settings,
                 url=url,
+                place=place_of(settings),
                 clock=clock,
                 database=database,
                 store=store,
@@ -117,6 +133,45 @@ async def open_parts(settings: Settings, url: str, *, connections: int, may_make
         finally:
             pool.close()
             peers.close()
+
+
+@asynccontextmanager
+async def known(parts: Parts, kind: str, worker_group: str | None) -> AsyncIterator[None]:
+    """Say every few seconds that this process lives (control/programs.py). When the database's schema is no longer one
+    for it, it is told to end as by a signal, and the block ends with the ConfigError."""
+    program = Program(kind=kind, worker_group=worker_group)
+    refused: list[ConfigError] = []
+
+    async def beats() -> None:
+        while not refused:
+            await asyncio.sleep(programs.BEAT_S)
+            try:
+                await programs.beat(parts.database, program)
+            except ConfigError as error:
+                log.error("the schema changed; this program ends", error=str(error))
+                refused.append(error)
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Unavailable as error:
+                log.warning("cannot say that this program lives", error=str(error))
+
+    await programs.beat(parts.database, program)
+    beating = asyncio.create_task(beats())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        with suppress(Unavailable):
+            await programs.leave(parts.database, program)
+    if refused:
+        raise refused[0]
+
+
+def _own_places(settings: Settings) -> tuple[bytes, ...]:
+    """Folders of the service: never to be protected, never to be restored over."""
+    store = urlsplit(settings.store_url)
+    paths = [settings.state_dir, *([Path(unquote(store.path))] if store.scheme == "file" else [])]
+    return tuple(os.fsencode(os.path.realpath(path)) for path in paths)
 
 
 def probe_of(worker: Worker) -> Probe:

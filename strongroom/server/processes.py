@@ -7,19 +7,20 @@ import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 import uvloop
 
 from strongroom.api.health import health_app
+from strongroom.api.services import Probe
 from strongroom.base.errors import ConfigError
 from strongroom.config import Settings, check_certificate
 from strongroom.control import migrate as schema
 from strongroom.operations import trace
 from strongroom.operations.worker import Worker
 from strongroom.server import listener as http
-from strongroom.server.parts import Parts, open_parts, probe_of
+from strongroom.server.parts import Parts, known, open_parts, probe_of
 from strongroom.server.request_side import request_side
 from strongroom.state import (
     CREDENTIALS,
@@ -43,7 +44,7 @@ def serve(settings: Settings) -> int:
     with state_lock(settings):
         require_settled(settings)
         with running_database(settings) as url:
-            schema.upgrade(url)
+            schema.upgrade(settings.database_direct_url or url, alone=settings.database_url is None)
             code = _run(_serve(settings, url))
     return _left(code)
 
@@ -108,22 +109,15 @@ LEFT_BEHIND = -1  # of a process whose jobs did not stop
 
 
 async def _serve(settings: Settings, url: str) -> int:
-    async with open_parts(settings, url, connections=settings.database_connections, may_make_key=True) as parts:
-        worker = parts.worker(alone=True, drain_s=0)  # nobody else would take over what it finishes
-        socket = http.bind(settings.listen)
-        endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
-        async with request_side(parts, endpoint, {"worker": probe_of(worker)}) as side:
+    connections = settings.database_connections
+    async with open_parts(settings, url, connections=connections, may_make_key=True) as parts:
+        # A PostgreSQL of its own has no other process; one that was named may have many, of other state folders.
+        dead: Literal["place", "all"] = "all" if settings.database_url is None else "place"
+        worker = parts.worker(dead=dead, drain_s=0)  # nobody else would take over what it finishes
+        probes, groups = {"worker": probe_of(worker)}, frozenset({settings.worker_group})
+        async with known(parts, "serve", settings.worker_group):
             try:
-                await asyncio.to_thread(worker.start)
-                server = http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies)
-                await http.answer(
-                    server,
-                    socket,
-                    side.services,
-                    announce=partial(_announce, settings, endpoint),
-                    drain_s=0,
-                    alive=lambda: worker.alive,
-                )
+                await _answer(parts, probes, groups, drain_s=0, worker=worker)
                 code = 0 if worker.alive else 1
             finally:
                 clean = await asyncio.to_thread(worker.stop)
@@ -132,37 +126,50 @@ async def _serve(settings: Settings, url: str) -> int:
 
 
 async def _api(settings: Settings, url: str) -> int:
-    async with open_parts(settings, url, connections=settings.database_connections, may_make_key=True) as parts:
-        socket = http.bind(settings.listen)
-        endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
-        async with request_side(parts, endpoint, {}) as side:
-            await http.answer(
-                http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies),
-                socket,
-                side.services,
-                announce=partial(_announce, settings, endpoint),
-                drain_s=settings.api_drain_s,
-                alive=lambda: True,
-            )
+    connections = settings.database_connections
+    async with open_parts(settings, url, connections=connections, may_make_key=True) as parts:
+        async with known(parts, "api", None):
+            await _answer(parts, {}, frozenset(), drain_s=settings.api_drain_s)
             _tell_trace()
     return 0
 
 
+async def _answer(
+    parts: Parts, probes: dict[str, Probe], groups: frozenset[str], *, drain_s: float, worker: Worker | None = None
+) -> None:
+    """Listen and answer until a signal, or until the worker of this process is gone; it is started on the way."""
+    settings = parts.settings
+    socket = http.bind(settings.listen)
+    endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
+    async with request_side(parts, endpoint, probes, groups) as side:
+        if worker is not None:
+            await asyncio.to_thread(worker.start)
+        await http.answer(
+            http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies),
+            socket,
+            side.services,
+            announce=partial(_announce, settings, endpoint),
+            drain_s=drain_s,
+            alive=lambda: worker is None or worker.alive,
+        )
+
+
 async def _worker(settings: Settings, url: str) -> int:
     async with open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False) as parts:
-        worker = parts.worker(alone=False, drain_s=settings.worker_drain_s)
+        worker = parts.worker(dead="none", drain_s=settings.worker_drain_s)
         health = _Health(settings, parts, worker)
-        try:
-            await asyncio.to_thread(worker.start)
-            await health.start()
-            sys.stdout.write(f"Strongroom worker {worker.name} of the group {settings.worker_group} is ready\n")
-            sys.stdout.flush()
-            await _until_ended(worker)
-            code = 0 if worker.draining else 1
-        finally:
-            clean = await asyncio.to_thread(worker.stop)
-            await health.stop()
-            _tell_trace()
+        async with known(parts, "worker", settings.worker_group):
+            try:
+                await asyncio.to_thread(worker.start)
+                await health.start()
+                sys.stdout.write(f"Strongroom worker {worker.name} of the group {settings.worker_group} is ready\n")
+                sys.stdout.flush()
+                await _until_ended(worker)
+                code = 0 if worker.draining else 1
+            finally:
+                clean = await asyncio.to_thread(worker.stop)
+                await health.stop()
+                _tell_trace()
         return code if clean else LEFT_BEHIND
 
 

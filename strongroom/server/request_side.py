@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from starlette.types import ASGIApp
 
@@ -42,8 +40,13 @@ class RequestSide:
 
 
 @asynccontextmanager
-async def request_side(parts: Parts, endpoint: str, probes: dict[str, Probe]) -> AsyncIterator[RequestSide]:
-    """Made on the running loop; at the very first start of the installation with its first account."""
+async def request_side(
+    parts: Parts, endpoint: str, probes: dict[str, Probe], groups: frozenset[str]
+) -> AsyncIterator[RequestSide]:
+    """Made on the running loop; at the very first start of the installation with its first account.
+
+    groups  worker groups whose sources this process reaches
+    """
     settings, database, clock = parts.settings, parts.database, parts.clock
     ring, passwords = Ring([settings.master_key_file.read_bytes()]), Passwords()
     accounts = Accounts(database=database, ring=ring, passwords=passwords, clock=clock)
@@ -59,7 +62,7 @@ async def request_side(parts: Parts, endpoint: str, probes: dict[str, Probe]) ->
         await accounts.bootstrap(settings.region, lambda first: write_credentials(settings, endpoint, first))
         note_endpoint(settings, endpoint)
         tools = parts.tools(database, Portal(asyncio.get_running_loop()))
-        services = _services(settings, tools, keystone or own, parts.probes() | probes)
+        services = _services(settings, tools, keystone or own, parts.probes() | probes, groups)
         rows = _account_operations(settings, accounts, callers, logins, passwords, keys)
         yield RequestSide(app=build_app((*OPERATIONS, *rows), services), services=services)
     finally:
@@ -89,7 +92,9 @@ def _account_operations(
     return (*identity.operations, *admin.operations)
 
 
-def _services(settings: Settings, tools: Tools, authenticate: Authenticate, probes: dict[str, Probe]) -> Services:
+def _services(
+    settings: Settings, tools: Tools, authenticate: Authenticate, probes: dict[str, Probe], groups: frozenset[str]
+) -> Services:
     async def store_retains() -> bool:
         return await asyncio.to_thread(retains, tools.store)
 
@@ -103,17 +108,12 @@ def _services(settings: Settings, tools: Tools, authenticate: Authenticate, prob
         authenticate=authenticate,
         browser=RestorePointBrowser(tools),
         retains=store_retains,
-        inspector=ResourceInspector(forbidden=_own_places(settings)),
+        inspector=ResourceInspector(forbidden=tools.own_places),
         probes=probes,
+        groups=groups,
         limits=Limits(
             body_bytes_max=settings.body_bytes_max,
             concurrency_max=settings.requests_max,
             of_project_max=max(1, settings.requests_max // 2),
         ),
     )
-
-
-def _own_places(settings: Settings) -> list[Path]:
-    """Folders of the service: never to be protected, never to be restored over."""
-    store = urlsplit(settings.store_url)
-    return [settings.state_dir, *([Path(unquote(store.path))] if store.scheme == "file" else [])]

@@ -20,7 +20,7 @@ from strongroom.base.browsing import EntryView
 from strongroom.base.errors import EntryNotFound, Unauthenticated
 from strongroom.base.ids import new_hex_id, new_id
 from strongroom.base.units import GIB
-from strongroom.control import backups, checkpoints, deletions, restores, tasks
+from strongroom.control import backups, checkpoints, claiming, deletions, restores
 from strongroom.control.access import ROLE_READER, ROLE_TENANT_ADMIN, Caller
 from strongroom.control.backups import CommittedBackup
 from strongroom.control.checkpoint_views import Checkpoint, show_checkpoint
@@ -213,7 +213,7 @@ class World:
         )
 
     async def claim(self, operation_type: str | None = None) -> Task:
-        task = await tasks.claim(self.database, self.worker, "default")
+        task = await claiming.claim(self.database, self.worker, "default")
         assert task is not None, "nothing to claim"
         assert operation_type in (None, task.operation_type), task.operation_type
         return task

@@ -9,7 +9,7 @@ from pathlib import Path
 from points_world import TURBO, World, opened_world
 
 from strongroom.base.ids import new_id
-from strongroom.control import reading, tasks
+from strongroom.control import claiming, reading
 from strongroom.control.db import Database
 from strongroom.control.subjects import VaultRef, load_vault
 from strongroom.control.tasks import Task
@@ -61,7 +61,7 @@ class StoredWorld:
     async def claim(self) -> Task | None:
         """The next task; one that is to be tried again later is tried now."""
         await self.world.execute("UPDATE operation_logs SET not_before = NULL WHERE status = 'waiting'")
-        return await tasks.claim(self.world.database, self.world.worker, "default")
+        return await claiming.claim(self.world.database, self.world.worker, "default")
 
     def job(self, task: Task) -> Job:
         return Job(task=task, tools=self.tools, monitor=JobMonitor())

@@ -8,7 +8,7 @@ from points_world import DISK, TURBO, World, reader_of
 
 from strongroom.base.errors import SourceGone
 from strongroom.base.ids import new_id
-from strongroom.control import backups, tasks
+from strongroom.control import backups, claiming
 
 
 async def create(world: World, vault: str, **parameters: object):
@@ -324,5 +324,5 @@ async def test_tasks_go_to_the_group_of_their_resource(world: World) -> None:
     resource = await world.add_resource()
     await world.execute("UPDATE protectables SET worker_group = 'rack-7' WHERE id = %s", resource)
     await world.run(await world.add_vault([resource]))
-    assert await tasks.claim(world.database, "w", "default") is None
-    assert await tasks.claim(world.database, "w", "rack-7") is not None
+    assert await claiming.claim(world.database, "w", "default") is None
+    assert await claiming.claim(world.database, "w", "rack-7") is not None

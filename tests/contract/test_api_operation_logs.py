@@ -6,7 +6,7 @@ from points_world import DISK, World, reader_of
 
 from strongroom.base.errors import SourceGone
 from strongroom.base.ids import new_id
-from strongroom.control import backups, deletions, restores, tasks
+from strongroom.control import backups, claiming, deletions, restores, tasks
 from strongroom.control.tasks import NewTask, Progress
 
 
@@ -305,7 +305,7 @@ async def test_cancel_whose_process_dies_between_its_two_steps(world: World) -> 
     task_id = str(await world.one("SELECT id FROM operation_logs"))
     async with world.database.transaction() as conn:
         assert await tasks.take_waiting(conn, world.project, task_id) is not None
-    assert await tasks.claim(world.database, world.worker, "default") is None
+    assert await claiming.claim(world.database, world.worker, "default") is None
     await world.execute("UPDATE operation_logs SET lease_until = now() - interval '1 second'")
     claimed = await world.claim("backup")
     assert (claimed.cancel_requested, claimed.generation) == (True, 2)

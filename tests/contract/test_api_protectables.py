@@ -224,6 +224,7 @@ async def test_a_registration_is_inspected_and_shown_back(api: InProcessApi, tmp
         "size_bytes": 2 * GIB,
         "status": "available",
         "worker_group": "default",
+        "source_host": "",
         "options": {
             "exclude": ["*.tmp"],
             "one_file_system": True,

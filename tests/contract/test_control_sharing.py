@@ -7,7 +7,7 @@ from points_world import DISK, World
 
 from strongroom.base.errors import BackupNotFound, Canceled, Conflict, Fenced, SourceError, StrongroomError
 from strongroom.base.ids import new_id
-from strongroom.control import deletions, expiry, restores, sharing, tasks, vaults
+from strongroom.control import claiming, deletions, expiry, restores, sharing, tasks, vaults
 from strongroom.control.reading import find_readable
 from strongroom.control.restores import NewRestore
 from strongroom.control.sessions import oldest_pinned, open_session
@@ -165,7 +165,7 @@ async def test_what_is_on_its_way_out_is_shared_with_nobody(loan: Loan, world: W
     with pytest.raises(BackupNotFound):
         await find_readable(database, loan.receiver, loan.backup)
     assert await loan.must_stop(task)
-    deleting = await tasks.claim(database, world.worker, "default")
+    deleting = await claiming.claim(database, world.worker, "default")
     assert (deleting is None) == (how == "vault"), "objects that somebody reads are not wiped under him"
     assert await loan.pinned() == 7
     assert await loan.failed(task, Canceled()) == ("failed", "6705", "None")

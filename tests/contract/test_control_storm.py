@@ -8,7 +8,7 @@ from points_world import World
 from test_list_counts import DIFFERENT
 
 from strongroom.base.errors import Canceled, Fenced, SourceGone, StrongroomError
-from strongroom.control import backups, deletions, restores, sessions, tasks
+from strongroom.control import backups, claiming, deletions, restores, sessions, tasks
 from strongroom.control.backups import CommittedBackup
 from strongroom.control.tasks import Task
 
@@ -101,7 +101,7 @@ async def worker(world: World, chance: random.Random, name: str, quiet: asyncio.
             "WHERE status = 'running' AND random() < %s FOR UPDATE SKIP LOCKED)",
             1.0 if calm else 0.1,
         )
-        task = await tasks.claim(world.database, name, "default")
+        task = await claiming.claim(world.database, name, "default")
         if task is not None:
             await perform(world, chance, task, calm)
         for spent in await tasks.exhausted(world.database, name, "default"):

@@ -6,7 +6,7 @@ from psycopg.errors import CheckViolation
 
 from strongroom.base.errors import Canceled
 from strongroom.base.ids import new_id
-from strongroom.control import backups, deletions, restores, sessions, tasks, verifying
+from strongroom.control import backups, claiming, deletions, restores, sessions, verifying
 from strongroom.control.tasks import Task
 from strongroom.control.verifying import Damage, Verified
 
@@ -138,7 +138,7 @@ async def test_a_delete_of_the_vault_stops_the_check(world: World) -> None:
     check = await asked(world, vault, deep=True)
     assert (await world.client.delete(world.v3(f"vaults/{vault}"))).status_code == 204
     assert await world.one("SELECT cancel_requested FROM operation_logs WHERE id = %s", check.id) is True
-    assert await tasks.claim(world.database, world.worker, "default") is None
+    assert await claiming.claim(world.database, world.worker, "default") is None
     await sessions.fail_alone(world.database, check, Canceled(), world.clock)
     await world.claim("vault_delete")
 

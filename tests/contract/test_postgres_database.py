@@ -141,6 +141,7 @@ def test_a_newer_schema_is_refused_and_left_alone(postgres_url: str):
     """A schema from the future is named with both revisions by check and by upgrade."""
     with psycopg.connect(postgres_url) as conn:
         conn.execute("UPDATE alembic_version SET version_num = '9999'")
+        conn.execute("UPDATE schema_window SET oldest_program = '9998'")
     for refuse in (migrate.check, migrate.upgrade):
         with pytest.raises(ConfigError, match=rf"9999 is newer.*{migrate.head()}"):
             refuse(postgres_url)

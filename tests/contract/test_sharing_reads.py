@@ -17,7 +17,7 @@ from points_world import DISK, World, opened_world
 from strongroom.base.errors import Canceled, StrongroomError
 from strongroom.base.ids import new_id
 from strongroom.base.streams import SilentMonitor
-from strongroom.control import deletions, reading, restores, sharing, tasks, vaults
+from strongroom.control import claiming, deletions, reading, restores, sharing, tasks, vaults
 from strongroom.control.db import Database
 from strongroom.control.tasks import Task
 from strongroom.engine import BackupRequest, DomainSettings, MasterKey, Pool, backup
@@ -223,7 +223,7 @@ async def test_the_vault_waits_for_who_reads_it(lent: Lent) -> None:
     def end(monitor: JobMonitor) -> None:
         call, database, world = lent.tools.portal.call, lent.world.database, lent.world
         call(vaults.delete_vault(database, world.project, lent.vault, new_id(), world.clock))
-        claimed.append(call(tasks.claim(database, world.worker, "default")))
+        claimed.append(call(claiming.claim(database, world.worker, "default")))
         lent.renew(task, monitor)
 
     await lent.run(task, 2, end)

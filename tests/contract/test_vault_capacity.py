@@ -5,7 +5,7 @@ from points_world import World
 
 from strongroom.base.errors import Conflict
 from strongroom.base.units import GIB
-from strongroom.control import tasks
+from strongroom.control import claiming
 from strongroom.control.capacity import expanded_gb
 
 
@@ -48,7 +48,7 @@ async def test_a_vault_without_growth_stays_full(world: World) -> None:
     assert await size_of(world, vault) == 10
     await world.execute("UPDATE vaults SET size_gb = 11 WHERE id = %s", vault)
     await world.backed_up(vault)
-    assert await tasks.claim(world.database, "w", "default") is None
+    assert await claiming.claim(world.database, "w", "default") is None
 
 
 async def test_demand_billing_goes_beyond_the_size(world: World) -> None:

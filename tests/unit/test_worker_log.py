@@ -21,7 +21,8 @@ def worker() -> Worker:
         clock=SystemClock(),
         group="g",
         concurrency=1,
-        alone=False,
+        place="p",
+        dead="none",
         audit_days=365,
     )
 
