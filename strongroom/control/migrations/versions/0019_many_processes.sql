@@ -33,4 +33,4 @@ CREATE TABLE schema_window (
     one            boolean PRIMARY KEY DEFAULT true CHECK (one),
     oldest_program text NOT NULL                 -- a program that knows no newer revision than this one still works
 );
-INSERT INTO schema_window (oldest_program) VALUES ('0018');
+INSERT INTO schema_window (oldest_program) VALUES ('0019');
