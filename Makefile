@@ -2,6 +2,7 @@
 #   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
 #   test       setup, the tests' packages, then every check but the long ones
+#   test-sources  guests, booted without KVM: what restore points of real machines hold; a quarter of an hour
 #   reliability  the fault suites in full, then docs/RELIABILITY.md from their counts; an hour or two
 #   conformance  what every client meets at every operation, on a server of its own: docs/CONFORMANCE.md; three minutes
 #   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; half an hour, 35 GB
@@ -66,7 +67,7 @@ test: lint
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long'
 
-test-long: .venv/.test-done
+test-long: .venv/.test-done guests
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
 	@rm -f .reliability.jsonl
 	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest -m long
@@ -76,6 +77,15 @@ SECONDS ?= 60
 SEED ?= 1
 chaos: .venv/.test-done
 	STRONGROOM_CHAOS_S=$(SECONDS) STRONGROOM_TEST_SEED=$(SEED) $(BIN)/pytest -q -s -m long tests/e2e/test_chaos.py
+
+# Packages of the guests that the long tests boot, and the kernel they run.
+.PHONY: guests test-sources
+guests:
+	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 qemu-ga:qemu-guest-agent busybox:busybox-static mkfs.ext4:e2fsprogs
+	@.ci/guest-kernel .guest
+
+test-sources: .venv/.test-done guests
+	$(BIN)/pytest -m long tests/machines
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done
@@ -96,6 +106,11 @@ bench: .venv/.setup-done
 
 bench-memory: .venv/.setup-done
 	$(bench-command) $(BIN)/python -m bench.memory --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_MEMORY_OPTIONS)
+
+.PHONY: bench-machines
+bench-machines: .venv/.setup-done
+	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
+	$(BIN)/python -m bench.machine_reads --dir $(BENCH_DIR)
 
 .PHONY: bench-reads
 bench-reads: .venv/.setup-done
@@ -124,4 +139,4 @@ format: .venv/.test-done
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv .bench .keystone .reliability.jsonl build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info
+	rm -rf .venv .bench .guest .keystone .reliability.jsonl build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis strongroom.egg-info

@@ -32,14 +32,14 @@ class GuestAgent:
         self._rest = bytearray()
 
     @classmethod
-    def connect(cls, path: str) -> "GuestAgent":
+    def connect(cls, path: str, *, within_s: float = SYNC_S_MAX) -> "GuestAgent":
         """Connect, and see that an agent is there."""
         sock = socket.socket(socket.AF_UNIX)
         try:
-            sock.settimeout(SYNC_S_MAX)
+            sock.settimeout(within_s)
             sock.connect(path)
             agent = cls(sock)
-            agent.sync()
+            agent.sync(within_s)
         except OSError as err:
             sock.close()
             raise SourceError(reason="The guest's agent cannot be reached.", detail=f"{path}: {err!r}") from err

@@ -11,6 +11,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,8 +69,10 @@ class Watchdog:
     def __exit__(self, *exc_info: object) -> None:
         """What was not said to be let go is let go by the process, which then ends by itself."""
         self._ours.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_ENDS_S_MAX)
+        except subprocess.TimeoutExpired:  # it goes on asking the guest; somebody has to take note of its end
+            threading.Thread(target=self._process.wait, name="watchdog", daemon=True).start()
 
     def say(self, letter: Literal["F", "T", "S", "R"]) -> None:
         with contextlib.suppress(OSError):

@@ -187,7 +187,9 @@ class QemuPoint:
         parent, reason = _choose(disk, wanted, self._owner)
         new = f"{CHANGES}{self._owner}.{self._id}"
         opened = _Opened(number=number, source=disk, new=new, parent=parent, full_reason=reason)
-        remove_bitmaps(self._monitor, disk.node, disk.bitmaps, self._owner, keep=_kept(disk, wanted, self._owner))
+        kept = _kept(disk, wanted)
+        if kept:  # else it is not known which of them somebody relies on; commit() knows
+            remove_bitmaps(self._monitor, disk.node, disk.bitmaps, self._owner, keep=kept)
         opened.scratch = _open_scratch(self._address.scratch, disk.disk.size_bytes)
         self._undo.callback(opened.scratch.close)
         self._add_scratch(f"{SCRATCH}{number}", opened.scratch.fileno())
@@ -333,11 +335,10 @@ def _choose(disk: QemuDisk, wanted: MachineWanted, owner: str) -> tuple[str | No
     return name, None
 
 
-def _kept(disk: QemuDisk, wanted: MachineWanted, owner: str) -> str:
+def _kept(disk: QemuDisk, wanted: MachineWanted) -> str | None:
     """The bitmap that must outlive this attempt: the parent's, also when this backup does not use it."""
     token = load_token(wanted.parent_tokens.get(disk.disk.id))
-    name = token[0] if token else ""
-    return name if not disk.bitmaps.get(name, {}).get("inconsistent") else ""
+    return token[0] if token else None
 
 
 def _is_wanted(disk: Disk, wanted: MachineWanted) -> bool:
