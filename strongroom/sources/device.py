@@ -1,11 +1,13 @@
 """The driver of block devices (OS::Cinder::Volume): disks, partitions, logical volumes.
 
-Point: the device as it is, read whole, because nothing proves which blocks changed. The path may be a symbolic link, as
-those in /dev/disk and of logical volumes are.
+Point: of a logical volume a snapshot, and of a thin one only what changed since the last; else the device as it is,
+read whole, because nothing proves which blocks changed. The path may be a symbolic link, as those in /dev/disk and of
+logical volumes are.
 Restore: in place, see `device_target.py`. Refused while the device is mounted or another process has it open, unless
 forced. There is nothing to roll back: until the restore is finished the device is neither old nor new.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -33,31 +35,59 @@ from strongroom.sources.disk import DiskStream, flush_quietly
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import shown, source_error, target_error
 from strongroom.sources.pace import Pace
+from strongroom.sources.snapshots.base import Changes, Hold, snapshot_of, snapshot_values
+from strongroom.sources.snapshots.choose import choose_for_device
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds
 
 READ_WHOLE = "A block device keeps no list of changed blocks."
 
 
 class DevicePoint:
-    """An open device to read; Point."""
+    """An open device, or a snapshot of it, to read; Point."""
 
     kind: Final[Kind] = "block"
     consistency: Final = "crash_consistent"
 
     def __init__(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
-        self._fd = open_device(ref.path, os.O_RDONLY)
+        self._fds = contextlib.ExitStack()
+        self._hold: Hold | None = None
         try:
-            self.taken_at_ns = nanoseconds(clock.now())
-            flush_quietly(self._fd)
-            self._size = size_of(self._fd)
-            own: Values = {"rdev": os.fstat(self._fd).st_rdev, "size": self._size}
-            self.token = dump_token("device", own)
-            self.full_reason = _full_reason(own, wanted)
-            pace = Pace(ref.options.read_limit_bytes_s)
-            self.stream = DiskStream(self._fd, ref.path, self._size, pace, same=False, holes=False)
+            self._open(ref, wanted, clock)
         except OSError as err:
             self.abort()
             raise source_error(err, ref.path, "read") from err
+        except BaseException:
+            self.abort()
+            raise
+
+    def _open(self, ref: SourceRef, wanted: PointWanted, clock: Clock) -> None:
+        fd = open_device(ref.path, os.O_RDONLY)
+        self._fds.callback(os.close, fd)
+        self.taken_at_ns = nanoseconds(clock.now())
+        flush_quietly(fd)
+        own: Values = {"rdev": os.fstat(fd).st_rdev}
+        parent = load_token("device", wanted.parent_token)
+        provider, self._snapshot_reason = choose_for_device(ref.path)
+        if provider is not None:
+            self._hold = hold = Hold(
+                provider, ref.path, ref.resource_id, self.taken_at_ns, snapshot_of(parent, provider)
+            )
+            own |= snapshot_values(provider, hold.snapshot)
+            fd = open_device(hold.snapshot.path, os.O_RDONLY)
+            self._fds.callback(os.close, fd)
+        self._size = own["size"] = size_of(fd)
+        self.token = dump_token("device", own)
+        self.full_reason = _full_reason(own, wanted)
+        changes = self._hold.changes if self._hold is not None else Changes(None, READ_WHOLE)
+        if self.full_reason is not None:
+            changes = Changes(None, self.full_reason)
+        changed, self._read_whole = changes
+        self._changed_bytes = None if changed is None else sum(length for _, length in changed)
+        pace = Pace(ref.options.read_limit_bytes_s)
+        explain = self._hold.verify if self._hold is not None else None
+        self.stream = DiskStream(
+            fd, ref.path, self._size, pace, same=False, holes=False, changed=changed, explain=explain
+        )
 
     def __enter__(self) -> "DevicePoint":
         return self
@@ -67,15 +97,24 @@ class DevicePoint:
 
     @property
     def metadata(self) -> Mapping[str, Detail]:
-        return {"format": "raw", "size_bytes": self._size, "read_whole": self.full_reason or READ_WHOLE}
+        return {
+            "format": "raw",
+            "size_bytes": self._size,
+            "read_whole": self._read_whole,
+            "changed_bytes": self._changed_bytes,
+            "snapshot": self._hold.name if self._hold is not None else None,
+            "snapshot_reason": self._snapshot_reason,
+        }
 
     def commit(self) -> None:
-        self.abort()
+        self._fds.close()
+        if self._hold is not None:
+            self._hold.commit()
 
     def abort(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._fds.close()
+        if self._hold is not None:
+            self._hold.abort()
 
 
 class DeviceTarget:

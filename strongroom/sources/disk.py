@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from strongroom.base.errors import SourceError, SourceShort
 from strongroom.base.streams import Extent, ExtentKind
@@ -20,6 +20,7 @@ class DiskStream:
     same   the parent's bytes are proven to be these: all is SAME and nothing has to be read
     holes  ask the file system which ranges were never written; block devices do not know
     changed  sorted (offset, length): the parent's bytes are proven to be these everywhere else; None: not known
+    explain  called when a read failed; it may raise a better error, as that a snapshot ran full
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class DiskStream:
         same: bool,
         holes: bool,
         changed: Sequence[tuple[int, int]] | None = None,
+        explain: Callable[[], None] | None = None,
     ) -> None:
         self.size = size
         self._fd = fd
@@ -40,6 +42,7 @@ class DiskStream:
         self._same = same
         self._holes = holes
         self._changed = changed
+        self._explain = explain
 
     def extents(self) -> Iterator[Extent]:
         if not self.size:
@@ -60,6 +63,8 @@ class DiskStream:
         try:
             got = pread_full(self._fd, buffer, offset)
         except OSError as err:
+            if self._explain is not None:
+                self._explain()
             raise source_error(err, self._path, "read") from err
         if got != len(buffer):
             raise SourceShort(

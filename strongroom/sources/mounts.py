@@ -11,11 +11,12 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """point: absolute path; device: "major:minor"; kind: "ext4", "nfs4", ..."""
+    """point: absolute path; device: "major:minor"; kind: "ext4", "nfs4", ...; root: the part that is mounted there."""
 
     point: bytes
     device: str
     kind: str
+    root: bytes = b"/"
 
 
 def load_mounts() -> tuple[Mount, ...]:
@@ -28,8 +29,9 @@ def load_mounts() -> tuple[Mount, ...]:
         fields, kinds = left.split(b" "), right.split(b" ")
         if len(fields) < 5:
             continue
-        point = _ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), fields[4])
-        mounts.append(Mount(point=point, device=fields[2].decode(), kind=kinds[0].decode("ascii", "replace")))
+        root, point = (_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field) for field in fields[3:5])
+        kind = kinds[0].decode("ascii", "replace")
+        mounts.append(Mount(point=point, device=fields[2].decode(), kind=kind, root=root))
     return tuple(mounts)
 
 
@@ -45,6 +47,12 @@ def mount_of(path: bytes, mounts: tuple[Mount, ...]) -> Mount | None:
 def mounts_at_or_below(path: bytes, mounts: tuple[Mount, ...]) -> tuple[bytes, ...]:
     """Mount points at the real path `path` or inside of it."""
     return tuple(sorted({mount.point for mount in mounts if _is_below(mount.point, path)}))
+
+
+def mounted_below(fd: int) -> bytes | None:
+    """A mount point inside of an open folder, not the folder itself; None: there is none."""
+    path = real_path(fd)
+    return next((point for point in mounts_at_or_below(path, load_mounts()) if point != path), None)
 
 
 def real_path(fd: int) -> bytes:

@@ -21,7 +21,13 @@ from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.machines.nbd_wire import UnixAddress
 
 TOOL_S_MAX = 120.0  # of one qemu-img: it handles headers and bitmaps, never content
-PACKAGES = {"qemu-nbd": "qemu-utils", "qemu-img": "qemu-utils", "rbd": "ceph-common"}  # as Debian calls them
+PACKAGES = {  # as Debian calls what a tool comes with
+    "qemu-nbd": "qemu-utils",
+    "qemu-img": "qemu-utils",
+    "rbd": "ceph-common",
+    "lvm": "lvm2",
+    "thin_delta": "thin-provisioning-tools",
+}
 START_S_MAX = 30.0  # until qemu-nbd listens
 OUTPUT_BYTES_MAX = 4 << 20  # of one tool; 65 535 bitmaps fit
 END_S_MAX = 5.0  # from the end of the connection to the end of qemu-nbd

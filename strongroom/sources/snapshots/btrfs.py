@@ -20,7 +20,7 @@ from strongroom.base.errors import SourceError
 from strongroom.sources.base import STAGING_PREFIX
 from strongroom.sources.files import open_root
 from strongroom.sources.inodes import OPEN_FOLDER, list_names, syncfs
-from strongroom.sources.mounts import load_mounts, mounts_at_or_below, real_path
+from strongroom.sources.mounts import mounted_below, real_path
 from strongroom.sources.oserrors import shown, source_error
 from strongroom.sources.snapshots.base import Changes, Consistency, Parent, Snapshot
 from strongroom.sources.snapshots.reflink import file_name, names_in
@@ -107,10 +107,9 @@ class Btrfs:
 
 def hidden_below(root_fd: int) -> str | None:
     """What lies below an open folder and would be missing in a snapshot of its subvolume; None: nothing."""
-    mounts = mounts_at_or_below(real_path(root_fd), load_mounts())
-    below = [point for point in mounts if point != real_path(root_fd)]
-    if below:
-        return f"{shown(below[0])} is mounted below the folder and is no part of its subvolume."
+    mounted = mounted_below(root_fd)
+    if mounted is not None:
+        return f"{shown(mounted)} is mounted below the folder and is no part of its subvolume."
     nested = _nested_subvolume(root_fd)
     return None if nested is None else f"The subvolume {shown(nested)} below the folder is no part of its snapshots."
 

@@ -2,9 +2,11 @@
 
 import os
 
+from strongroom.base.errors import SourceError
 from strongroom.sources.files import open_root
 from strongroom.sources.mounts import file_system
-from strongroom.sources.snapshots import btrfs
+from strongroom.sources.oserrors import source_error
+from strongroom.sources.snapshots import btrfs, lvm, lvm_folder
 from strongroom.sources.snapshots.base import Chosen
 from strongroom.sources.snapshots.reflink import Reflink, can_share
 
@@ -19,17 +21,27 @@ def choose_for_image(path: bytes) -> Chosen:
 
 def choose_for_folder(path: bytes, *, one_file_system: bool = False) -> Chosen:
     """For a folder. one_file_system: what is mounted below it is left out anyway. Raises SourceError."""
+    whole = not one_file_system
     root_fd = open_root(path)
     try:
-        kind = file_system(root_fd)
-        if kind != "btrfs":
-            return Chosen(None, f"It is read while it is in use: {kind} makes no snapshots of folders.")
-        obstacle = btrfs.why_not(root_fd, whole=not one_file_system)
+        if file_system(root_fd) != "btrfs":
+            provider, reason = lvm_folder.choose(root_fd, whole=whole)
+            return Chosen(provider, reason) if provider else Chosen(None, f"It is read while it is in use: {reason}")
+        obstacle = btrfs.why_not(root_fd, whole=whole)
+    except OSError as err:
+        raise source_error(err, path, "look at") from err
     finally:
         os.close(root_fd)
     if obstacle is not None:
         return Chosen(None, f"It is read while it is in use: {obstacle}")
-    return Chosen(
-        btrfs.Btrfs(whole=not one_file_system),
-        "A snapshot of its btrfs subvolume is read, so all of it is of one moment.",
-    )
+    reason = "A snapshot of its btrfs subvolume is read, so all of it is of one moment."
+    return Chosen(btrfs.Btrfs(whole=whole), reason)
+
+
+def choose_for_device(path: bytes) -> Chosen:
+    """For a block device. Raises nothing: what gives no answer is read live, and the reason says so."""
+    try:
+        provider, reason = lvm.choose(path)
+    except SourceError as err:
+        provider, reason = None, err.message
+    return Chosen(provider, reason) if provider else Chosen(None, f"It is read while it is in use: {reason}")
