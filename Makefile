@@ -2,7 +2,7 @@
 #   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
 #   test       setup, the tests' packages, then every check but the long ones
-#   test-sources  guests, booted without KVM: what restore points of real machines hold; a quarter of an hour
+#   test-sources  guests booted without KVM, a Ceph: what restore points of real machines and volumes hold; half an hour
 #   reliability  the fault suites in full, then docs/RELIABILITY.md from their counts; an hour or two
 #   conformance  what every client meets at every operation, on a server of its own: docs/CONFORMANCE.md; three minutes
 #   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; half an hour, 35 GB
@@ -81,11 +81,13 @@ chaos: .venv/.test-done
 # Packages of the guests that the long tests boot, and the kernel they run.
 .PHONY: guests test-sources
 guests:
-	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 qemu-ga:qemu-guest-agent busybox:busybox-static mkfs.ext4:e2fsprogs
+	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 qemu-ga:qemu-guest-agent busybox:busybox-static mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
+	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common lvm:lvm2 thin_delta:thin-provisioning-tools
+	@compgen -G '/usr/lib/*/qemu/block-rbd.so' >/dev/null || .ci/system-packages --install qemu-block-extra
 	@.ci/guest-kernel .guest
 
 test-sources: .venv/.test-done guests
-	$(BIN)/pytest -m long tests/machines
+	$(BIN)/pytest -m long tests/machines tests/storage
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done
