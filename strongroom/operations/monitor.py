@@ -4,11 +4,13 @@ The engine calls `advance` and `check` from the job's thread; the worker's renew
 sets `stop`. Nobody waits for anybody: a number that is a moment old does no harm.
 """
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass, field
 
-from strongroom.base.errors import StrongroomError
+from strongroom.base.clock import Clock
+from strongroom.base.errors import Fenced, StrongroomError
 from strongroom.control.tasks import Progress
 
 RATE_S = 10.0  # a rate is of about so many seconds: steady enough to read, quick enough to show a stall
@@ -20,6 +22,8 @@ class JobMonitor:
 
     expected_bytes  what the work is thought to be before it knows: size of the resource at the last look; 0: no idea
     stop            the error that `check` raises once it is set
+    clock           with `lease_ends_s`, by its monotonic seconds: after that `check` raises Fenced by itself. A process
+                    that was frozen does not wait for its renewal to hear that others have its work
     """
 
     expected_bytes: int = 0
@@ -27,6 +31,8 @@ class JobMonitor:
     bytes_total: int = 0
     entries_done: int = 0
     stop: StrongroomError | None = None
+    clock: Clock | None = None
+    lease_ends_s: float = math.inf
     _seen: deque[tuple[float, int]] = field(default_factory=deque)  # (seconds, bytes done), of the last RATE_S
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -36,6 +42,8 @@ class JobMonitor:
     def check(self) -> None:
         if self.stop is not None:
             raise self.stop
+        if self.clock is not None and self.clock.monotonic_s() >= self.lease_ends_s:
+            raise Fenced(reason="its lease ran out")
 
     def progress(self, now_s: float) -> Progress:
         """Where the work is; for who looks every few seconds, in any thread."""

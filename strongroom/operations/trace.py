@@ -1,8 +1,9 @@
-"""Trace points: places where a test may end the process with SIGKILL, counted, never timed (RULINGS 26).
+"""Trace points: places where a test may end or freeze the process, counted, never timed (RULINGS 26).
 
     STRONGROOM_KILL_AT=backup:store:7      kill at the 7th store trace point while a backup runs
     STRONGROOM_KILL_AT=restore:files:3     kill at the 3rd change of a file system (rename, mkdir, link, unlink, ...)
     STRONGROOM_KILL_AT=restore:database:2  kill before or after the n-th call into the database
+    STRONGROOM_KILL_AT=prune:store:9:stop  freeze there with SIGSTOP, until somebody sends SIGCONT
 
 Store points are before every call, and after those that change something. Without the setting `point` is a comparison.
 """
@@ -38,6 +39,7 @@ class _Fuse:
     operation: str
     kind: str
     number: int
+    sends: signal.Signals = signal.SIGKILL
     count: int = 0
     jobs: int = 0
 
@@ -47,13 +49,16 @@ _lock = threading.Lock()
 
 
 def arm(text: str) -> None:
-    """Parse `operation:kind:n` and wait for that point. Raises ConfigError."""
+    """Parse `operation:kind:n`, or with `:stop` behind it, and wait for that point. Raises ConfigError."""
     global _fuse  # noqa: PLW0603 -- one process dies once
     operation, _, rest = text.partition(":")
-    kind, _, number = rest.partition(":")
-    if kind not in KINDS or not number.isdigit():
-        raise ConfigError(reason=f"kill_at must be OPERATION:{'|'.join(KINDS)}:NUMBER, not {text!r}.")
-    _fuse = _Fuse(operation=operation, kind=kind, number=int(number))
+    kind, _, rest = rest.partition(":")
+    number, _, action = rest.partition(":")
+    if kind not in KINDS or not number.isdigit() or action not in ("", "stop"):
+        raise ConfigError(reason=f"kill_at must be OPERATION:{'|'.join(KINDS)}:NUMBER[:stop], not {text!r}.")
+    _fuse = _Fuse(
+        operation=operation, kind=kind, number=int(number), sends=signal.SIGSTOP if action else signal.SIGKILL
+    )
     if kind == "files":
         sys.addaudithook(lambda event, _: point("files") if event in FILE_EVENTS else None)
 
@@ -64,13 +69,13 @@ def passed() -> int | None:
 
 
 def point(kind: str) -> None:
-    """One place where the process may die. Never returns at the chosen one."""
+    """One place where the process may die: it never returns from the chosen one, or when it is thawed."""
     if _fuse is None or _fuse.kind != kind or not _fuse.jobs:
         return
     with _lock:
         _fuse.count += 1
         if _fuse.count == _fuse.number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), _fuse.sends)
 
 
 @contextmanager

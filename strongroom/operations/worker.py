@@ -10,10 +10,10 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
              every TELL_AGAIN_S: have the store keep what locked vaults hold
     threads  one a running job, bounded; they enter `control` through the portal
 
-A job that cannot renew its lease is told to stop before the lease runs out. Draining: no new claims; running jobs have
-`drain_s` to finish, then they are told to stop and their tasks are given back without counting the attempt. What does
-not stop within STOP_S_MAX is given back over its head, and its thread left to the end of the process: its generation
-writes nothing any more.
+A job that cannot renew its lease is told to stop before the lease runs out, and stops by itself when it has. Draining:
+no new claims; running jobs have `drain_s` to finish, then they are told to stop and their tasks are given back without
+counting the attempt. What does not stop within STOP_S_MAX is given back over its head, and its thread left to the end
+of the process: its generation writes nothing any more.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import structlog
@@ -68,7 +68,7 @@ MakeTools = Callable[[Database, Portal], Tools]
 @dataclass(kw_only=True)
 class _Running:
     task: Task
-    monitor: JobMonitor = field(default_factory=JobMonitor)
+    monitor: JobMonitor
 
 
 class Worker:
@@ -214,6 +214,7 @@ class Worker:
     async def _claim_one(self, database: Database, tools: Tools, jobs: ThreadPoolExecutor) -> bool:
         if len(self._running) >= self._concurrency:
             return False
+        began_s = self._clock.monotonic_s()  # before: a lease is never longer than it is thought to be
         try:
             task = await claiming.claim(database, self.name, self._group, limits=self._limits, after=self._served_last)
         except Unavailable as error:
@@ -222,11 +223,14 @@ class Worker:
         if task is None:
             return False
         self._served_last = task.project_id
-        self._start(task, tools, jobs, _perform)
+        self._start(task, tools, jobs, _perform, began_s)
         return True
 
-    def _start(self, task: Task, tools: Tools, jobs: ThreadPoolExecutor, perform: Callable[[Job], None]) -> None:
-        running = _Running(task=task)
+    def _start(
+        self, task: Task, tools: Tools, jobs: ThreadPoolExecutor, perform: Callable[[Job], None], began_s: float
+    ) -> None:
+        monitor = JobMonitor(clock=self._clock, lease_ends_s=began_s + tasks.LEASE_S)
+        running = _Running(task=task, monitor=monitor)
         self._running[task.id] = running
         assert self._loop is not None
         future = self._loop.run_in_executor(jobs, perform, Job(task=task, tools=tools, monitor=running.monitor))
@@ -315,6 +319,7 @@ class Worker:
         mine = {id_: r.task.generation for id_, r in self._running.items()}
         if not mine:
             return
+        began_s = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(tasks.LEASE_S - RENEW_S * 2):
                 ours, canceled = await tasks.renew(database, self.name, mine)
@@ -326,6 +331,8 @@ class Worker:
             running = self._running.get(id_)
             if running is None or running.task.generation != generation:
                 continue
+            if id_ in ours:
+                running.monitor.lease_ends_s = began_s + tasks.LEASE_S
             if id_ not in ours:
                 self._tell(id_, Fenced(reason="its lease ran out"))
             elif id_ in canceled:
@@ -340,8 +347,9 @@ class Worker:
             running.monitor.stop = stop
 
     async def _sweep(self, database: Database, tools: Tools, jobs: ThreadPoolExecutor) -> None:
+        began_s = self._clock.monotonic_s()
         for task in await tasks.exhausted(database, self.name, self._group):
-            self._start(task, tools, jobs, _give_up)
+            self._start(task, tools, jobs, _give_up, began_s)
 
     async def _drain(self) -> None:
         await self._until_idle(self.drain_s, lambda: self._hurrying)

@@ -97,15 +97,15 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
 
 
 def _left(code: int) -> int:
-    """The exit code; where the threads of jobs did not stop, without waiting for them: their leases are given back."""
+    """The exit code; where the threads of jobs did not stop, without waiting for them: their tasks were given back."""
     if code != LEFT_BEHIND:
         return code
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(0)
 
 
-LEFT_BEHIND = -1  # of a process whose jobs did not stop
+LEFT_BEHIND = -1  # of a process that was told to end, and whose jobs did not stop
 
 
 async def _serve(settings: Settings, url: str) -> int:

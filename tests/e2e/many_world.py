@@ -59,6 +59,7 @@ class Many:
         self.key = folder / "api-0" / "master.key"
         self.apis: list[Api] = []
         self.workers: list[WorkerProcess] = []
+        self.clients: list[Client] = []
         (folder / "store").mkdir(parents=True, exist_ok=True)
 
     def api(self, **settings: str) -> Api:
@@ -79,17 +80,21 @@ class Many:
         return worker
 
     def client(self, number: int = 0) -> Client:
-        """A client of one of the APIs."""
-        return Client(self.apis[number].endpoint, self.apis[0].credentials)
+        """A client of one of the APIs; closed with the installation at the latest."""
+        self.clients.append(Client(self.apis[number].endpoint, self.apis[0].credentials))
+        return self.clients[-1]
 
-    def run(self, *words: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, prefix: tuple[str, ...] = (), **settings: str) -> "subprocess.CompletedProcess[str]":
         """A command of an operator, with the settings of the processes."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("STRONGROOM_")}
         environ |= {f"STRONGROOM_{k.upper()}": v for k, v in {**self.settings, **settings}.items() if v}
-        return subprocess.run([sys.executable, "-m", "strongroom", *words], env=environ, capture_output=True, text=True)
+        command = [*prefix, sys.executable, "-m", "strongroom", *words]
+        return subprocess.run(command, env=environ, capture_output=True, text=True)
 
     def end(self) -> None:
         """Kill what is left."""
+        for client in self.clients:
+            client.http.close()
         for process in (*self.workers, *self.apis):
             if process.process is not None and process.process.poll() is None:
                 process.kill()
