@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -363,6 +364,25 @@ def test_a_machine_that_ends_in_the_middle_is_told(machine: Machine) -> None:
     assert read == contents(machine) and all("not ended cleanly" in str(reason) for reason in why.values())
 
 
+def test_disks_of_different_moments_are_no_point(machine: Machine) -> None:
+    """Somebody lets the machine run while its disks are switched: the backup fails, and leaves nothing behind."""
+    ended = threading.Event()
+
+    def let_run() -> None:
+        while not ended.is_set():
+            machine.qmp("cont")
+
+    thread = threading.Thread(target=let_run)
+    thread.start()
+    try:
+        with pytest.raises(SourceError, match="went on before all its disks"):
+            DRIVER.open_machine(machine.ref(), wanted())
+    finally:
+        ended.set()
+        thread.join()
+    assert machine.ours() == [] and machine.bitmaps("vd0") == [] and machine.status() == "running"
+
+
 def test_a_paused_machine_stays_paused(machine: Machine) -> None:
     """Nobody but the service's own pause is ended by it."""
     machine.qmp("stop")
@@ -371,16 +391,21 @@ def test_a_paused_machine_stays_paused(machine: Machine) -> None:
 
 
 def test_disks_of_every_kind_are_moved_under_a_filter_and_back(short_path: Path) -> None:
-    """SCSI, drives of the old command line, a boot order; an empty disc drive is none."""
+    """SCSI, drives of the old command line, a boot order. Discs, firmware and what is read-only are no disks of it."""
     image = make_image(short_path / "old.qcow2", b"\7" * DISK_BYTES)
     scsi = make_image(short_path / "scsi.raw", b"\6" * DISK_BYTES)
     first = make_image(short_path / "first.qcow2", b"\5" * DISK_BYTES)
+    firmware, shared = short_path / "firmware.fd", short_path / "shared.raw"
+    firmware.write_bytes(Path("/usr/share/seabios/bios-256k.bin").read_bytes())
+    shared.write_bytes(bytes(MIB))
     options = [
         *("-device", "virtio-scsi-pci,id=scsi0"),
         *("-blockdev", json.dumps(Machine.node("scsi", scsi)), "-device", "scsi-hd,drive=node-scsi,id=scsi"),
         *("-blockdev", json.dumps(Machine.node("first", first))),
         *("-device", "virtio-blk-pci,drive=node-first,id=first,bootindex=1"),
         *("-drive", f"file={image},if=virtio,format=qcow2", "-device", "ide-cd"),
+        *("-drive", f"file={firmware},if=pflash,unit=0,format=raw"),
+        *("-drive", f"file={shared},if=virtio,format=raw,readonly=on"),
     ]
     with Machine(short_path, {}, *options) as machine:
         machine.start()

@@ -127,6 +127,10 @@ def _paused(monitor: QmpClient, dog: Watchdog) -> Iterator[None]:
     try:
         monitor.execute("stop")
         yield
+        if monitor.execute("query-status")["running"]:  # the watchdog, or somebody else
+            raise SourceError(
+                reason="The machine went on before all its disks were at one moment. Run the task again.",
+            )
     finally:
         monitor.execute("cont")
         dog.say("R")

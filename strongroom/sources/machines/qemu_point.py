@@ -63,7 +63,7 @@ from strongroom.sources.machines.qmp import QmpClient, undoing
 from strongroom.sources.tokens import nanoseconds
 
 GRANULARITY_BYTES = 64 * KIB  # of bitmaps: the engine's blocks of disks
-CBW_TIMEOUT_S = 30  # a guest's write never waits longer for the scratch file: then the point is given up
+CBW_TIMEOUT_S = 15  # a guest waits no longer for the scratch file: Linux gives a SCSI disk 30 s
 TOKEN_BYTES_MAX = 1024
 
 

@@ -83,11 +83,17 @@ def owner_of(ref: SourceRef) -> str:
 
 
 def find_disks(monitor: QmpClient, ref: SourceRef) -> list[QemuDisk]:
-    """Disks that are plugged in, in QEMU's order; no drives for discs and diskettes. Raises SourceError."""
+    """Disks that are plugged in and that the guest may write, in QEMU's order. Raises SourceError.
+
+    No drives for discs and diskettes; no firmware; nothing that is read-only: it is not this machine's own, and a
+    restore would write over what others use too.
+    """
     found = []
     for entry in monitor.execute("query-block"):
         inserted, qdev = entry.get("inserted"), entry.get("qdev")
-        if inserted is None or not qdev or entry.get("removable"):
+        if inserted is None or not qdev or entry.get("removable") or inserted.get("ro"):
+            continue
+        if str(_property(monitor, qdev, "type")).startswith("cfi.pflash"):
             continue
         if str(inserted.get("node-name", "")).startswith(PREFIX):
             raise SourceError(reason="A point of this machine is still open in QEMU. Run `strongroom source check`.")
@@ -142,29 +148,23 @@ def _device_name(qdev: str, drive: str) -> str:
 
 def _boot_index(monitor: QmpClient, qdev: str) -> int:
     """Lower boots earlier; a device without an order comes last."""
-    owner = qdev.removesuffix("/virtio-backend")
-    try:
-        index = monitor.execute("qom-get", {"path": owner, "property": "bootindex"})
-    except QmpRefused:
-        return 1 << 31
+    index = _property(monitor, qdev.removesuffix("/virtio-backend"), "bootindex")
     return index if isinstance(index, int) and index >= 0 else 1 << 31
+
+
+def _property(monitor: QmpClient, path: str, name: str) -> object:
+    """None for one that the object does not have."""
+    try:
+        return monitor.execute("qom-get", {"path": path, "property": name})
+    except QmpRefused:
+        return None
 
 
 def _has_thread(monitor: QmpClient, qdev: str) -> bool:
     """An I/O thread belongs to a virtio-blk device, or to the controller on whose bus a SCSI disk is."""
     owner = qdev.removesuffix("/virtio-backend")
-    places = [owner, qdev]
-    try:
-        places.append(str(monitor.execute("qom-get", {"path": qdev, "property": "parent_bus"})).rpartition("/")[0])
-    except QmpRefused:
-        pass
-    for place in places:
-        try:
-            if monitor.execute("qom-get", {"path": place, "property": "iothread"}):
-                return True
-        except QmpRefused:
-            continue
-    return False
+    controller = str(_property(monitor, qdev, "parent_bus") or "").rpartition("/")[0]
+    return any(_property(monitor, place, "iothread") for place in (owner, qdev, controller) if place)
 
 
 def find_agent(monitor: QmpClient) -> str | None:
@@ -262,11 +262,9 @@ def _nics(monitor: QmpClient) -> list[dict[str, str]]:
     for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
         for item in monitor.execute("qom-list", {"path": folder}):
             path = f"{folder}/{item['name']}"
-            try:
-                mac = monitor.execute("qom-get", {"path": path, "property": "mac"})
-            except QmpRefused:
-                continue
-            found.append({"model": str(item["type"]).removeprefix("child<").rstrip(">"), "mac": str(mac)})
+            mac = _property(monitor, path, "mac")
+            if mac is not None:
+                found.append({"model": str(item["type"]).removeprefix("child<").rstrip(">"), "mac": str(mac)})
     return found
 
 
