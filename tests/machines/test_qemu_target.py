@@ -1,11 +1,14 @@
 """Restores of a QEMU machine: to itself, to a new one, disk by disk; refused where they would do harm."""
 
 import json
+import os
+import random
 import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import fuzz_mutation as mutation
 import pytest
 from lifeline import end_with_starter
 from nbd_world import answers, wait_until
@@ -20,6 +23,7 @@ from strongroom.sources.machines.qemu import QemuDriver
 from strongroom.sources.open import driver_for
 
 DRIVER = QemuDriver(partial(driver_for, "OS::Cinder::Volume"))
+SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
 TASK = "6f3c1a52-0000-4000-8000-000000000001"
 
 
@@ -189,5 +193,40 @@ def test_what_cannot_be_restored_is_refused_with_a_sentence(machine: Machine, ke
         kept.definition = definition
         with pytest.raises(SourceError, match="no definition"):
             DRIVER.plan_restore(kept.wanted(machine.ref()))
-    kept.definition = b'{"kind": "qemu", "disks": []}'
+    kept.definition = b'{"kind": "qemu", "disks": [], "command_line": [], "working_folder": "/"}'
     assert "does not say where" in DRIVER.plan_restore(kept.wanted(machine.ref())).conflicts[0]
+
+
+def test_no_wounded_definition_brings_anything_but_an_error(short_path: Path) -> None:
+    """A restore plan over seeded damage: one SourceError, or a plan that can be told; nothing is touched."""
+    disks = [
+        {"id": f"d{at}", "name": f"vd{at}", "size_bytes": MIB, "format": fmt, "place": f"{short_path}/vd{at}.{fmt}"}
+        for at, fmt in enumerate(("qcow2", "raw"))
+    ]
+    command = ["qemu-system-x86_64", "-qmp", f"unix:{short_path}/qmp,server=on", "-drive", f"file={short_path}/vd1.raw"]
+    sound = {"kind": "qemu", "disks": disks, "command_line": command, "working_folder": "/", "agent": None, "nics": []}
+    ref = SourceRef(resource_id="x", type="OS::Nova::Server", path=f"qemu:{short_path}/qmp".encode())
+    refused = 0
+    for number in range(1500):
+        chance = random.Random(f"{SEED} {number}")
+        raw = json.dumps(sound).encode()
+        for _ in range(1 + chance.randrange(3)):
+            raw = mutation.damage_json(chance, raw)
+        new_name = "copy" if number % 2 else None
+        restore = MachineRestoreWanted(
+            task_id=TASK,
+            target=ref,
+            same_resource=True,
+            disks=tuple(
+                DiskWanted(source_id=f"d{at}", name=f"vd{at}", size_bytes=MIB, target_id=None) for at in range(2)
+            ),
+            definition=raw,
+            new_name=new_name,
+        )
+        try:
+            plan = DRIVER.plan_restore(restore)
+            refused += bool(plan.conflicts)
+        except SourceError:
+            refused += 1
+    assert 300 < refused < 1500
+    assert list(short_path.iterdir()) == []

@@ -206,13 +206,13 @@ def _place(
     definition: Mapping[str, Any],
     disk_driver: DiskDriver,
 ) -> _Place:
-    known = [each for each in definition["disks"] if isinstance(each, dict) and each.get("id") == disk.source_id]
-    if not known or not str(known[0].get("place", "")).startswith("/"):
+    known = [each for each in definition["disks"] if each["id"] == disk.source_id]
+    if not known or not known[0]["place"].startswith("/"):
         raise TargetDenied(reason=f"The restore point does not say where disk {disk.name} was. Restore it by itself.")
     if wanted.new_name is None:
-        path = os.fsencode(str(known[0]["place"]))
+        path = os.fsencode(known[0]["place"])
     else:
-        kind = "qcow2" if known[0].get("format") == "qcow2" else "raw"
+        kind = "qcow2" if known[0]["format"] == "qcow2" else "raw"
         stage = os.path.join(os.path.dirname(_new_folder(wanted, address, definition)), _stage_name(wanted.task_id))
         path = os.fsencode(os.path.join(stage, f"{_require_name(disk.name)}.{kind}"))
     ref = SourceRef(resource_id=disk.target_id or disk.source_id, type="OS::Cinder::Volume", path=path)
@@ -236,7 +236,7 @@ def _place(
 def _new_folder(wanted: MachineRestoreWanted, address: QemuAddress, definition: Mapping[str, Any]) -> str:
     """Of a new machine: beside the images of the old one, unless the address names a folder for images."""
     assert wanted.new_name is not None
-    places = [str(disk.get("place", "")) for disk in definition["disks"] if isinstance(disk, dict)]
+    places = [disk["place"] for disk in definition["disks"]]
     parent = address.images or os.path.dirname(next((place for place in places if place.startswith("/")), "/"))
     return os.path.join(parent, _require_name(wanted.new_name))
 
@@ -280,20 +280,20 @@ def _new_definition(
 ) -> tuple[dict[str, Any], list[str]]:
     """The definition with the new places, and what to look at before it is started."""
     made = load_definition(wanted.definition)
-    words = [str(word) for word in made.get("command_line") or []]
+    words = made["command_line"]
     warnings = []
     for disk in made["disks"]:
-        path = paths.get(str(disk.get("id")))
+        path = paths.get(disk["id"])
         if path is None:
-            warnings.append(f"Disk {disk.get('name')} was not restored: take it out of start.sh.")
+            warnings.append(f"Disk {disk['name']} was not restored: take it out of start.sh.")
             continue
         new = os.path.join(folder, os.path.basename(os.fsdecode(path)))
-        words = _moved(words, str(disk["place"]), new, str(made.get("working_folder", "/")))
+        words = _moved(words, disk["place"], new, made["working_folder"])
         disk["place"] = new
     old = parse_address(wanted.target.path)
     words = _moved(words, old.monitor, os.path.join(folder, MONITOR), "/")
     if made.get("agent") or old.agent:
-        words = _moved(words, str(made.get("agent") or old.agent), os.path.join(folder, AGENT), "/")
+        words = _moved(words, made.get("agent") or str(old.agent), os.path.join(folder, AGENT), "/")
     if made.get("nics"):
         warnings.append("It has the network addresses of the old machine: do not run both in one network.")
     if not words:

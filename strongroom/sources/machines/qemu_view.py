@@ -18,6 +18,7 @@ AGENT_PORT = "org.qemu.guest_agent.0"
 SCRATCH = "/var/tmp"  # noqa: S108 -- files there have no name; a folder of disk, not of memory
 DISK_NAMESPACE = uuid.UUID("0f6b9f0c-7a52-4d2c-9a0e-3a4e5d0c6b11")
 DEFINITION_BYTES_MAX = 1 << 20
+DISKS_MAX = 256  # of one machine; QEMU's PCI buses end below
 TOO_OLD = (
     "When scratch space runs out, this QEMU would fail the guest's writes and not the backup. Use QEMU 7.1 or later."
 )
@@ -273,13 +274,25 @@ def dump_definition(facts: Mapping[str, Any]) -> bytes:
 
 
 def load_definition(raw: bytes) -> dict[str, Any]:
-    """Raises SourceError for what is not a definition of ours."""
+    """What `describe` wrote, with all that a restore goes by of the right type. Raises SourceError for all else."""
     try:
         value = json.loads(raw) if len(raw) <= DEFINITION_BYTES_MAX else None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or value.get("kind") != "qemu" or not isinstance(value.get("disks"), list):
+    if not isinstance(value, dict) or value.get("kind") != "qemu" or not _is_sound(value):
         raise SourceError(
             reason="The restore point holds no definition of a QEMU machine. Restore its disks one by one."
         )
     return value
+
+
+def _is_sound(value: Mapping[str, Any]) -> bool:
+    disks, words = value.get("disks"), value.get("command_line")
+    if not isinstance(disks, list) or not isinstance(words, list) or len(disks) > DISKS_MAX:
+        return False
+    texts = [*words, value.get("working_folder"), value.get("agent") or ""]
+    for disk in disks:
+        if not isinstance(disk, dict):
+            return False
+        texts += [disk.get(key) for key in ("id", "name", "place", "format")]
+    return all(isinstance(text, str) and "\0" not in text for text in texts)
