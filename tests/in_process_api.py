@@ -28,6 +28,7 @@ from strongroom.base.clock import SystemClock
 from strongroom.base.errors import EntryNotFound, Unauthenticated
 from strongroom.control.access import ROLE_OPERATOR, ROLE_READER, ROLE_TENANT_ADMIN, Caller
 from strongroom.control.db import Database
+from strongroom.control.resource_binding import Look
 
 PROJECT_A = "a" * 32
 PROJECT_B = "b" * 32
@@ -65,18 +66,18 @@ async def authenticate(request: Request, body: bytes, request_id: str) -> Caller
 class FileSystemInspector:
     """Looks at real paths of the test's folder."""
 
-    async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
+    async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
         wanted = stat.S_ISDIR if resource_type == "OS::Sfs::Turbo" else stat.S_ISREG
         try:
             found = os.stat(path)
         except OSError as err:
-            return 0, f"{os.fsdecode(path)!a}: {err.strerror}"
+            return Look(size_bytes=0, obstacle=f"{os.fsdecode(path)!a}: {err.strerror}")
         if not wanted(found.st_mode):
-            return 0, f"{os.fsdecode(path)!a} is of another kind."
+            return Look(size_bytes=0, obstacle=f"{os.fsdecode(path)!a} is of another kind.")
         if stat.S_ISREG(found.st_mode):
-            return found.st_size, None
+            return Look(size_bytes=found.st_size, obstacle=None)
         files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-        return sum(os.lstat(name).st_size for name in files), None
+        return Look(size_bytes=sum(os.lstat(name).st_size for name in files), obstacle=None)
 
 
 class EmptyBrowser:

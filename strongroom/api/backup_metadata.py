@@ -1,6 +1,7 @@
 """What a backup was made of, as JSON inside of texts: the published shape is of a machine, of which disks are a part.
 
-A backup of a disk or a folder has no server, flavor or network; what it has of its source is told all the same.
+Of a server it has what the hypervisor said when it was made. A backup of a disk or a folder has no server, flavor or
+network; what it has of its source is told all the same.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from strongroom.control import backups
 from strongroom.control.backups import Backup
 
 READABLE = frozenset({"available", "waiting_restore", "restoring"})
-DISK = "OS::Cinder::Volume"
+DISK, SERVER = "OS::Cinder::Volume", "OS::Nova::Server"
 
 
 async def show_metadata(call: Call) -> dict[str, Any]:
@@ -24,17 +25,28 @@ async def show_metadata(call: Call) -> dict[str, Any]:
     if backup.status not in READABLE:
         reason = f"The backup is {backup.status}; only an available backup has metadata to read."
         raise Conflict(conflict_code="6206", reason=reason)
+    children = await backups.list_children(call.services.database, call.project_id, [backup])
+    disks = [backup] if backup.resource_type == DISK else children.get(backup.id, [])
+    machine: dict[str, Any] = backup.report.get("machine") or {}
+    nics = machine.get("nics")
+    nics = nics if isinstance(nics, list) else []
+    is_server = backup.resource_type == SERVER
     return {
         "backup_id": backup.id,
-        "backups": _text(wire_backup(backup)),
-        "server": None,
-        "flavor": None,
-        "interface": None,
+        "backups": _text(wire_backup(backup, children=children.get(backup.id, ()))),
+        "server": _text(_server(backup, machine)) if is_server else None,
+        "flavor": _text(machine["flavor"]) if "flavor" in machine else None,
+        "interface": _text({"interfaceAttachments": nics}) if is_server else None,
         "workspace": None,
-        "ports": [],
+        "ports": [_text(nic) for nic in nics],
         "floatingips": [],
-        "volumes": [_text(_volume(backup))] if backup.resource_type == DISK else [],
+        "volumes": [_text(_volume(disk)) for disk in disks],
     }
+
+
+def _server(backup: Backup, machine: dict[str, Any]) -> dict[str, Any]:
+    told = {name: value for name, value in machine.items() if name not in ("nics", "flavor", "disks")}
+    return told | {"id": backup.resource_id, "name": backup.resource_name}
 
 
 def _volume(backup: Backup) -> dict[str, Any]:
@@ -46,7 +58,7 @@ def _volume(backup: Backup) -> dict[str, Any]:
     }
 
 
-def _text(value: dict[str, Any]) -> str:
+def _text(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 

@@ -15,6 +15,7 @@ from strongroom.base.units import gigabytes
 from strongroom.control import backups, deletions, restores
 from strongroom.control.backups import Backup, BackupFilters
 from strongroom.control.listing import sort_order
+from strongroom.control.machine_restores import DiskMapping, MachineWish
 from strongroom.control.replication_records import ReplicationRecord, records_of
 from strongroom.control.restores import NewRestore
 
@@ -68,7 +69,7 @@ class UpdateBackup(msgspec.Struct):
     backup: BackupName
 
 
-class Mapping(msgspec.Struct):
+class MappingBody(msgspec.Struct):
     """Disk of a server backup -> disk of the target; disk backups ignore it."""
 
     backup_id: str
@@ -81,7 +82,7 @@ class RestoreTarget(msgspec.Struct):
     volume_id: str | None = None
     resource_id: str | None = None
     server_id: str | None = None
-    mappings: list[Mapping] | None = None
+    mappings: list[MappingBody] | None = None
     power_on: bool | None = None
     force: bool | None = None
 
@@ -119,8 +120,9 @@ async def list_backups(call: Call) -> dict[str, Any]:
     )
     ids = [backup.id for backup in found] if query.show_replication else []
     records = await records_of(call.services.database, call.project_id, ids)
+    children = await backups.list_children(call.services.database, call.project_id, found, asked.own_type)
     return {
-        "backups": [wire_backup(backup, records.get(backup.id, ())) for backup in found],
+        "backups": [wire_backup(b, records.get(b.id, ()), children.get(b.id, ())) for b in found],
         "count": count,
         "limit": page.limit,
         "offset": page.offset,
@@ -144,7 +146,8 @@ async def update_backup(call: Call) -> dict[str, Any]:
 
 async def _with_records(call: Call, backup: Backup) -> dict[str, Any]:
     records = await records_of(call.services.database, call.project_id, [backup.id])
-    return {"backup": wire_backup(backup, records.get(backup.id, ()))}
+    children = await backups.list_children(call.services.database, call.project_id, [backup])
+    return {"backup": wire_backup(backup, records.get(backup.id, ()), children.get(backup.id, ()))}
 
 
 async def delete_backup(call: Call) -> None:
@@ -169,6 +172,7 @@ async def restore_backup(call: Call) -> dict[str, Any]:
             resource_id=body.resource_id,
             server_id=body.server_id,
             force=bool(body.force),
+            machine=machine_wish(body.mappings, body.power_on),
         ),
         request_id=call.request_id,
         clock=call.services.clock,
@@ -176,7 +180,20 @@ async def restore_backup(call: Call) -> dict[str, Any]:
     return {"job_id": job_id}
 
 
-def wire_backup(backup: Backup, records: Sequence[ReplicationRecord] = ()) -> dict[str, Any]:
+def machine_wish(
+    mappings: Sequence[MappingBody] | None, power_on: bool | None, new_name: str | None = None
+) -> MachineWish:
+    """power_on: a server is started unless it is said otherwise."""
+    return MachineWish(
+        mappings=tuple(DiskMapping(backup_id=m.backup_id, volume_id=m.volume_id) for m in mappings or ()),
+        power_on=power_on is not False,
+        new_name=new_name,
+    )
+
+
+def wire_backup(
+    backup: Backup, records: Sequence[ReplicationRecord] = (), children: Sequence[Backup] = ()
+) -> dict[str, Any]:
     """The published shape; members that self-hosted backups cannot have are null, never missing."""
     return {
         "id": backup.id,
@@ -203,33 +220,45 @@ def wire_backup(backup: Backup, records: Sequence[ReplicationRecord] = ()) -> di
         "protected_at": _time(backup.protected_at),
         "updated_at": _time(backup.updated_at),
         "expired_at": _time(backup.expired_at),
-        "children": [],
+        "children": [wire_backup(child) for child in children],
         "replication_records": [wire_record(record) for record in records],
         "extend_info": _extend_info(backup),
     }
 
 
 def _extend_info(backup: Backup) -> dict[str, Any]:
+    is_boot = bool(backup.report.get("disk", {}).get("is_boot"))
     return {
         "auto_trigger": backup.auto_trigger,
-        "bootable": False,
+        "bootable": is_boot,
         "snapshot_id": None,
         "support_lld": False,
         "supported_restore_mode": "backup" if backup.status == "available" else "na",
         "os_images_data": None,
-        "contain_system_disk": False,
+        "contain_system_disk": bool(backup.report.get("has_boot_disk")),
         "encrypted": False,  # of the source disk; what is stored always is
-        "system_disk": False,
+        "system_disk": is_boot,
         "is_multi_az": backup.is_multi_az,
         "incremental": backup.incremental,
         "architecture": None,
         "progress": 100 if backup.status == "available" else backup.progress,
-        "app_consistency": {
-            "app_consistency": "0",
-            "app_consistency_status": "0",
-            "app_consistency_error_code": "",
-            "app_consistency_error_message": "",
-        },
+        "app_consistency": _app_consistency(backup.report),
+    }
+
+
+def _app_consistency(report: dict[str, Any]) -> dict[str, str]:
+    """Whether it was asked for, and reached. The message says what was, when it is less."""
+    reached = report.get("consistency") == "application_consistent"
+    wanted = bool(report.get("application_wanted"))
+    why = ""
+    if wanted and not reached and "consistency" in report:
+        what = str(report["consistency"]).replace("_", " ")
+        why = f"The backup is {what}. {report.get('consistency_reason') or ''}".strip()
+    return {
+        "app_consistency": "1" if wanted else "0",
+        "app_consistency_status": "1" if reached else "0",
+        "app_consistency_error_code": "",
+        "app_consistency_error_message": why,
     }
 
 

@@ -15,6 +15,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from strongroom.api.backups import MappingBody, machine_wish
 from strongroom.api.operation import Call, Operation
 from strongroom.base.browsing import EntryView
 from strongroom.base.clock import api_timestamp
@@ -44,7 +45,10 @@ class PathQuery(msgspec.Struct):
 
 
 class RestorePart(msgspec.Struct):
-    """Absent path: everything; absent target: the source resource."""
+    """Absent path: everything; absent target: the source resource.
+
+    mappings, power_on: of a server, as in v3. new_name: a new server of this name is made beside the target.
+    """
 
     path: str | None = None
     path_b64: str | None = None
@@ -52,6 +56,9 @@ class RestorePart(msgspec.Struct):
     target_path: str | None = None
     target_path_b64: str | None = None
     force: bool | None = None
+    mappings: list[MappingBody] | None = None
+    power_on: bool | None = None
+    new_name: str | None = None
 
 
 class RestoreBody(msgspec.Struct):
@@ -178,6 +185,7 @@ async def restore_part(call: Call) -> JobAnswer:
             path=_path(asked.path, asked.path_b64, "path"),
             target_path=_path(asked.target_path, asked.target_path_b64, "target_path"),
             force=bool(asked.force),
+            machine=machine_wish(asked.mappings, asked.power_on, asked.new_name),
         ),
         request_id=call.request_id,
         clock=call.services.clock,

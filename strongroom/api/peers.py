@@ -46,8 +46,14 @@ class Retention(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     time_zone: Text | None = None
 
 
+RootName = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\.[0-9]{1,9}$")]
+
+
 class OfferBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A backup. project_id and vault_id: of here. root: name of its root object; wrapped: its domain's keys, in hex."""
+    """A backup. project_id and vault_id: of here. root: name of its root object; wrapped: its domain's keys, in hex.
+
+    disks  names of the roots of a machine's disks
+    """
 
     auto_trigger: bool
     policy_id: str | None
@@ -68,9 +74,10 @@ class OfferBody(msgspec.Struct, forbid_unknown_fields=True):
     resource_name: Text
     resource_size_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
     incremental: bool
-    root: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\.[0-9]{1,9}$")]
+    root: RootName
     domain_id: HexId
     wrapped: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2}){1,4096}$")]
+    disks: Annotated[list[RootName], msgspec.Meta(max_length=128)] = []
 
 
 class CheckBody(msgspec.Struct):
@@ -181,6 +188,7 @@ async def offer_replica(call: Call) -> dict[str, Any]:
             "source_backup_name": _shown(body.source_backup_name),
             "resource_name": _shown(body.resource_name),
             "wrapped": bytes.fromhex(body.wrapped),
+            "disks": tuple(body.disks),
         }
     )
     await replica_offers.offer_replica(

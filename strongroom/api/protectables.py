@@ -10,6 +10,7 @@ from strongroom.api.vault_views import VaultView, vault_view
 from strongroom.base.units import gigabytes
 from strongroom.control import protectables
 from strongroom.control.protectables import Protectable, ProtectableQuery, Verdict
+from strongroom.control.vault_kinds import DISK
 
 INSTANCES_LIMIT_MAX = 50  # contract: the page of this list
 
@@ -34,7 +35,7 @@ class VerdictView(msgspec.Struct):
 
 
 class InstanceView(msgspec.Struct):
-    """children and detail are what a compute or volume service would add; a registered resource has neither."""
+    """children: the disks of a server. detail: what its hypervisor says of it; of other resources nothing."""
 
     id: str
     name: str
@@ -42,8 +43,20 @@ class InstanceView(msgspec.Struct):
     size: int  # GB
     status: str
     protectable: VerdictView
-    children: list[Any] = []
+    children: list["DiskView"] = []
     detail: dict[str, Any] = {}
+
+
+class DiskView(msgspec.Struct):
+    """A disk of a server: its id is what exclude_volumes, include_volumes and mappings name."""
+
+    id: str
+    name: str
+    size: int  # GB
+    status: str
+    detail: dict[str, Any]
+    type: str = DISK.type_name
+    children: list[Any] = []
 
 
 class InstancesAnswer(msgspec.Struct):
@@ -97,7 +110,24 @@ def _instance_view(protectable: Protectable, verdict: Verdict) -> InstanceView:
             message=verdict.reason,
             vault=vault_view(verdict.vault) if verdict.vault is not None else None,
         ),
+        children=[_disk_view(disk, protectable.status) for disk in protectable.machine.get("disks", ())],
+        detail=_detail(protectable.machine),
     )
+
+
+def _disk_view(disk: dict[str, Any], status: str) -> DiskView:
+    return DiskView(
+        id=disk["id"],
+        name=disk["name"],
+        size=gigabytes(disk["size_bytes"]),
+        status=status,
+        detail={"size_bytes": disk["size_bytes"], "bootable": "true" if disk.get("is_boot") else "false"},
+    )
+
+
+def _detail(machine: dict[str, Any]) -> dict[str, Any]:
+    """Where its disks lie on the host is nobody's business here."""
+    return {name: machine[name] for name in ("power", "abilities") if name in machine}
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -8,7 +8,6 @@ import msgspec
 
 from strongroom.api.operation import Call, Operation
 from strongroom.api.paging import page_of
-from strongroom.api.vault_resources import inspect
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import InvalidRequest
 from strongroom.base.paths import readable_path
@@ -60,6 +59,7 @@ class RegisteredView(msgspec.Struct):
     worker_group: str
     source_host: str
     options: dict[str, Any]
+    machine: dict[str, Any]  # of a server: disks and what its driver can do, at the last look
     created_at: str
 
 
@@ -77,7 +77,7 @@ async def register_protectable(call: Call) -> RegisteredAnswer:
     resource_type = registrations.check_new_protectable(new)
     look = Look(size_bytes=0, obstacle=None)  # where nobody here can look, the first backup does
     if call.services.reaches_group(new.worker_group):
-        look = await inspect(call, resource_type, new.path, new.options)
+        look = await call.services.inspector.inspect(new.id, resource_type, new.path, new.options)
     registered = await registrations.register_protectable(call.services.database, new, look, call.services.clock)
     return RegisteredAnswer(protectable=_registered_view(registered))
 
@@ -135,6 +135,7 @@ def _registered_view(registered: Protectable) -> RegisteredView:
         worker_group=registered.worker_group,
         source_host=registered.source_host,
         options=registered.options,
+        machine=registered.machine,
         created_at=api_timestamp(registered.created_at),
     )
 

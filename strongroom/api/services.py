@@ -13,6 +13,7 @@ from strongroom.base.clock import Clock
 from strongroom.control.access import Caller
 from strongroom.control.audit import AuditTrail
 from strongroom.control.db import Database
+from strongroom.control.resource_binding import Look
 
 # Who sends this request? Gets the raw request and its whole body (a signature covers it). Raises Unauthenticated.
 Authenticate = Callable[[Request, bytes, str], Awaitable[Caller]]
@@ -32,8 +33,9 @@ async def _keeps_nothing() -> bool:
 class Inspector(Protocol):
     """Looks at what an operator registers or a tenant binds, on the host that can reach it."""
 
-    async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
-        """Size in bytes, and the reason why it cannot be protected (None: it can)."""
+    async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
+        """Its size, and the reason why it cannot be protected (None: it can). Raises InvalidRequest for an address
+        that no driver serves."""
         ...
 
 

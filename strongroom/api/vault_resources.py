@@ -130,7 +130,9 @@ def looker(call: Call) -> LookAt:
 
         async def look(protectable: Protectable) -> Look:
             async with places:
-                return await inspect(call, protectable.resource_type, protectable.path, protectable.options)
+                return await call.services.inspector.inspect(
+                    protectable.id, protectable.resource_type, protectable.path, protectable.options
+                )
 
         looks = await asyncio.gather(*(look(protectable) for protectable in registered))
         seen = {protectable.id: look for protectable, look in zip(registered, looks, strict=True)}
@@ -138,12 +140,6 @@ def looker(call: Call) -> LookAt:
         return seen
 
     return look_at
-
-
-async def inspect(call: Call, resource_type: str, path: bytes, options: dict[str, Any]) -> Look:
-    """One look through the service's inspector."""
-    size_bytes, obstacle = await call.services.inspector.inspect(resource_type, path, options)
-    return Look(size_bytes=size_bytes, obstacle=obstacle)
 
 
 async def add_vault_resource(call: Call) -> AddedAnswer:

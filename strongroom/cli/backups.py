@@ -84,9 +84,11 @@ def show(session: Session, backup: BackupArgument) -> None:
         if isinstance(report.get(member), int)
     }
     members = COLUMNS | {"Restore point": "checkpoint_id", "Vault": "vault_id", "Expires": "expired_at"}
-    session.output.details(
-        found | counts | report_lines(report), members | {label: label for label in counts} | _REPORT
-    )
+    members |= {label: label for label in counts} | _REPORT | (_MACHINE if found["children"] else {})
+    session.output.details(found | counts | report_lines(report), members)
+    if found["children"]:
+        session.output.say("")
+        session.output.table(found["children"], DISK_COLUMNS)
 
 
 @remote(app, "update")
@@ -194,6 +196,15 @@ def download(
         session.output.note(f"Wrote {target}, {human_bytes(size)}.")
 
 
+DISK_COLUMNS = {
+    "Disk's backup": "id",
+    "Disk": "resource_name",
+    "Disk's id": "resource_id",
+    "Size GB": "resource_size",
+    "System disk": "extend_info.system_disk",
+    "Status": "status",
+}
+_MACHINE = {"Consistency": "consistency", "Why no more": "consistency_reason"}
 _REPORT = {
     "Entries": "entries",
     "Kind": "kind",
@@ -215,6 +226,8 @@ def report_lines(report: Json) -> dict[str, Any]:
         "left_out": len(report.get("skipped") or []),
         "full_reason": report.get("full_reason"),
         "damage": _damage(report.get("damage")),
+        "consistency": report.get("consistency"),
+        "consistency_reason": report.get("consistency_reason"),
     }
 
 

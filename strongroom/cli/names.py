@@ -9,7 +9,7 @@ from strongroom.base.ids import is_hex_id, is_id
 from strongroom.cli.client import Client, Json
 from strongroom.cli.errors import NameAmbiguous, NameUnknown
 
-PROTECTABLE_TYPES = ("turbo", "disk")  # the kinds this server has sources for
+PROTECTABLE_TYPES = ("turbo", "disk", "server")  # the kinds this server has sources for
 PROTECTABLES_PAGE = 50  # the most this list answers at once
 
 
@@ -109,6 +109,32 @@ def resources(client: Client, texts: Sequence[str], kinds: Sequence[str] = PROTE
         row = next(row for row in matches if row["id"] == chosen)
         found.append({"id": row["id"], "type": row["type"], "name": row["name"]})
     return found
+
+
+def server(client: Client, text: str) -> Json:
+    """A registered server by name or id, with its disks as `children`."""
+    (found,) = resources(client, [text], ["server"])
+    shown: Json = client.get(client.v3(f"protectables/server/instances/{found['id']}"))["instance"]
+    return shown
+
+
+def disk_ids(server: Json, texts: Sequence[str]) -> list[str]:
+    """Disks of one server, as the tenant's list shows it, by id or by name of the device."""
+    rows = list(server["children"])
+    command = f"strongroom protectable disks {server['name']}"
+    return [_only([row for row in rows if text in (row["id"], row["name"])], text, kind="disk", command=command)
+            for text in texts]  # fmt: skip
+
+
+def disk_backup_id(backup: Json, text: str) -> str:
+    """The backup of one disk among those of a server's backup, by its id, the disk's id, or the name of the device."""
+    prefix = f"{backup['resource_name']}-"
+    rows = [
+        {"id": row["id"], "name": row["resource_name"].removeprefix(prefix), "disk": row["resource_id"]}
+        for row in backup["children"]
+    ]
+    matches = [row for row in rows if text in (row["id"], row["name"], row["disk"])]
+    return _only(matches, text, kind="disk", command=f"strongroom backup show {backup['id']}")
 
 
 def resource_ids_of_vault(vault: Json, texts: Sequence[str]) -> list[str]:

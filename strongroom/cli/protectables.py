@@ -11,19 +11,22 @@ from strongroom.cli import names
 from strongroom.cli.command import Session, YesOption, remote
 from strongroom.cli.command import group as command_group
 
-app = command_group("Folders and disks that may be protected.")
+app = command_group("Folders, disks and servers that may be protected.")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Kind(enum.StrEnum):
-    """turbo: a folder. disk: an image file or a block device."""
+    """turbo: a folder. disk: an image file or a block device. server: a virtual machine with its disks."""
 
     turbo = enum.auto()
     disk = enum.auto()
+    server = enum.auto()
 
 
-TypeOption = Annotated[Kind, typer.Option("--type", help="turbo: a folder; disk: an image file or a block device.")]
+TypeOption = Annotated[
+    Kind, typer.Option("--type", help="turbo: a folder; disk: an image file or a block device; server: a machine.")
+]
 
 
 @remote(app, "add")
@@ -31,7 +34,14 @@ def add(
     session: Session,
     kind: TypeOption,
     name: Annotated[str, typer.Option(help="What tenants see.")],
-    path: Annotated[str, typer.Option(metavar="PATH", help="Folder, image file or device on the server's host.")],
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Folder, image file or device on the service's host; of a server its address, such as "
+            "libvirt:qemu:///system#web or qemu:/run/web.qmp.",
+        ),
+    ],
     project: Annotated[
         str | None, typer.Option(metavar="PROJECT", help="Whose it is, id or name. Default: yours.")
     ] = None,
@@ -55,7 +65,7 @@ def add(
         str | None, typer.Option("--source-host", metavar="HOST", help="Where it lies: few tasks at once there.")
     ] = None,
 ) -> None:
-    """Register a folder or disk for a project. For the operator."""
+    """Register a folder, a disk or a server for a project. For the operator."""
     client = session.client
     body: dict[str, Any] = {
         "project_id": names.project_id(client, project) if project is not None else client.project_id,
@@ -67,7 +77,7 @@ def add(
         "privileged": privileged,
         "worker_group": group,
         "source_host": source_host,
-    } | names.path_members(os.path.abspath(path))
+    } | names.path_members(path if kind is Kind.server else os.path.abspath(path))
     made = client.post("/ext/v1/admin/protectables", {"protectable": body})["protectable"]
     session.output.details(made, {"Id": "id", "Name": "name", "Type": "type", "Path": "path", "Project": "project_id"})
 
@@ -124,6 +134,17 @@ def available(
         "Vault": "protectable.vault.name",
     }
     session.output.table(rows, columns)
+
+
+@remote(app, "disks")
+def disks(session: Session, server: Annotated[str, typer.Argument(metavar="SERVER", help="Id or name.")]) -> None:
+    """Show the disks of a server as the last look at it found them."""
+    found = names.server(session.client, server)
+    if session.output.as_json:
+        session.output.document(found["children"])
+        return
+    columns = {"Id": "id", "Name": "name", "Size GB": "size", "System disk": "detail.bootable"}
+    session.output.table(found["children"], columns)
 
 
 def parse_rate(text: str) -> int:

@@ -24,6 +24,20 @@ def restore(
         typer.Option("--target-path", metavar="FOLDER", help="With --path: into this folder inside the target."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also when another program has the target open.")] = False,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DISK=TARGET",
+            help="Of a server: this disk of the backup onto that disk of the server, by ids or names; repeatable. "
+            "Default: every disk to where it was.",
+        ),
+    ] = None,
+    new_name: Annotated[
+        str | None, typer.Option("--new-name", metavar="NAME", help="Of a server: make a new one beside it instead.")
+    ] = None,
+    power_on: Annotated[
+        bool, typer.Option("--power-on/--no-power-on", help="Whether a server runs afterwards.")
+    ] = True,
     wait: WaitOption = False,
     yes: YesOption = False,
 ) -> int:
@@ -34,9 +48,19 @@ def restore(
     body |= names.path_members(path or "") | names.path_members(target_path or "", "target_path")
     if to is not None:
         body["target_resource_id"] = names.resources(client, [to])[0]["id"]
+    if disk:
+        body["mappings"] = _mappings(session, chosen, to, disk)
+    if new_name is not None:
+        body["new_name"] = new_name
+    body["power_on"] = power_on
     where = to if to is not None else "where it came from"
     what = f"{path} of {backup}" if path is not None else backup
-    session.confirm(f"Restore {what} to {where}, replacing what is there?", yes=yes)
+    session.confirm(
+        f"Make server {new_name} of {backup}?"
+        if new_name is not None
+        else f"Restore {what} to {where}, replacing what is there?",
+        yes=yes,
+    )
     job_id = client.post(client.ext(f"backups/{chosen}/restore"), {"restore": body})["job_id"]
     if not wait:
         if session.output.as_json:
@@ -52,6 +76,21 @@ def restore(
         session.output.note("Restored and verified.")
         tell_left_out(session, ended[0])
     return code
+
+
+def _mappings(session: Session, backup_id: str, to: str | None, pairs: list[str]) -> list[dict[str, str]]:
+    """DISK=TARGET as the API wants it. DISK: a child's id, the disk's id, or its name in the backup."""
+    client = session.client
+    shown = client.get(client.v3(f"backups/{backup_id}"))["backup"]
+    server = names.server(client, to if to is not None else shown["resource_id"])
+    mappings = []
+    for pair in pairs:
+        text, equals, target = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{pair} is not DISK=TARGET, such as vda=vda.")
+        child = names.disk_backup_id(shown, text)
+        mappings.append({"backup_id": child, "volume_id": names.disk_ids(server, [target])[0]})
+    return mappings
 
 
 def tell_left_out(session: Session, task: dict[str, Any]) -> None:

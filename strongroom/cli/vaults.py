@@ -38,13 +38,18 @@ RESOURCE_COLUMNS = {
 def create(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="1-64 letters, digits, _ or -.")],
-    kind: Annotated[Kind, typer.Option("--type", help="turbo: for folders; disk: for image files and block devices.")],
+    kind: Annotated[
+        Kind, typer.Option("--type", help="turbo: for folders; disk: for images and devices; server: for machines.")
+    ],
     size: Annotated[int, typer.Option(metavar="GB", help="How much it may keep, 10-10485760 GB.")] = 100,
     resource: Annotated[
         list[str] | None, typer.Option(metavar="RESOURCE", help="Bind it at once, id or name; repeatable.")
     ] = None,
     description: Annotated[str | None, typer.Option(help="At most 64 characters.")] = None,
     auto_expand: Annotated[bool, typer.Option("--auto-expand", help="Grow by a quarter when it is full.")] = False,
+    app_consistent: Annotated[
+        bool, typer.Option("--app-consistent", help="Of servers: ask the guest to hold still, so that files are whole.")
+    ] = False,
     replicas: Annotated[
         bool, typer.Option("--replicas", help="Keep replicas of another region's restore points, not backups.")
     ] = False,
@@ -57,7 +62,7 @@ def create(
         "billing": {
             "object_type": kind.value,
             "protect_type": "replication" if replicas else "backup",
-            "consistent_level": "crash_consistent",
+            "consistent_level": "app_consistent" if app_consistent else "crash_consistent",
             "size": size,
         },
     }
@@ -163,10 +168,24 @@ def delete(session: Session, vault: VaultArgument, yes: YesOption = False) -> No
 
 
 @remote(app, "add")
-def add(session: Session, vault: VaultArgument, resources: ResourcesArgument) -> None:
-    """Bind resources to a vault."""
+def add(
+    session: Session,
+    vault: VaultArgument,
+    resources: ResourcesArgument,
+    exclude_disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--exclude-disk", metavar="DISK", help="Of a server: leave this disk out, id or name; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Bind resources to a vault. A server that is there already gets the list of disks that is given now."""
     found = load_vault(session, vault)
     chosen = names.resources(session.client, resources, [found["billing"]["object_type"]])
+    if exclude_disk:
+        for resource in chosen:
+            server = names.server(session.client, resource["id"])
+            resource["extra_info"] = {"exclude_volumes": names.disk_ids(server, exclude_disk)}
     path = session.client.v3(f"vaults/{found['id']}/addresources")
     answer = session.client.post(path, {"resources": chosen})
     if session.output.as_json:

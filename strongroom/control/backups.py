@@ -4,7 +4,7 @@ The job side changes rows only under `tasks.still_mine` and the vault's lock; an
 Fenced and leaves everything as it was. A root makes a backup restorable, `commit_backup` makes it reported (RULINGS 7).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, LiteralString
@@ -27,6 +27,7 @@ from strongroom.control import checkpoints, deletions, quotas, tasks
 from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
+from strongroom.control.machines import CommittedDisk, commit_disks
 from strongroom.control.names import ENTERPRISE_PROJECT_ALL, require_name
 from strongroom.control.received import RECEIVED, require_own
 from strongroom.control.retention import FAILED_DAYS_MAX
@@ -41,14 +42,14 @@ from strongroom.control.subjects import (
     vault_full_sentence,
 )
 from strongroom.control.tasks import Task
+from strongroom.control.vault_kinds import SERVER
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backup:
     """One backup as tenants see it.
 
-    incremental          as requested; a first backup reads everything all the same
-    is_multi_az          of its vault
+    incremental, is_multi_az  as requested: a first backup reads everything all the same; of its vault
     progress             0-100 of the task that works on it; None: no task does
     owner_project_id     whose it is; another project's than the one that looks, when that shares it
     member_status        of such a share: pending, accepted, rejected; None: an own backup
@@ -152,6 +153,23 @@ async def show_backup(database: Database, project_id: str, backup_id: str) -> Ba
     if backup is None:
         raise BackupNotFound(id=backup_id)
     return backup
+
+
+async def list_children(
+    database: Database, project_id: str, found: Sequence[Backup], own_type: str = "all_granted"
+) -> dict[str, list[Backup]]:
+    """The backups of the disks of those that are of machines, by parent, each list by name."""
+    parents = [backup.id for backup in found if backup.resource_type == SERVER.type_name]
+    if not parents:
+        return {}
+    async with database.read(class_row(Backup)) as conn:
+        rows = await conn.execute(
+            f"SELECT {_COLUMNS} FROM {_TABLES[own_type]} "  # noqa: S608 -- the texts are ours
+            "WHERE project_id = %s AND parent_id = ANY(%s) ORDER BY resource_name, id",
+            [project_id, parents],
+        )
+        children = await rows.fetchall()
+    return {parent: [child for child in children if child.parent_id == parent] for parent in parents}
 
 
 async def list_backups(
@@ -269,11 +287,11 @@ class BackupJob:
 class CommittedBackup:
     """What a finished backup reports.
 
-    root          name of its root object, durable in the store
-    stored_bytes  sealed bytes this backup added
+    root, stored_bytes  name of its root object, durable in the store; sealed bytes this backup added
     used_bytes    live sealed bytes of the whole vault when measured; None: grown by stored_bytes
     point_token   the source's token for the next run
     report        JSON: bytes read and new, entries, changed while read, skipped, full_reason, ...
+    disks         of a machine; what they stored is part of stored_bytes. machine: its disks and power as just seen
     """
 
     root: str
@@ -282,6 +300,8 @@ class CommittedBackup:
     used_bytes: int | None = None
     point_token: bytes | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    disks: tuple[CommittedDisk, ...] = ()
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 async def start_backup(database: Database, task: Task) -> BackupJob:
@@ -355,6 +375,7 @@ async def commit_backup(database: Database, task: Task, committed: CommittedBack
     async with database.transaction() as conn:
         await tasks.still_mine(conn, task)
         vault = await lock_vault(conn, task.project_id, task.vault_id)
+        await commit_disks(conn, task, committed.disks, committed.machine, now)
         done = await conn.execute(
             "UPDATE backups SET status = 'available', root = %s, resource_size_bytes = %s, stored_bytes = %s, "
             "report = %s, point_token = %s, protected_at = %s, updated_at = %s "

@@ -359,7 +359,8 @@ async def settle(
             SELECT CASE WHEN bool_or(b.status IN ('waiting_protect', 'protecting')) THEN 'protecting'
                         WHEN bool_or(b.status IN ('available', 'waiting_restore', 'restoring')) THEN 'available'
                         WHEN bool_or(b.status IN ('waiting_delete', 'deleting')) THEN 'deleting' END
-            FROM backups b WHERE b.project_id = %(project)s AND b.checkpoint_id = c.id), %(without)s)
+            FROM backups b WHERE b.project_id = %(project)s AND b.checkpoint_id = c.id AND b.parent_id IS NULL),
+            %(without)s)
         WHERE c.project_id = %(project)s AND c.id = ANY(%(ids)s)
         """,
         {"now": now, "project": project_id, "ids": [c for c in checkpoint_ids if c], "without": without},

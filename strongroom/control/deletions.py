@@ -98,7 +98,9 @@ async def _lock_backup(conn: AsyncConnection[Any], vault: VaultRef, backup_id: s
             """
             SELECT b.name, b.status, b.auto_trigger, b.root IS NOT NULL
                    AND b.promised_until > (SELECT at FROM promise_clock) AS promised, b.checkpoint_id, b.provider_id,
-                   b.resource_id, b.resource_type, b.resource_name,
+                   b.resource_id, b.resource_type, b.resource_name, b.parent_id,
+                   EXISTS (SELECT 1 FROM backups d WHERE d.project_id = b.project_id AND d.parent_id = b.id
+                           AND d.status IN ('restoring', 'waiting_restore')) AS disk_restoring,
                    EXISTS (SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id
                            AND r.vault_id = b.vault_id AND r.resource_id = b.resource_id
                            AND r.protect_status = 'removing') AS removing,
@@ -129,7 +131,12 @@ def _refuse_delete(vault: VaultRef, row: dict[str, Any], expiry: Expiry | None) 
             conflict_code="6134",
             reason=f"Resource {row['resource_name']} is being removed from the vault, and its backups with it.",
         )
-    if row["replicating"] or row["status"] in ("restoring", "waiting_restore"):
+    if row["parent_id"] is not None:
+        raise Conflict(
+            conflict_code="6201",
+            reason="The backup is that of one disk of a server. Delete the server's backup: its disks go with it.",
+        )
+    if row["replicating"] or row["disk_restoring"] or row["status"] in ("restoring", "waiting_restore"):
         busy = "copied to another region" if row["replicating"] else "restored"
         raise Conflict(conflict_code="6216", reason=f"The backup is being {busy}. Delete it when that has ended.")
     if row["status"] not in ("available", "error"):
@@ -162,7 +169,8 @@ async def start_delete(database: Database, task: Task) -> DeleteJob:
         vault = await lock_vault(conn, task.project_id, task.vault_id)
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT id, root, domain_id, status, checkpoint_id, resource_id, root IS NOT NULL "
+                "SELECT id, parent_id, root, domain_id, status, checkpoint_id, "
+                "coalesce(machine_id, resource_id) AS resource_id, root IS NOT NULL "
                 "AND promised_until > (SELECT at FROM promise_clock) AS promised FROM backups "
                 "WHERE project_id = %s AND vault_id = %s ORDER BY created_at, id FOR UPDATE",
                 [task.project_id, vault.id],
@@ -192,6 +200,7 @@ async def start_delete(database: Database, task: Task) -> DeleteJob:
     return DeleteJob(
         vault=vault,
         backups=tuple((row["id"], row["root"]) for row in doomed),
+        count=sum(row["parent_id"] is None for row in doomed),
         keep=own_roots(kept := [row for row in rows if row["id"] not in set(ids)]),
         foreign=foreign_roots(doomed),
         keep_foreign=foreign_roots(kept),
@@ -201,7 +210,7 @@ async def start_delete(database: Database, task: Task) -> DeleteJob:
 def _doomed(task: Task, row: dict[str, Any]) -> bool:
     match task.operation_type:
         case "delete":
-            return bool(row["id"] == task.backup_id)
+            return task.backup_id in (row["id"], row["parent_id"])
         case "remove_resource":
             return row["resource_id"] in removed_resources(task.parameters)
         case _:
@@ -267,7 +276,8 @@ async def _delete_resources(conn: AsyncConnection[Any], task: Task) -> dict[str,
 
 async def _delete_vault(conn: AsyncConnection[Any], task: Task) -> dict[str, Any]:
     deleted = await conn.execute(
-        "DELETE FROM backups WHERE project_id = %s AND vault_id = %s", [task.project_id, task.vault_id]
+        "DELETE FROM backups WHERE project_id = %s AND vault_id = %s AND parent_id IS NULL",
+        [task.project_id, task.vault_id],
     )
     # Downloads and a prune of this vault have nothing left to read.
     await conn.execute("DELETE FROM sessions WHERE project_id = %s AND vault_id = %s", [task.project_id, task.vault_id])
@@ -285,7 +295,7 @@ async def fail_delete(
         await _lock_if_there(conn, task)
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT id, checkpoint_id, resource_id FROM backups "
+                "SELECT id, parent_id, checkpoint_id, coalesce(machine_id, resource_id) AS resource_id FROM backups "
                 "WHERE project_id = %s AND vault_id = %s AND status IN ('waiting_delete', 'deleting')",
                 [task.project_id, task.vault_id],
             )
@@ -299,7 +309,8 @@ async def fail_delete(
         )
         counted: dict[str, Any] = {}
         if task.operation_type == "vault_delete":
-            counted = {"total_count": len(left), "fail_count": len(left)}
+            whole = sum(row["parent_id"] is None for row in left)
+            counted = {"total_count": whole, "fail_count": whole}
             await conn.execute(
                 "UPDATE vaults SET status = 'error', updated_at = %s WHERE project_id = %s AND id = %s",
                 [clock.now(), task.project_id, task.vault_id],
@@ -372,9 +383,11 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
         )
         open_copies = frozenset(row[0] for row in await copying.fetchall())
         making = await conn.execute(
-            "SELECT backup_id FROM operation_logs WHERE project_id = %s AND vault_id = %s "
-            "AND operation_type = 'backup' AND backup_id IS NOT NULL AND status IN ('waiting', 'running')",
-            [task.project_id, vault.id],
+            "WITH making AS (SELECT backup_id FROM operation_logs WHERE project_id = %(project)s "
+            "AND vault_id = %(vault)s AND operation_type = 'backup' AND backup_id IS NOT NULL "
+            "AND status IN ('waiting', 'running')) SELECT backup_id FROM making UNION ALL SELECT d.id FROM backups d "
+            "WHERE d.project_id = %(project)s AND d.parent_id IN (SELECT backup_id FROM making)",
+            {"project": task.project_id, "vault": vault.id},
         )
         open_backups = frozenset(row[0] for row in await making.fetchall())
         await _save_used(conn, task, vault)

@@ -82,7 +82,7 @@ async def update_expiration(
             "AND b.status <> 'error') THEN greatest(b.promised_until, c.at + (%(at)s - %(now)s)) END "
             "FROM vaults v, promise_clock c WHERE b.project_id = %(project)s AND b.vault_id = %(vault)s "
             "AND v.project_id = b.project_id AND v.id = b.vault_id AND b.root IS NOT NULL "
-            "AND b.status = ANY(%(statuses)s)",
+            "AND b.status = ANY(%(statuses)s) AND b.parent_id IS NULL",  # the disks of a machine follow it
             {"at": ends_at, "now": now, "project": project_id, "vault": vault.id, "statuses": _CHANGEABLE},
         )
         task = NewTask(

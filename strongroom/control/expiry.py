@@ -57,7 +57,7 @@ async def overdue(database: Database, clock: Clock) -> list[Overdue]:
         over = await conn.execute(
             "SELECT DISTINCT b.project_id, b.vault_id, NULL AS resource_id FROM backups b JOIN vaults v "
             "ON v.project_id = b.project_id AND v.id = b.vault_id AND v.status <> 'deleting' "
-            "WHERE b.expired_at <= %s AND b.status IN ('available', 'error') LIMIT %s",
+            "WHERE b.expired_at <= %s AND b.status IN ('available', 'error') AND b.parent_id IS NULL LIMIT %s",
             [clock.now(), LOOKED_AT_ONCE_MAX],
         )
         vaults = await over.fetchall()
@@ -83,7 +83,7 @@ async def expire(database: Database, found: Overdue, clock: Clock) -> int:
 async def _expire_by_time(conn: AsyncConnection[Any], vault: VaultRef, now: datetime) -> int:
     found = await conn.execute(
         "SELECT id, expired_at FROM backups WHERE project_id = %s AND vault_id = %s AND expired_at <= %s "
-        "AND status IN ('available', 'error') ORDER BY expired_at, id LIMIT %s",
+        "AND status IN ('available', 'error') AND parent_id IS NULL ORDER BY expired_at, id LIMIT %s",
         [vault.project_id, vault.id, now, BACKUPS_AT_ONCE_MAX],
     )
     begun = 0

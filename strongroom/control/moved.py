@@ -151,7 +151,7 @@ async def commit_move(database: Database, task: Task, moved: Moved, clock: Clock
         await set_used(conn, destination, destination.used_bytes + moved.gained)
         await set_used(conn, source, max(0, source.used_bytes - moved.freed))
         await close_sessions_of(conn, task)
-        outcome = {**moved.outcome, "resources": len(ids), "backups": len(going)}
+        outcome = {**moved.outcome, "resources": len(ids), "backups": sum(row["parent_id"] is None for row in going)}
         await tasks.finish(conn, task, clock, outcome=outcome)
         if moved.roots:
             await queue_prune(conn, source, request_id=task.request_id, clock=clock)
@@ -163,7 +163,8 @@ async def _follow_loans(conn: AsyncConnection[Any], destination: VaultRef, resou
         # SKIP LOCKED: who has a task's row locked may be waiting for a vault's, which is ours.
         "UPDATE operation_logs SET lender_vault_id = %s WHERE id IN (SELECT o.id FROM operation_logs o "
         "JOIN backups b ON b.id = o.backup_id WHERE o.lender_project_id = %s AND b.project_id = %s "
-        "AND b.vault_id = %s AND b.resource_id = ANY(%s) AND o.status = 'waiting' FOR UPDATE OF o SKIP LOCKED)",
+        "AND b.vault_id = %s AND coalesce(b.machine_id, b.resource_id) = ANY(%s) AND o.status = 'waiting' "
+        "FOR UPDATE OF o SKIP LOCKED)",
         [destination.id, destination.project_id, destination.project_id, destination.id, list(resource_ids)],
     )
 
@@ -213,7 +214,8 @@ def _roots(rows: Sequence[dict[str, Any]]) -> dict[str | None, frozenset[str]]:
 async def _points(conn: AsyncConnection[Any], vault: VaultRef) -> list[dict[str, Any]]:
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            "SELECT id, root, domain_id, checkpoint_id, resource_id FROM backups WHERE project_id = %s "
+            "SELECT id, parent_id, root, domain_id, checkpoint_id, coalesce(machine_id, resource_id) AS resource_id "
+            "FROM backups WHERE project_id = %s "
             "AND vault_id = %s ORDER BY created_at, id",
             [vault.project_id, vault.id],
         )
@@ -263,8 +265,9 @@ async def _move_backups(
             "UPDATE backups SET vault_id = %(there)s, updated_at = %(now)s, "
             "domain_id = CASE WHEN root IS NULL THEN NULL ELSE %(domain)s::text END, "
             "checkpoint_id = coalesce(%(split)s::jsonb ->> checkpoint_id, checkpoint_id) "
+            # The disks of a machine follow it.
             "WHERE project_id = %(project)s AND vault_id = %(here)s AND resource_id = ANY(%(ids)s) "
-            "AND domain_id IS NOT DISTINCT FROM %(old)s::text",
+            "AND parent_id IS NULL AND domain_id IS NOT DISTINCT FROM %(old)s::text",
             {
                 "there": destination.id,
                 "now": now,

@@ -131,7 +131,8 @@ async def _refuse_other_work(
         await refuse_open_work(conn, vault, "expiration", "migrate", "sync", "replication", "copy")
     lent = await conn.execute(
         "SELECT 1 FROM operation_logs o JOIN backups b ON b.project_id = o.lender_project_id AND b.id = o.backup_id "
-        "WHERE o.lender_project_id = %s AND b.project_id = %s AND b.vault_id = %s AND b.resource_id = ANY(%s) "
+        "WHERE o.lender_project_id = %s AND b.project_id = %s AND b.vault_id = %s "
+        "AND coalesce(b.machine_id, b.resource_id) = ANY(%s) "
         "AND o.status IN ('waiting', 'running') LIMIT 1",
         [source.project_id, source.project_id, source.id, list(resource_ids)],
     )
@@ -143,7 +144,8 @@ async def _refuse_other_work(
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             "SELECT name, status, damage IS NOT NULL AS damaged FROM backups WHERE project_id = %s AND vault_id = %s "
-            "AND resource_id = ANY(%s) AND (status NOT IN ('available', 'error') OR damage IS NOT NULL) LIMIT 1",
+            "AND coalesce(machine_id, resource_id) = ANY(%s) "
+            "AND (status NOT IN ('available', 'error') OR damage IS NOT NULL) LIMIT 1",
             [source.project_id, source.id, list(resource_ids)],
         )
         row = await cursor.fetchone()

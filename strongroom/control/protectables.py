@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from strongroom.base.errors import (
     DiskNotFound,
@@ -39,14 +40,17 @@ _NOT_FOUND: dict[str, type[NotFound]] = {"server": ServerNotFound, "disk": DiskN
 _UNFIT = "At the last look it was missing or not readable. Put it right, then bind it: binding looks again."
 
 COLUMNS: LiteralString = (
-    "id, project_id, type, resource_type, name, path, worker_group, source_host, options, size_bytes, status, "
+    "id, project_id, type, resource_type, name, path, worker_group, source_host, options, size_bytes, status, machine, "
     "created_at"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protectable:
-    """A registered resource. type: the API's protectable_type; path: bytes on the worker's host, not for tenants."""
+    """A registered resource. type: the API's protectable_type; path: bytes on the worker's host, not for tenants.
+
+    machine  what the last look at a server showed, as resource_binding.Look has it; else empty
+    """
 
     id: str
     project_id: str
@@ -59,6 +63,7 @@ class Protectable:
     options: dict[str, Any]
     size_bytes: int
     status: str
+    machine: dict[str, Any]
     created_at: datetime
 
 
@@ -134,14 +139,16 @@ async def record_looks(database: Database, project_id: str, looks: Mapping[str, 
         await conn.execute(
             """
             UPDATE protectables p SET status = l.status,
-                size_bytes = CASE WHEN l.status = 'available' THEN l.size_bytes ELSE p.size_bytes END
-            FROM unnest(%s::text[], %s::bigint[], %s::text[]) AS l(id, size_bytes, status)
+                size_bytes = CASE WHEN l.status = 'available' THEN l.size_bytes ELSE p.size_bytes END,
+                machine = CASE WHEN l.status = 'available' THEN l.machine ELSE p.machine END
+            FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::jsonb[]) AS l(id, size_bytes, status, machine)
             WHERE p.project_id = %s AND p.id = l.id
             """,
             [
                 ids,
                 [looks[i].size_bytes for i in ids],
                 [AVAILABLE if looks[i].obstacle is None else ERROR for i in ids],
+                [Jsonb(dict(looks[i].machine)) for i in ids],
                 project_id,
             ],
         )

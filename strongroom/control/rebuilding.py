@@ -18,7 +18,7 @@ from strongroom.control.db import Database
 from strongroom.control.organization_copies import give_policies
 from strongroom.control.vault_kinds import VAULT_KINDS
 
-PROTECTABLE_TYPES = {"OS::Sfs::Turbo": "turbo", "OS::Cinder::Volume": "disk"}
+PROTECTABLE_TYPES = {"OS::Sfs::Turbo": "turbo", "OS::Cinder::Volume": "disk", "OS::Nova::Server": "server"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class LostBackup:
     root     name of its root object                  options  of the registration, as they were then
     domain_id  where the root is, in hex; None: the vault's own domain
     image_type  backup, or replication for a replica, whose source is in another region
+    parent_id, machine_id  of a machine's disk: the machine's backup, and the machine; resource_id is the disk
     """
 
     id: str
@@ -52,6 +53,8 @@ class LostBackup:
     expired_at: datetime | None
     promised_until: datetime | None
     image_type: str = "backup"
+    parent_id: str | None = None
+    machine_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +119,15 @@ async def restore_rows(database: Database, vault: LostVault, now: datetime, *, r
 
 
 async def insert_points(conn: AsyncConnection[Any], vault: LostVault, now: datetime) -> tuple[int, int]:
-    """Rows of restore points and of backups that were not there: how many of each. The vault's row is there."""
+    """Rows of restore points and of backups that were not there: how many of each. The vault's row is there.
+
+    A machine's counts as one with its disks."""
     made = await _insert_checkpoints(conn, vault)
-    backups = sum([await _insert_backup(conn, vault, backup, now) for backup in vault.backups])
+    whole = [backup for backup in vault.backups if backup.parent_id is None]
+    backups = sum([await _insert_backup(conn, vault, backup, now) for backup in whole])
+    for disk in vault.backups:
+        if disk.parent_id is not None:
+            await _insert_backup(conn, vault, disk, now)
     # A backup that stands elsewhere by now leaves the restore point that was made for it here without any.
     empty = await conn.execute(
         "DELETE FROM checkpoints c WHERE c.project_id = %s AND c.vault_id = %s AND c.id = ANY(%s) AND NOT EXISTS "
@@ -170,8 +179,9 @@ async def _insert_checkpoints(conn: AsyncConnection[Any], vault: LostVault) -> l
     Returns those that were not there.
     """
     made = []
-    for checkpoint_id in dict.fromkeys(backup.checkpoint_id for backup in vault.backups):
-        own = [backup for backup in vault.backups if backup.checkpoint_id == checkpoint_id]
+    whole = [backup for backup in vault.backups if backup.parent_id is None]
+    for checkpoint_id in dict.fromkeys(backup.checkpoint_id for backup in whole):
+        own = [backup for backup in whole if backup.checkpoint_id == checkpoint_id]
         status = "available" if any(backup.status == "available" for backup in own) else "error"
         done = await conn.execute(
             "INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, auto_trigger, "
@@ -194,14 +204,16 @@ async def _insert_backup(conn: AsyncConnection[Any], vault: LostVault, backup: L
     done = await conn.execute(
         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
         "resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, report, root, "
-        "domain_id, point_token, created_at, protected_at, updated_at, expired_at, promised_until, image_type) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
-        "ON CONFLICT (id) DO NOTHING",
+        "domain_id, point_token, created_at, protected_at, updated_at, expired_at, promised_until, image_type, "
+        "parent_id, machine_id) SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, "
+        "%s, %s, %s, %s, %s, %s WHERE %s::text IS NULL OR EXISTS (SELECT 1 FROM backups b WHERE b.project_id = %s "
+        "AND b.id = %s) ON CONFLICT (id) DO NOTHING",
         [backup.id, vault.project_id, vault.id, backup.checkpoint_id, backup.resource_id, backup.resource_type,
          backup.resource_name, backup.size_bytes, backup.name, VAULT_KINDS[vault.object_type].provider_id,
          backup.status, backup.incremental, backup.auto_trigger, backup.stored_bytes, Jsonb(dict(backup.report)),
          backup.root, backup.domain_id, backup.token, backup.created_at, backup.created_at, now, backup.expired_at,
-         backup.promised_until, backup.image_type],
+         backup.promised_until, backup.image_type, backup.parent_id, backup.machine_id,
+         backup.parent_id, vault.project_id, backup.parent_id],
     )  # fmt: skip
     return done.rowcount
 
@@ -209,10 +221,11 @@ async def _insert_backup(conn: AsyncConnection[Any], vault: LostVault, backup: L
 async def _insert_registration(conn: AsyncConnection[Any], vault: LostVault, backup: LostBackup, now: datetime) -> int:
     """A path that somebody registered meanwhile stays theirs."""
     done = await conn.execute(
-        "INSERT INTO protectables (id, project_id, type, resource_type, name, path, options, size_bytes, created_at) "
-        "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        "INSERT INTO protectables (id, project_id, type, resource_type, name, path, options, size_bytes, machine, "
+        "created_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
         [backup.resource_id, vault.project_id, PROTECTABLE_TYPES[backup.resource_type], backup.resource_type,
-         backup.resource_name, backup.path, Jsonb(dict(backup.options)), backup.size_bytes, now],
+         backup.resource_name, backup.path, Jsonb(dict(backup.options)), backup.size_bytes,
+         Jsonb(_machine(vault, backup)), now],
     )  # fmt: skip
     await conn.execute(
         "INSERT INTO vault_resources (project_id, vault_id, resource_id, protect_type, type, name, size_bytes, "
@@ -225,4 +238,17 @@ async def _insert_registration(conn: AsyncConnection[Any], vault: LostVault, bac
 
 def _newest_of_each_resource(vault: LostVault) -> list[LostBackup]:
     """What a replica was made of is in another region: its path here would be somebody else's."""
-    return list({b.resource_id: b for b in vault.backups if b.image_type == "backup"}.values())
+    own = [b for b in vault.backups if b.image_type == "backup" and b.parent_id is None]
+    return list({b.resource_id: b for b in own}.values())
+
+
+def _machine(vault: LostVault, backup: LostBackup) -> dict[str, Any]:
+    """What a look would show: the disks that a server had in its newest backup, so that it can be restored at once."""
+    return {
+        "disks": [
+            {"id": disk.resource_id, "size_bytes": disk.size_bytes, "name": "", "is_boot": False}
+            | dict(disk.report.get("disk", {}))
+            for disk in vault.backups
+            if disk.parent_id == backup.id
+        ]
+    }

@@ -26,7 +26,8 @@ RECEIVED: LiteralString = """(SELECT b.id, m.dest_project_id AS project_id, b.pr
         CASE WHEN b.status IN ('restoring', 'waiting_restore') THEN 'available' ELSE b.status END) AS status,
     b.incremental, b.auto_trigger, b.enterprise_project_id, b.stored_bytes, b.report, b.created_at, b.protected_at,
     b.updated_at, b.expired_at, b.damage, b.root
-    FROM backup_members m JOIN backups b ON b.project_id = m.project_id AND b.id = m.backup_id) AS backups"""
+    FROM backup_members m JOIN backups b ON b.project_id = m.project_id
+        AND (b.id = m.backup_id OR b.parent_id = m.backup_id)) AS backups"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,13 @@ async def find_received(conn: AsyncConnection[Any], project_id: str, backup_id: 
             """
             SELECT m.id AS member_id, m.project_id AS lender_project_id, b.vault_id AS lender_vault_id,
                    m.status AS member_status, m.vault_id, b.checkpoint_id, b.provider_id, b.name, b.resource_id,
-                   b.resource_type, b.resource_name, b.root, b.domain_id, b.status AS root_status, false AS removing,
+                   b.resource_type, b.resource_name, b.parent_id, b.machine_id, b.root, b.domain_id,
+                   b.status AS root_status, false AS removing,
                    EXISTS (SELECT 1 FROM operation_logs o WHERE o.project_id = m.dest_project_id
                            AND o.member_id = m.id AND o.status IN ('waiting', 'running')) AS restoring
-            FROM backup_members m JOIN backups b ON b.project_id = m.project_id AND b.id = m.backup_id
-            WHERE m.dest_project_id = %s AND m.backup_id = %s
+            FROM backups b JOIN backup_members m ON m.project_id = b.project_id
+                AND m.backup_id = coalesce(b.parent_id, b.id)  -- the disks of a machine are shared with it
+            WHERE m.dest_project_id = %s AND b.id = %s
             """,
             [project_id, backup_id],
         )
@@ -90,11 +93,12 @@ async def begin_loan(conn: AsyncConnection[Any], task: Task) -> dict[str, Any] |
             """
             SELECT b.id AS backup_id, b.vault_id, b.root, b.domain_id, b.report ->> 'kind' AS kind,
                    b.resource_size_bytes, b.resource_id
-            FROM backup_members m JOIN backups b ON b.project_id = m.project_id AND b.id = m.backup_id
+            FROM backup_members m JOIN backups b ON b.project_id = m.project_id
+                AND m.backup_id = coalesce(b.parent_id, b.id)
             WHERE m.id = %s AND m.project_id = %s AND m.dest_project_id = %s AND m.status = 'accepted'
-              AND b.root IS NOT NULL AND b.status = ANY(%s)
+              AND b.id = %s AND b.root IS NOT NULL AND b.status = ANY(%s)
             """,
-            [task.member_id, task.lender_project_id, task.project_id, sorted(READABLE)],
+            [task.member_id, task.lender_project_id, task.project_id, task.backup_id, sorted(READABLE)],
         )
         return await cursor.fetchone()
 

@@ -1,10 +1,10 @@
-"""Registrations: the operator says which folders and disks of a host a project may protect.
+"""Registrations: the operator says which folders, disks and machines a project may protect.
 
 A registration is never erased while restore points may name it: `removed_at` ends it.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg.errors import ForeignKeyViolation, UniqueViolation
@@ -19,14 +19,16 @@ from strongroom.control.listing import Page, require_offset
 from strongroom.control.names import require_label
 from strongroom.control.protectables import AVAILABLE, COLUMNS, Protectable, protectable_of
 from strongroom.control.resource_binding import Look
-from strongroom.control.vault_kinds import DISK, RESOURCE_KINDS, TURBO
+from strongroom.control.vault_kinds import DISK, RESOURCE_KINDS, SERVER, TURBO
 
-REGISTERABLE_TYPES = {"turbo": TURBO.type_name, "disk": DISK.type_name}  # what this version has drivers for
+# What this version has drivers for.
+REGISTERABLE_TYPES = {"turbo": TURBO.type_name, "disk": DISK.type_name, "server": SERVER.type_name}
 PATH_BYTES_MAX = 4096  # PATH_MAX of Linux
 PATTERNS_MAX = 1000
 PATTERN_LENGTH_MAX = 4096
 _GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+_ADDRESS = re.compile(rb"[a-z]+:[\x21-\x7e]+")  # of a machine: how it is reached, and what its driver goes by
 READ_LIMIT_MIN = 64 * 1024  # a slower read would not finish a point within a day even for a small disk
 
 
@@ -34,6 +36,7 @@ READ_LIMIT_MIN = 64 * 1024  # a slower read would not finish a point within a da
 class NewProtectable:
     """A registration as the operator asks for it.
 
+    path                absolute; of a server its address, `qemu:/run/web.qmp` or `libvirt:qemu:///system#web`
     read_limit_bytes_s  None: no limit
     worker_group        whose workers reach the path
     source_host         the host it lies on, which has a limit of tasks at once; "": none
@@ -49,6 +52,7 @@ class NewProtectable:
     privileged: bool = False
     worker_group: str = "default"
     source_host: str = ""
+    id: str = field(default_factory=new_id)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -68,9 +72,15 @@ def check_new_protectable(new: NewProtectable) -> str:
     if new.type not in REGISTERABLE_TYPES:
         raise InvalidRequest(reason=f"Invalid type: use one of {', '.join(REGISTERABLE_TYPES)}.")
     require_label(new.name, "name")
-    if not new.path.startswith(b"/") or len(new.path) > PATH_BYTES_MAX or b"\x00" in new.path:
+    if new.type == "server":
+        if not _ADDRESS.fullmatch(new.path) or len(new.path) > PATH_BYTES_MAX:
+            raise InvalidRequest(
+                reason="Invalid path: give the address of the server, as qemu:/run/web.qmp or "
+                "libvirt:qemu:///system#web, with %20 for a blank."
+            )
+    elif not new.path.startswith(b"/") or len(new.path) > PATH_BYTES_MAX or b"\x00" in new.path:
         raise InvalidRequest(reason=f"Invalid path: give an absolute path of at most {PATH_BYTES_MAX} bytes.")
-    if b".." in new.path.split(b"/"):
+    elif b".." in new.path.split(b"/"):
         raise InvalidRequest(reason="Invalid path: write it without `..`.")
     if len(new.exclude) > PATTERNS_MAX or any(not 0 < len(text) <= PATTERN_LENGTH_MAX for text in new.exclude):
         raise InvalidRequest(
@@ -102,19 +112,20 @@ async def register_protectable(database: Database, new: NewProtectable, look: Lo
                 await cursor.execute(
                     f"""
                     INSERT INTO protectables (id, project_id, type, resource_type, name, path, options, size_bytes,
-                                              status, created_at, worker_group, source_host)
-                    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {COLUMNS}
+                                              status, machine, created_at, worker_group, source_host)
+                    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING {COLUMNS}
                     """,  # noqa: S608 -- the columns are ours
                     [
-                        new_id(),
+                        new.id,
                         new.project_id,
                         new.type,
                         resource_type,
                         new.name,
-                        _normal(new.path),
+                        new.path if new.type == "server" else _normal(new.path),
                         Jsonb(new.options),
                         look.size_bytes,
                         AVAILABLE,
+                        Jsonb(dict(look.machine)),
                         clock.now(),
                         new.worker_group,
                         new.source_host,

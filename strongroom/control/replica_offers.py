@@ -35,7 +35,7 @@ class Offer:
     """A backup that another region offers.
 
     project_id, vault_id  of here            name   of the replica; None: as the backup's
-    root                  name of its root object over there
+    root, disks           names of its root object over there, and of those of a machine's disks
     domain_id             in hex             wrapped   the domain's keys, wrapped for the two regions
     retention             rules of a policy's replicas, as `operation_definition` has them; empty: none
     """
@@ -65,6 +65,7 @@ class Offer:
     root: str
     domain_id: str
     wrapped: bytes = field(repr=False)
+    disks: tuple[str, ...] = ()
 
     @property
     def backup_name(self) -> str:
@@ -274,6 +275,7 @@ def _record(vault: VaultRef, offer: Offer, task: NewTask, now: datetime) -> dict
         "details": Jsonb(
             {
                 "root": offer.root,
+                "disks": list(offer.disks),
                 "domain_id": offer.domain_id,
                 "retention": dict(offer.retention),
                 "policy_id": offer.policy_id,

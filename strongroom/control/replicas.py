@@ -17,6 +17,7 @@ from strongroom.base.errors import BackupNotFound, Canceled, Conflict, Strongroo
 from strongroom.control import checkpoints, deletions, quotas, tasks
 from strongroom.control.capacity import set_used
 from strongroom.control.db import Database
+from strongroom.control.machines import ReplicaDisk, insert_replica_disks
 from strongroom.control.replica_offers import sent_retention
 from strongroom.control.replication_records import ReplicationRecord, record_of_task
 from strongroom.control.retention import FAILED_DAYS_MAX, Point, verdicts
@@ -43,7 +44,10 @@ class ReplicaJob:
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedReplica:
-    """What was fetched. used_bytes: live sealed bytes of the vault when measured; None: grown by stored_bytes."""
+    """What was fetched. used_bytes: live sealed bytes of the vault when measured; None: grown by stored_bytes.
+
+    disks  of a machine
+    """
 
     root: str
     domain_id: str
@@ -52,6 +56,7 @@ class CommittedReplica:
     used_bytes: int | None
     point_token: bytes | None
     report: Mapping[str, Any]
+    disks: tuple[ReplicaDisk, ...] = ()
 
 
 async def start_replica(database: Database, task: Task) -> ReplicaJob:
@@ -109,6 +114,7 @@ async def commit_replica(database: Database, task: Task, committed: CommittedRep
         )
         if done.rowcount != 1:
             raise BackupNotFound(id=task.backup_id or "(none)")
+        await insert_replica_disks(conn, task.project_id, task.backup_id, committed.disks, now)
         used = vault.used_bytes + committed.stored_bytes if committed.used_bytes is None else committed.used_bytes
         await set_used(conn, vault, used)
         await quotas.require_bytes(conn, task.project_id)

@@ -63,11 +63,15 @@ class Begun:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicationJob:
-    """What a task offers to the destination. domain_id: where the root is, in hex; None: the vault's own domain."""
+    """What a task offers to the destination. domain_id: where the root is, in hex; None: the vault's own domain.
+
+    disks  roots of a machine's disks
+    """
 
     vault: VaultRef
     record: ReplicationRecord
     root: str
+    disks: tuple[str, ...]
     domain_id: str | None
     backup: Mapping[str, Any]
     is_pinned: bool
@@ -135,7 +139,8 @@ async def begin_missing(
     rows = await _select(
         conn,
         vault,
-        "AND b.status = 'available' AND b.image_type = 'backup' AND NOT EXISTS (SELECT 1 FROM replication_records r "
+        "AND b.parent_id IS NULL AND b.status = 'available' AND b.image_type = 'backup' "
+        "AND NOT EXISTS (SELECT 1 FROM replication_records r "
         "WHERE r.project_id = b.project_id AND r.backup_id = b.id AND r.side = 'source' "
         "AND r.destination_region = %(region)s AND r.status <> 'fail')",
         {"region": new.destination.region},
@@ -322,7 +327,9 @@ async def start_replication(database: Database, task: Task) -> ReplicationJob:
         record = await record_of_task(conn, task.project_id, task.id, "source")
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT b.id, b.name, b.description, b.root, b.domain_id, b.resource_id, b.resource_type, "
+                "SELECT b.id, b.name, b.description, b.root, ARRAY(SELECT d.root FROM backups d "
+                "WHERE d.project_id = b.project_id AND d.parent_id = b.id AND d.root IS NOT NULL ORDER BY d.root) "
+                "AS disks, b.domain_id, b.resource_id, b.resource_type, "
                 "b.resource_name, b.resource_size_bytes, b.incremental, b.provider_id, b.created_at, v.object_type, "
                 "o.cancel_requested FROM backups b JOIN vaults v ON v.project_id = b.project_id "
                 "AND v.id = b.vault_id JOIN operation_logs o ON o.project_id = b.project_id AND o.id = %s "
@@ -338,6 +345,7 @@ async def start_replication(database: Database, task: Task) -> ReplicationJob:
         vault=vault,
         record=record,
         root=row.pop("root"),
+        disks=tuple(row.pop("disks")),
         domain_id=row.pop("domain_id"),
         backup=row,
         is_pinned=bool(task.state.get("pinned")),

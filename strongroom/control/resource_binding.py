@@ -5,7 +5,7 @@ the registered resource, and at the UNIQUE of vault_resources behind it. Locks: 
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -38,10 +38,14 @@ class NewResource:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What an inspection saw just now. obstacle: why it cannot be protected, None when it can."""
+    """What an inspection saw just now. obstacle: why it cannot be protected, None when it can.
+
+    machine  of a server: {"disks": [{"id", "name", "size_bytes", "is_boot"}], "power", "abilities", "detail"}
+    """
 
     size_bytes: int
     obstacle: str | None
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Looks at those of the ids that are registered for the caller; others are missing in the answer.

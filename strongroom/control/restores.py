@@ -5,8 +5,8 @@ index one_restore_per_target; the sentences here only say it better.
 """
 
 import base64
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, LiteralString
 
 from psycopg import AsyncConnection
 from psycopg.errors import UniqueViolation
@@ -28,6 +28,7 @@ from strongroom.base.errors import (
 )
 from strongroom.control import tasks
 from strongroom.control.db import Database
+from strongroom.control.machine_restores import DiskRestore, MachineWish, plan_disks, wanted_disks
 from strongroom.control.names import require_id
 from strongroom.control.received import begin_loan, find_received, loan_stands, require_accepted
 from strongroom.control.sessions import close_sessions_of
@@ -41,10 +42,20 @@ from strongroom.control.subjects import (
     require_vault,
 )
 from strongroom.control.tasks import NewTask, Task
-from strongroom.control.vault_kinds import RESOURCE_KINDS
+from strongroom.control.vault_kinds import RESOURCE_KINDS, SERVER
 
 # The member of a v3 request that names the target, by kind of backup.
-TARGET_MEMBERS = {"OS::Cinder::Volume": "volume_id", "OS::Sfs::Turbo": "resource_id"}
+TARGET_MEMBERS = {
+    "OS::Nova::Server": "server_id",
+    "OS::Cinder::Volume": "volume_id",
+    "OS::Sfs::Turbo": "resource_id",
+}
+
+# What is restored, and the backup of the machine that it belongs to where it is that of a disk.
+_RESTORED: LiteralString = (
+    "(id = %(backup)s OR id = (SELECT d.parent_id FROM backups d "
+    "WHERE d.project_id = %(project)s AND d.id = %(backup)s)) AND status IN ('waiting_restore', 'restoring')"
+)
 
 HALF_RESTORED = "Half restored: run the restore again."
 HALF_RESTORED_FOR_GOOD = "Half restored, and the share has ended: restore another backup onto it."
@@ -59,6 +70,7 @@ class NewRestore:
     path         only this file or folder, relative bytes; None: everything
     target_path  place inside the target, relative bytes; None: where it was
     force        write although somebody has the target open
+    machine      of a server: its disks, and the state it is left in
     """
 
     volume_id: str | None = None
@@ -68,6 +80,7 @@ class NewRestore:
     path: bytes | None = None
     target_path: bytes | None = None
     force: bool = False
+    machine: MachineWish = field(default_factory=MachineWish)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +96,7 @@ class RestoreJob:
     path            only this file or folder, relative bytes; None: everything
     target_path     where `path` goes inside the target; None: to its old place
     force           write although somebody has the target open
+    disks           of a machine: what goes where; power_on, new_name: as machine_restores.MachineWish
     """
 
     vault: VaultRef
@@ -97,6 +111,9 @@ class RestoreJob:
     path: bytes | None
     target_path: bytes | None
     force: bool
+    disks: tuple[DiskRestore, ...] = ()
+    power_on: bool = True
+    new_name: str | None = None
 
 
 # --- request side ---------------------------------------------------------------------------------------------------
@@ -122,9 +139,15 @@ async def request_restore(
         await _require_idle(conn, project_id, target)
         if backup["status"] != "available":
             raise Conflict(conflict_code="2005", reason="The backup is being restored. Wait until that has ended.")
+        parameters = _parameters(new)
+        if target.type == SERVER.type_name:
+            owner = backup.get("lender_project_id", project_id)
+            parameters |= await plan_disks(conn, project_id, owner, backup, backup_id, target, new.machine)
+        # A disk of a machine's backup is restored as a part of that backup: nobody deletes or restores it meanwhile.
         await conn.execute(
-            "UPDATE backups SET status = 'waiting_restore', updated_at = %s WHERE project_id = %s AND id = %s",
-            [clock.now(), project_id, backup_id],
+            "UPDATE backups SET status = 'waiting_restore', updated_at = %s WHERE project_id = %s AND id = ANY(%s) "
+            "AND status = 'available'",
+            [clock.now(), project_id, [backup_id, backup["parent_id"]]],
         )
         await conn.execute(
             "UPDATE vault_resources SET protect_status = 'restoring' WHERE project_id = %s AND resource_id = %s",
@@ -140,12 +163,12 @@ async def request_restore(
             checkpoint_id=backup["checkpoint_id"],
             backup_id=backup_id,
             backup_name=backup["name"],
-            resource_id=backup["resource_id"],
-            resource_type=backup["resource_type"],
+            resource_id=backup["machine_id"] or backup["resource_id"],
+            resource_type=SERVER.type_name if backup["machine_id"] else backup["resource_type"],
             resource_name=backup["resource_name"],
             target_resource_id=target.id,
             target_resource_name=target.name,
-            parameters=_parameters(new),
+            parameters=parameters,
             worker_group=target.worker_group,
             source_host=target.source_host,
             **{name: backup[name] for name in ("member_id", "lender_project_id", "lender_vault_id") if name in backup},
@@ -162,9 +185,10 @@ async def _load_backup(conn: AsyncConnection[Any], project_id: str, backup_id: s
         await cursor.execute(
             """
             SELECT b.vault_id, b.checkpoint_id, b.provider_id, b.name, b.status, b.resource_id, b.resource_type,
-                   b.resource_name, EXISTS (
+                   b.resource_name, b.parent_id, b.machine_id, EXISTS (
                        SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id AND r.vault_id = b.vault_id
-                       AND r.resource_id = b.resource_id AND r.protect_status = 'removing') AS removing
+                       AND r.resource_id = coalesce(b.machine_id, b.resource_id) AND r.protect_status = 'removing')
+                   AS removing
             FROM backups b WHERE b.project_id = %s AND b.id = %s
             """,
             [project_id, backup_id],
@@ -198,14 +222,22 @@ def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
             raise InvalidRequest(
                 reason=f"Invalid {name}: the target of a backup of {kind} is named by {TARGET_MEMBERS[kind]}."
             )
+    if target_id is None and backup["parent_id"] is not None:
+        raise InvalidRequest(
+            reason="Invalid volume_id: the backup is that of one disk of a server. Name a registered disk for it, or "
+            "restore the server's backup with this disk alone in `mappings`."
+        )
     if target_id is None and "member_id" in backup:
         raise InvalidRequest(
             reason=f"Invalid {TARGET_MEMBERS[kind]}: the backup is of another project. Name a target of your own."
         )
     if new.target_path is not None and new.path is None:
         raise InvalidRequest(reason="Invalid target_path: it says where `path` goes, so name the path too.")
-    if kind == "OS::Cinder::Volume" and (new.path is not None or new.target_path is not None):
-        raise InvalidRequest(reason="Invalid path: the backup of a disk is restored as a whole.")
+    if kind != "OS::Sfs::Turbo" and (new.path is not None or new.target_path is not None):
+        what = "server is restored by whole disks" if kind == SERVER.type_name else "disk is restored as a whole"
+        raise InvalidRequest(reason=f"Invalid path: the backup of a {what}.")
+    if kind != SERVER.type_name and new.machine.new_name is not None:
+        raise InvalidRequest(reason="Invalid new_name: only the backup of a server makes a new server.")
     return str(backup["resource_id"]) if target_id is None else require_id(target_id, member)
 
 
@@ -306,7 +338,9 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
             "AND protect_status IN ('available', 'error')",
             [task.project_id, target.id],
         )
-    asked = task.parameters
+        asked = task.parameters
+        owner = task.lender_project_id or task.project_id
+        disks = await wanted_disks(conn, owner, row["backup_id"], asked)
     return RestoreJob(
         vault=vault,
         target=target,
@@ -314,12 +348,20 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
         path=_bytes(asked.get("path_b64")),
         target_path=_bytes(asked.get("target_path_b64")),
         force=bool(asked.get("force", False)),
+        disks=disks,
+        power_on=bool(asked.get("power_on", True)),
+        new_name=asked.get("new_name"),
         **row,
     )
 
 
 async def _begin_own(conn: AsyncConnection[Any], task: Task) -> dict[str, Any] | None:
     async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            "UPDATE backups SET status = 'restoring', updated_at = now() "  # noqa: S608 -- the text is ours
+            f"WHERE project_id = %(project)s AND {_RESTORED}",
+            {"project": task.project_id, "backup": task.backup_id},
+        )
         await cursor.execute(
             "UPDATE backups SET status = 'restoring', updated_at = now() WHERE project_id = %s AND id = %s "
             "AND root IS NOT NULL AND status IN ('available', 'waiting_restore', 'restoring') "
@@ -354,7 +396,7 @@ async def commit_restore(database: Database, task: Task, outcome: dict[str, Any]
     """The target holds what was asked for: backup and target available again, the task a success. Raises Fenced."""
     async with database.transaction() as conn:
         await _lock(conn, task)
-        if not {"path_b64", "target_path_b64"} & set(task.parameters):
+        if not any(task.parameters.get(name) for name in ("path_b64", "target_path_b64", "partly", "new_name")):
             # Everything was written, so an earlier half of a restore is mended.
             await conn.execute(
                 "UPDATE vault_resources SET status_reason = NULL WHERE project_id = %s AND resource_id = %s "
@@ -405,10 +447,9 @@ async def _lock(conn: AsyncConnection[Any], task: Task) -> None:
 
 async def _release(conn: AsyncConnection[Any], task: Task, clock: Clock) -> None:
     await conn.execute(
-        "UPDATE backups SET status = CASE WHEN damage IS NULL THEN 'available' ELSE 'error' END, updated_at = %s "
-        "WHERE project_id = %s AND id = %s "
-        "AND status IN ('waiting_restore', 'restoring')",
-        [clock.now(), task.project_id, task.backup_id],
+        "UPDATE backups SET status = CASE WHEN damage IS NULL THEN 'available' ELSE 'error' END, "  # noqa: S608 -- ours
+        f"updated_at = %(now)s WHERE project_id = %(project)s AND {_RESTORED}",
+        {"now": clock.now(), "project": task.project_id, "backup": task.backup_id},
     )
     await release_resource(conn, task.project_id, task.target_resource_id, "restoring")
     await close_sessions_of(conn, task)

@@ -11,6 +11,7 @@ from strongroom.control.subjects import VaultRef
 class DeleteJob:
     """Backups to delete, oldest first, each with the name of its root (None: it never had one).
 
+    count         of them as tenants count: a machine's with its disks is one
     keep          roots of the vault's own domain that stay
     foreign       of other domains in the vault, by id in hex: roots to delete
     keep_foreign  the same: roots that stay
@@ -18,6 +19,7 @@ class DeleteJob:
 
     vault: VaultRef
     backups: tuple[tuple[str, str | None], ...]
+    count: int
     keep: frozenset[str]
     foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)
     keep_foreign: Mapping[str, frozenset[str]] = field(default_factory=dict)

@@ -64,7 +64,8 @@ async def list_usage(
     async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             "SELECT count(DISTINCT resource_id) AS n FROM backups WHERE project_id = %(project)s "
-            "AND status = ANY(%(counted)s) AND (%(resource)s::text IS NULL OR resource_id = %(resource)s) "
+            "AND status = ANY(%(counted)s) AND parent_id IS NULL "
+            "AND (%(resource)s::text IS NULL OR resource_id = %(resource)s) "
             "AND (%(type)s::text IS NULL OR resource_type = %(type)s)",
             wanted,
         )
@@ -77,7 +78,7 @@ async def list_usage(
                    sum(b.stored_bytes)::bigint AS backup_bytes,
                    coalesce(sum(b.stored_bytes) FILTER (WHERE v.is_multi_az), 0)::bigint AS multi_az_bytes
             FROM backups b JOIN vaults v ON v.project_id = b.project_id AND v.id = b.vault_id
-            WHERE b.project_id = %(project)s AND b.status = ANY(%(counted)s)
+            WHERE b.project_id = %(project)s AND b.status = ANY(%(counted)s) AND b.parent_id IS NULL
               AND (%(resource)s::text IS NULL OR b.resource_id = %(resource)s)
               AND (%(type)s::text IS NULL OR b.resource_type = %(type)s)
             GROUP BY b.resource_id ORDER BY b.resource_id LIMIT %(limit)s OFFSET %(offset)s

@@ -24,10 +24,14 @@ from strongroom.control.tasks import NewTask, Task
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyJob:
-    """roots: by domain in the vault (None: its own), the backup of each root that a row names."""
+    """roots: by domain in the vault (None: its own), the backup of each root that a row names.
+
+    machines  of the disks among these backups: disk's backup -> machine's backup
+    """
 
     vault: VaultRef
     roots: Mapping[str | None, Mapping[str, str]]
+    machines: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +104,17 @@ async def start_verify(database: Database, task: Task) -> VerifyJob:
         vault = await lock_vault(conn, task.project_id, task.vault_id)
         await close_sessions_of(conn, task)
         found = await conn.execute(
-            "SELECT domain_id, root, id FROM backups WHERE project_id = %s AND vault_id = %s AND root IS NOT NULL "
-            "AND status IN ('available', 'error', 'waiting_restore', 'restoring')",
+            "SELECT domain_id, root, id, parent_id FROM backups WHERE project_id = %s AND vault_id = %s "
+            "AND root IS NOT NULL AND status IN ('available', 'error', 'waiting_restore', 'restoring')",
             [task.project_id, vault.id],
         )
         roots: dict[str | None, dict[str, str]] = {}
-        for domain_id, root, backup_id in await found.fetchall():
+        machines: dict[str, str] = {}
+        for domain_id, root, backup_id, parent_id in await found.fetchall():
             roots.setdefault(domain_id, {})[root] = backup_id
-    return VerifyJob(vault=vault, roots=roots)
+            if parent_id is not None:
+                machines[backup_id] = parent_id
+    return VerifyJob(vault=vault, roots=roots, machines=machines)
 
 
 async def finish_verify(database: Database, task: Task, result: Verified, clock: Clock) -> None:
@@ -139,7 +146,7 @@ async def finish_verify(database: Database, task: Task, result: Verified, clock:
 
 
 async def _mark(conn: AsyncConnection[Any], task: Task, backup_id: str, damage: Damage, now: datetime) -> list[str]:
-    """The checkpoint of a backup that was marked, unless it is being deleted."""
+    """The checkpoint of a backup that was marked, unless it is being deleted, or is one disk of a machine's backup."""
     values = {
         "reason": damage.reason,
         "files": damage.files,
@@ -150,7 +157,7 @@ async def _mark(conn: AsyncConnection[Any], task: Task, backup_id: str, damage: 
     found = await conn.execute(
         "UPDATE backups SET status = CASE WHEN status = 'available' THEN 'error' ELSE status END, damage = %s, "
         "updated_at = %s WHERE project_id = %s AND vault_id = %s AND id = %s "  # one that moved away was not lost
-        "AND status IN ('available', 'error', 'waiting_restore', 'restoring') RETURNING checkpoint_id",
+        "AND status IN ('available', 'error', 'waiting_restore', 'restoring') RETURNING checkpoint_id, parent_id",
         [Jsonb(values), now, task.project_id, task.vault_id, backup_id],
     )
-    return [row[0] for row in await found.fetchall()]
+    return [checkpoint_id for checkpoint_id, parent_id in await found.fetchall() if parent_id is None]

@@ -14,11 +14,13 @@ from strongroom.base.browsing import EntryView
 from strongroom.base.errors import EntryNotFound, InvalidRequest
 from strongroom.base.streams import Entry
 from strongroom.control.reading import find_readable
+from strongroom.control.resource_binding import Look
 from strongroom.control.subjects import ResourceRef
 from strongroom.engine import BrowsedEntry
 from strongroom.engine.browse import entry as find_entry
 from strongroom.engine.browse import list_entries, read_file
 from strongroom.operations.job import OWN_PLACE, Tools, overlaps, source_ref
+from strongroom.operations.machine_record import MACHINE, look_at_machine
 from strongroom.operations.restore import split
 from strongroom.sources.open import driver_for
 
@@ -99,15 +101,17 @@ class ResourceInspector:
     def __init__(self, forbidden: Sequence[bytes]) -> None:
         self._forbidden = forbidden
 
-    async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
-        def look() -> tuple[int, str | None]:
-            if overlaps(path, self._forbidden):
-                return 0, OWN_PLACE
+    async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
+        def look() -> Look:
             resource = ResourceRef(
-                id="", type=resource_type, name="", path=path, options=options, worker_group="", size_bytes=0
+                id=resource_id, type=resource_type, name="", path=path, options=options, worker_group="", size_bytes=0
             )
+            if resource_type == MACHINE:
+                return look_at_machine(resource)
+            if overlaps(path, self._forbidden):
+                return Look(size_bytes=0, obstacle=OWN_PLACE)
             found = driver_for(resource_type, path).inspect(source_ref(resource), measure=True)
-            return found.size_bytes or 0, None if found.readable else found.reason
+            return Look(size_bytes=found.size_bytes or 0, obstacle=None if found.readable else found.reason)
 
         return await asyncio.to_thread(look)
 

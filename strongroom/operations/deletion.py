@@ -31,7 +31,7 @@ def run(job: Job) -> None:
         used = None
     else:
         used = _delete_roots(job, plan)
-    outcome: dict[str, object] = {"total_count": len(plan.backups), "fail_count": 0}
+    outcome: dict[str, object] = {"total_count": plan.count, "fail_count": 0}
     tools.portal.call(
         deletions.finish_delete(tools.database, task, used_bytes=used, outcome=outcome, clock=tools.clock)
     )

@@ -38,7 +38,7 @@ from strongroom.engine.open import load_wraps
 from strongroom.engine.prune import live_bytes
 from strongroom.engine.repository import Repository
 from strongroom.operations.job import Job
-from strongroom.operations.rebuild import lost_backup, one_a_backup
+from strongroom.operations.lost_points import lost_backup, lost_backups, parent_of
 
 PROBLEMS_MAX = 100  # kept in the task's row; the counts are exact
 
@@ -75,7 +75,7 @@ def run(job: Job) -> None:
             _look(job, plan, domain_id, repository, found, checkpoints)
         _require_wanted(plan, found)
         outcome: dict[str, Any] = {
-            "imported": sum(backup.status == "available" for backup in found.backups),
+            "imported": sum(b.status == "available" and b.parent_id is None for b in found.backups),
             "failed": len(found.problems),
             "problems": [{"object": name, "reason": reason} for name, reason in found.problems[:PROBLEMS_MAX]],
         }
@@ -111,15 +111,15 @@ def _look(
         _adopt(job, plan, domain_id, repository, point, found, checkpoints)
     checked = list_points(repository, check=True, only={point.name for point in strangers}, monitor=job.monitor)
     brought = []
-    for point in one_a_backup(checked):
-        backup = lost_backup(repository, point, plan.vault.project_id, plan.vault.id, domain_id)
-        if backup is None or PROTECTABLE_TYPES[backup.resource_type] != plan.object_type:
-            reason = point.reason or "Its labels are not those of a backup that this vault can hold."
-            found.problems.append((point.name, reason))
-            continue
-        if point.state != "complete":
-            found.problems.append((point.name, point.reason))
-        brought.append(_as_asked(plan, backup, job))
+    rows, problems = lost_backups(repository, checked, plan.vault.project_id, plan.vault.id, domain_id)
+    found.problems += [(point.name, reason) for point, reason in problems]
+    for backup, point in rows:
+        if backup.parent_id is None and PROTECTABLE_TYPES[backup.resource_type] != plan.object_type:
+            found.problems.append((point.name, "It is not of a kind that this vault can hold."))
+        else:
+            brought.append(_as_asked(plan, backup, job))
+    there = {backup.id for backup in brought if backup.parent_id is None}
+    brought = [backup for backup in brought if backup.parent_id is None or backup.parent_id in there]
     if brought:
         wrapped = load_wraps(repository.store, repository.prefix)[0][1]
         place = (plan.vault.project_id, plan.vault.id)
@@ -134,14 +134,17 @@ def _wanted_roots(plan: ImportJob) -> Collection[str]:
 
 
 def _is_wanted(plan: ImportJob, point: Point) -> bool:
-    return not plan.wanted or point.name == plan.wanted["root"]
+    """Who asks for a machine's gets its disks with it."""
+    return not plan.wanted or point.name == plan.wanted["root"] or parent_of(point) == plan.wanted["backup"]
 
 
 def _strangers(job: Job, plan: ImportJob, repository: Repository, points: Collection[Point]) -> list[Point]:
-    """Those that neither a backup's row nor an operation log of the vault has ever known, by either of their ids."""
-    ids = {point.backup_id for point in points} | {_own_id(plan, point) for point in points}
+    """Those that neither a backup's row nor an operation log of the vault has ever known, by either of their ids. A
+    machine's disk is known by the machine's backup too."""
+    of = {point.name: {point.backup_id, _own_id(plan, point), parent_of(point)} - {""} for point in points}
+    ids = frozenset[str]().union(*of.values())
     unknown = job.tools.portal.call(deletions.unknown_backups(job.tools.database, job.task, ids))
-    return [point for point in points if {point.backup_id, _own_id(plan, point)} <= unknown]
+    return [point for point in points if of[point.name] <= unknown]
 
 
 def _own_id(plan: ImportJob, point: Point) -> str:
@@ -196,7 +199,7 @@ def _as_asked(plan: ImportJob, backup: LostBackup, job: Job) -> LostBackup:
     if backup.expired_at is not None and backup.expired_at <= now:
         backup = replace(backup, expired_at=None)
     wanted = plan.wanted
-    if not wanted:
+    if not wanted or backup.parent_id is not None:
         return backup
     if (backup.resource_id, backup.resource_type) != (wanted["resource"], wanted["resource_type"]):
         raise InvalidRequest(

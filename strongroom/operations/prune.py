@@ -30,7 +30,7 @@ from strongroom.engine.repository import Repository
 from strongroom.engine.roots import parse_root_name
 from strongroom.operations.job import Job
 from strongroom.operations.locking import retain_promised, tell_lock, tell_promises
-from strongroom.operations.rebuild import lost_backup
+from strongroom.operations.lost_points import lost_backup, parent_of
 
 log = structlog.get_logger("prune")
 
@@ -87,6 +87,10 @@ def _require_known(job: Job, repository: Repository, vault: VaultRef, dead: Coll
     if not unknown:
         return
     points = list_points(repository, check=False, only={name for name in dead if _backup_of(name) in unknown})
+    # What an attempt left of a machine's disks is known by the machine's backup.
+    machines = {parent_of(point) for point in points} - {""}
+    lost = tools.portal.call(deletions.unknown_backups(tools.database, job.task, machines)) if machines else machines
+    points = [point for point in points if not parent_of(point) or parent_of(point) in lost]
     found = [point for point in points if lost_backup(repository, point, vault.project_id, vault.id, None) is not None]
     if found:
         names = ", ".join(point.name for point in found[:10])

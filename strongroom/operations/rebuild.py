@@ -11,9 +11,8 @@ operations. A copy of the database in the store has them (self_backup.py), and t
 backup of which no generation is complete gets a row in `error`, so that no prune takes its root away unasked.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import groupby
 from typing import Any
@@ -30,13 +29,10 @@ from strongroom.engine.prune import live_bytes
 from strongroom.engine.rebuild import rebuild
 from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
+from strongroom.operations.lost_points import NAME_CHARS_MAX, lost_backups, text_label
 
-NAME_CHARS_MAX = 64
-RESOURCE_NAME_CHARS_MAX = 255
 ROOM_GB = 100  # a vault's size is not in the store: what it uses, and room to go on
 SIZE_GB_MAX = 10485760
-COUNTS = ("bytes_total", "bytes_read", "bytes_new", "bytes_stored", "entries", "folders", "changed_while_read_count",
-          "skipped_count", "vanished")  # fmt: skip
 
 Save = Callable[[LostVault], Coroutine[Any, Any, RowsMade]]
 
@@ -119,33 +115,19 @@ def _read(
     report = rebuild(repository)
     problems = [(f"{place.prefix}packs/{pack}", reason) for pack, reason in report.packs_damaged]
     points = list_points(repository, check=True)
-    backups = []
-    for point in one_a_backup(points):
-        backup = lost_backup(repository, point, parts[1], parts[2], domain_id)
-        if point.state != "complete" or backup is None:
-            reason = point.reason or "Its labels are not those of a backup of this vault."
-            problems.append((f"{place.prefix}{point.name}", reason))
-        if backup is not None:
-            backups.append((backup, point))
+    backups, why = lost_backups(repository, points, parts[1], parts[2], domain_id)
+    problems += [(f"{place.prefix}{point.name}", reason) for point, reason in why]
     if not backups:
         return None, report.list_written, problems
     return _vault(repository, parts[1], parts[2], backups), report.list_written, problems
 
 
-def one_a_backup(points: list[Point]) -> list[Point]:
-    """The generation that counts; the highest one where none does."""
-    best: dict[str, Point] = {}
-    for point in sorted(points, key=lambda point: (point.counts, point.generation)):
-        best[point.backup_id] = point
-    return [point for point in points if best[point.backup_id] is point]
-
-
 def _vault(
     repository: Repository, project_id: str, vault_id: str, backups: list[tuple[LostBackup, Point]]
 ) -> LostVault:
-    newest, point = max(backups, key=lambda pair: pair[0].created_at)
+    newest, point = max((pair for pair in backups if pair[0].parent_id is None), key=lambda pair: pair[0].created_at)
     used = live_bytes(repository, [backup.root for backup, _ in backups if backup.status == "available"])
-    name = _text(point.labels.get("vault_name"), NAME_CHARS_MAX) or f"recovered-{vault_id[:8]}"
+    name = text_label(point.labels.get("vault_name"), NAME_CHARS_MAX) or f"recovered-{vault_id[:8]}"
     return LostVault(
         id=vault_id,
         project_id=project_id,
@@ -157,63 +139,3 @@ def _vault(
         created_at=min(backup.created_at for backup, _ in backups),
         backups=sorted((backup for backup, _ in backups), key=lambda backup: backup.created_at),
     )
-
-
-def lost_backup(
-    repository: Repository, point: Point, project_id: str, vault_id: str, domain_id: str | None
-) -> LostBackup | None:
-    """The row that a root gives. None when it does not open, or its labels are not those of a backup in this place.
-
-    What came from another vault got labels of this one, with its id here as `backup`: the root has that of its origin.
-    """
-    labels = point.labels
-    backup_id = _text(labels.get("backup"), 36) or point.backup_id
-    checkpoint, resource = (_text(labels.get(key), 36) for key in ("checkpoint", "resource"))
-    kind, path, token = labels.get("resource_type"), labels.get("path"), labels.get("token")
-    created_at = _time(labels.get("created_at")) or point.created_at
-    own = labels.get("project") == project_id and labels.get("vault") == vault_id
-    if not own or not is_id(backup_id) or not is_id(checkpoint) or not is_id(resource) or created_at is None:
-        return None
-    if kind not in PROTECTABLE_TYPES or not isinstance(path, bytes) or not isinstance(token, bytes):
-        return None
-    options = labels.get("options")
-    return LostBackup(
-        id=backup_id,
-        checkpoint_id=checkpoint,
-        status="available" if point.counts else "error",
-        root=point.name,
-        domain_id=domain_id,
-        name=_text(labels.get("name"), NAME_CHARS_MAX) or f"recovered-{backup_id[:8]}",
-        resource_id=resource,
-        resource_type=str(kind),
-        resource_name=_text(labels.get("resource_name"), RESOURCE_NAME_CHARS_MAX) or resource,
-        path=path,
-        options=options if isinstance(options, Mapping) else {},
-        size_bytes=point.size,
-        stored_bytes=point.bytes_stored,
-        incremental=repository.load_root(point.name).parent is not None,
-        auto_trigger=labels.get("trigger") == "policy",
-        token=token,
-        report=_report(repository, point) | {"rebuilt": True, "kind": point.kind},
-        created_at=created_at,
-        expired_at=_time(labels.get("expires_at")),
-        promised_until=_time(labels.get("lock_until")),
-        image_type="replication" if labels.get("image_type") == "replication" else "backup",
-    )
-
-
-def _report(repository: Repository, point: Point) -> dict[str, Any]:
-    found = asdict(repository.load_root(point.name).report)
-    return {name: found[name] for name in COUNTS} | {"full_reason": found["full_reason"]}
-
-
-def _text(value: object, chars_max: int) -> str:
-    """A label that is a text as a row may hold it, else ''."""
-    return value if isinstance(value, str) and len(value) <= chars_max and "\0" not in value else ""
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(value).replace(tzinfo=UTC) if isinstance(value, str) else None
-    except ValueError:
-        return None

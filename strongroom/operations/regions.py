@@ -199,9 +199,9 @@ def _is_offered(source: OfferedSource, name: str) -> bool:
     folder, _, rest = name.partition("/")
     match folder:
         case "roots":
-            return rest == source.root
+            return rest in source.roots
         case "labels":
-            return rest.rpartition(".")[0] == source.root.rpartition(".")[0]
+            return rest.rpartition(".")[0] in {root.rpartition(".")[0] for root in source.roots}
         case "index" | "packs":
             return is_part(rest)
         case _:

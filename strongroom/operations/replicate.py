@@ -140,6 +140,7 @@ def _offer(job: Job, plan: ReplicationJob, peer: Peer) -> dict[str, Any]:
         "resource_size_bytes": backup["resource_size_bytes"],
         "incremental": backup["incremental"],
         "root": plan.root,
+        **({"disks": list(plan.disks)} if plan.disks else {}),
         "domain_id": repository.domain.id.hex(),
         "wrapped": MasterKey(peer.region.wrapping_key).wrap(repository.domain).hex(),
     }

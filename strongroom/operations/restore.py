@@ -10,6 +10,7 @@
 
 Death in 3 leaves the old content and a staging place that the next attempt settles; in 4 the journal goes forward, or
 back when staging was not complete; a device is `error`, "half restored", until the same restore has run to its end.
+A machine has several disks and a state of its own, so it has its own story (machine_restore.py).
 """
 
 import threading
@@ -21,10 +22,12 @@ from strongroom.control.restores import RestoreJob
 from strongroom.engine import RestoreReport, restore_block, restore_tree
 from strongroom.engine.repository import Repository
 from strongroom.operations.job import Job, require_foreign, source_ref
+from strongroom.operations.machine_record import MACHINE
+from strongroom.operations.machine_restore import restore_machine
+from strongroom.operations.ranges import STATE_INTERVAL_S, merged
 from strongroom.sources.base import RestoreWanted, Target, TargetReport
-from strongroom.sources.open import driver_for
+from strongroom.sources.open import driver_for, machine_driver_for
 
-STATE_INTERVAL_S = 1.0  # done ranges of a device are saved at most this often; what is lost is written again
 LEFT_OUT_MAX = 100  # named in the row; the count is exact
 
 
@@ -32,6 +35,9 @@ def run(job: Job) -> None:
     """One attempt. Raises what stops it."""
     tools, task = job.tools, job.task
     plan = tools.portal.call(restores.start_restore(tools.database, task))
+    if plan.target.type == MACHINE:
+        restore_machine(job, plan)
+        return
     require_foreign(tools, plan.target.path)
     driver = driver_for(plan.target.type, plan.target.path)
     started_s = tools.clock.monotonic_s()
@@ -78,7 +84,8 @@ def fail(job: Job, error: StrongroomError) -> None:
         tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=half))
         return
     try:
-        driver_for(place.type, place.path).recover(source_ref(place), frozenset({job.task.id}))
+        driver = machine_driver_for(place.path) if place.type == MACHINE else driver_for(place.type, place.path)
+        driver.recover(source_ref(place), frozenset({job.task.id}))
     except SourceError as err:
         error.detail = f"{error.detail}; leftovers at the target not settled: {err}".lstrip("; ")
     tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=in_place))
@@ -126,15 +133,3 @@ class _Ranges:
             self._saved_s = clock.monotonic_s()
             state = {"in_place": True, "done": [list(r) for r in self._done]}
             self._job.tools.portal.call(tasks.save_state(self._job.tools.database, self._job.task, state))
-
-
-def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Half-open ranges (offset, length), sorted and joined where they touch."""
-    joined: list[tuple[int, int]] = []
-    for offset, length in sorted(ranges):
-        if joined and offset <= joined[-1][0] + joined[-1][1]:
-            start = joined[-1][0]
-            joined[-1] = (start, max(joined[-1][1], offset + length - start))
-        else:
-            joined.append((offset, length))
-    return joined

@@ -38,7 +38,7 @@ def run(job: Job) -> None:
         seed = int(tools.clock.now().timestamp())
         found = verify(repository, list(backups), deep=deep, monitor=job.monitor, sample=sample, seed=seed)
         reports.append((found, backups))
-    result = _result(reports, whole_is_proven=deep and sample is None)
+    result = _result(reports, plan.machines, whole_is_proven=deep and sample is None)
     tools.portal.call(verifying.finish_verify(tools.database, task, result, tools.clock))
 
 
@@ -48,7 +48,9 @@ def fail(job: Job, error: StrongroomError) -> None:
     tools.portal.call(sessions.fail_alone(tools.database, job.task, error, tools.clock))
 
 
-def _result(reports: list[tuple[VerifyReport, Mapping[str, str]]], *, whole_is_proven: bool) -> Verified:
+def _result(
+    reports: list[tuple[VerifyReport, Mapping[str, str]]], machines: Mapping[str, str], *, whole_is_proven: bool
+) -> Verified:
     damaged: dict[str, Damage] = {}
     rows: list[dict[str, Any]] = []
     count = 0
@@ -62,6 +64,8 @@ def _result(reports: list[tuple[VerifyReport, Mapping[str, str]]], *, whole_is_p
             for root in finding.roots:
                 if root in backups:
                     damaged[backups[root]] = _more(damaged.get(backups[root]), finding, root)
+    for disk in [backup for backup in damaged if backup in machines]:  # a machine is whole when all its disks are
+        damaged.setdefault(machines[disk], Damage(reason=f"A disk of it is damaged: {damaged[disk].reason}"))
     checked = {backup for _, backups in reports for backup in backups.values()}
     packs = sum(report.packs for report, _ in reports)
     recent = sum(report.packs_recent for report, _ in reports)
@@ -69,7 +73,7 @@ def _result(reports: list[tuple[VerifyReport, Mapping[str, str]]], *, whole_is_p
         "findings": rows,
         "findings_count": count,
         "damaged_backups": sorted(damaged),
-        "backups": len(checked),
+        "backups": len(checked - machines.keys()),
         "packs_checked": sum(report.objects for report, _ in reports),
         "bytes_read": sum(report.bytes for report, _ in reports),
         "proven_percent_30_days": 100 * recent // packs if packs else 100,

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from strongroom.base.streams import BlockStream, BlockTarget, Path, Skipped, TreeStream, TreeTarget
 
-ResourceType = Literal["OS::Sfs::Turbo", "OS::Cinder::Volume"]
+ResourceType = Literal["OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server"]
 Kind = Literal["tree", "block"]
 Detail = str | int | bool | None
 DoneCallback = Callable[[int, int], None]  # (offset, length) in bytes: durable and read back

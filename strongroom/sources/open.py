@@ -1,4 +1,4 @@
-"""The table of drivers: which one serves a resource of this type at this path."""
+"""The tables of drivers: which one serves a resource of this type at this path, and which a machine at this address."""
 
 import os
 import stat
@@ -12,6 +12,8 @@ from strongroom.sources.device import DeviceDriver
 from strongroom.sources.folder import FolderDriver
 from strongroom.sources.image import ImageDriver
 from strongroom.sources.inodes import OPEN_READ, open_quietly
+from strongroom.sources.machines.base import MachineDriver
+from strongroom.sources.machines.qemu import QemuDriver
 from strongroom.sources.qcow2 import Qcow2Driver
 from strongroom.sources.qcow2_header import is_qcow2
 from strongroom.sources.rbd import RbdDriver
@@ -28,6 +30,27 @@ _DRIVERS: dict[tuple[str, _Shape], Callable[[Clock | None], Driver]] = {
     ("OS::Cinder::Volume", "device"): DeviceDriver,
     ("OS::Cinder::Volume", "rbd"): RbdDriver,
 }
+
+
+def _image_driver(path: bytes) -> Driver:
+    return driver_for("OS::Cinder::Volume", path)
+
+
+# By the scheme of the address: what stands before its first colon.
+MACHINE_DRIVERS: dict[bytes, Callable[[], MachineDriver]] = {
+    b"qemu": lambda: QemuDriver(_image_driver),
+}
+
+
+def machine_driver_for(address: bytes) -> MachineDriver:
+    """Never fails for a machine that is not there: the driver then says so. Raises InvalidRequest for a scheme that
+    none serves."""
+    scheme, colon, _ = address.partition(b":")
+    make = MACHINE_DRIVERS.get(scheme) if colon else None
+    if make is None:
+        known = ", ".join(f"{name.decode()}:" for name in sorted(MACHINE_DRIVERS))
+        raise InvalidRequest(reason=f"Invalid path: no driver serves this address of a server. Use one of {known}.")
+    return make()
 
 
 def driver_for(resource_type: str, path: bytes, clock: Clock | None = None) -> Driver:

@@ -26,11 +26,16 @@ from strongroom.control.backups import CommittedBackup
 from strongroom.control.checkpoint_views import Checkpoint, show_checkpoint
 from strongroom.control.checkpoints import NewCheckpoint
 from strongroom.control.db import Database
+from strongroom.control.resource_binding import Look
 from strongroom.control.tasks import Task
 
-DISK, TURBO = "OS::Cinder::Volume", "OS::Sfs::Turbo"
-PROVIDERS = {DISK: "d1603440-187d-4516-af25-121250c7cc97", TURBO: "3f3c3220-245c-4805-b811-758870015881"}
-OBJECT_TYPES = {DISK: "disk", TURBO: "turbo"}
+DISK, TURBO, SERVER = "OS::Cinder::Volume", "OS::Sfs::Turbo", "OS::Nova::Server"
+PROVIDERS = {
+    DISK: "d1603440-187d-4516-af25-121250c7cc97",
+    TURBO: "3f3c3220-245c-4805-b811-758870015881",
+    SERVER: "0daac4c5-6707-4851-97ba-169e36266b66",
+}
+OBJECT_TYPES = {DISK: "disk", TURBO: "turbo", SERVER: "server"}
 
 
 class StepClock:
@@ -93,7 +98,7 @@ class FolderBrowser:
 class NoInspector:
     """Nothing here registers or binds through the API."""
 
-    async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
+    async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
         raise AssertionError("not asked for in these tests")
 
 

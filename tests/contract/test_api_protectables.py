@@ -231,6 +231,7 @@ async def test_a_registration_is_inspected_and_shown_back(api: InProcessApi, tmp
             "read_limit_bytes_s": 1 << 20,
             "privileged": True,
         },
+        "machine": {},
         "created_at": made["created_at"],
     }
     for query in ("", f"?project_id={PROJECT_A}"):

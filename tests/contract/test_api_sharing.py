@@ -208,9 +208,9 @@ async def test_what_cannot_be_shared(story: Story, world: World) -> None:
     folder = await world.add_resource(TURBO)
     _, (of_folder,) = await world.backed_up(await world.add_vault([folder]))
     check_error("add_member", await owner.share(of_folder, project), 400, "6700")
-    await world.execute("UPDATE backups SET parent_id = %s WHERE id = %s", new_id(), story.backup)
+    await world.execute("UPDATE backups SET parent_id = id, machine_id = resource_id WHERE id = %s", story.backup)
     check_error("add_member", await owner.share(story.backup, project), 400, "6700")
-    await world.execute("UPDATE backups SET parent_id = NULL, resource_type = 'OS::Nova::Server'")
+    await world.execute("UPDATE backups SET parent_id = NULL, machine_id = NULL, resource_type = 'OS::Nova::Server'")
     check_answer("add_member", await owner.share(story.backup, project))
     await owner.revoke(story.backup, project)
     for status in ("error", "restoring", "protecting"):

@@ -9,6 +9,7 @@ from contract_schema import check_answer, check_error
 from in_process_api import PROJECT_A, PROJECT_B, InProcessApi, Person
 
 from strongroom.base.ids import new_id
+from strongroom.control.resource_binding import Look
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 TURBO, DISK, SERVER = "OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server"
@@ -55,8 +56,8 @@ async def server(api: InProcessApi, name: str) -> str:
 class SeesEverything:
     """For registrations that tests write themselves: a machine of 40 GB that is fine."""
 
-    async def inspect(self, resource_type: str, path: bytes, options: dict[str, object]) -> tuple[int, str | None]:
-        return 40 * GIB, None
+    async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
+        return Look(size_bytes=40 * GIB, obstacle=None)
 
 
 @pytest.fixture

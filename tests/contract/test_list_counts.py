@@ -68,8 +68,8 @@ async def test_rows_that_enter_or_leave_a_list_by_an_update_are_counted(world: W
         "UPDATE protectables SET removed_at = now()",
         "UPDATE protectables SET removed_at = NULL",
         "UPDATE protectables SET type = 'disk'",
-        f"UPDATE backups SET parent_id = '{backup}'",
-        "UPDATE backups SET parent_id = NULL",
+        f"UPDATE backups SET parent_id = '{backup}', machine_id = resource_id",
+        "UPDATE backups SET parent_id = NULL, machine_id = NULL",
         "UPDATE operation_logs SET listed = NOT listed",
         f"UPDATE vaults SET project_id = '{project}'",
         f"UPDATE backups SET project_id = '{project}'",
@@ -78,7 +78,7 @@ async def test_rows_that_enter_or_leave_a_list_by_an_update_are_counted(world: W
         assert await world.execute(DIFFERENT) == [], change
 
 
-async def writer(world: World, chance: random.Random, vault: str, checkpoint: str) -> None:
+async def writer(world: World, chance: random.Random, vault: str, checkpoint: str, parent: str) -> None:
     """Transactions that make and end many rows at once, some of which are undone."""
     for _ in range(TRANSACTIONS):
         try:
@@ -86,10 +86,11 @@ async def writer(world: World, chance: random.Random, vault: str, checkpoint: st
                 for _ in range(chance.randrange(1, 4)):
                     await conn.execute(
                         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, "
-                        "resource_name, name, provider_id, status, incremental, created_at, parent_id) "
+                        "resource_name, name, provider_id, status, incremental, created_at, parent_id, machine_id) "
                         "SELECT gen_random_uuid()::text, %s, %s, %s, 'r', 't', 'n', 'n', 'p', 'error', true, now(), "
-                        "CASE WHEN random() < 0.2 THEN 'x' END FROM generate_series(1, %s)",
-                        [world.project, vault, checkpoint, chance.randrange(5)],
+                        "r.of, r.of FROM (SELECT CASE WHEN random() < 0.2 THEN %s END AS of "
+                        "FROM generate_series(1, %s)) AS r",
+                        [world.project, vault, checkpoint, parent, chance.randrange(5)],
                     )
                     await conn.execute(
                         "DELETE FROM backups WHERE id IN (SELECT id FROM backups WHERE vault_id = %s "
@@ -108,12 +109,13 @@ async def test_storm_of_creates_and_deletes(world: World) -> None:
     print("seed", seed)
     chance = random.Random(seed)
     vault = await world.add_vault([await world.add_resource()])
+    _, (parent,) = await world.backed_up(await world.add_vault([await world.add_resource()]))
     point = await world.run(vault)
     looks = 0
     async with asyncio.timeout(60):
         async with asyncio.TaskGroup() as group:
             writers = [
-                group.create_task(writer(world, random.Random(chance.random()), vault, point.id))
+                group.create_task(writer(world, random.Random(chance.random()), vault, point.id, parent))
                 for _ in range(WRITERS)
             ]
             while not all(task.done() for task in writers):

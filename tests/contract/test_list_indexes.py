@@ -28,20 +28,20 @@ async def filled(world: World) -> None:
     other = await world.add_vault(name="other")
     insert = (
         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
-        "name, provider_id, status, incremental, created_at, updated_at, protected_at, root, parent_id) "
+        "name, provider_id, status, incremental, created_at, updated_at, protected_at, root, parent_id, machine_id) "
     )
     await world.execute(
         insert + "SELECT gen_random_uuid()::text, %s, %s, %s, 'r' || n %% 50, "
         "'OS::Cinder::Volume', 'n', 'n' || n, 'p', 'available', true, "
         "now() - n * interval '1 min', now() - n * interval '1 s', "
-        "now() - n * interval '2 s', 'x', NULL FROM generate_series(1, %s) AS n",
+        "now() - n * interval '2 s', 'x', NULL, NULL FROM generate_series(1, %s) AS n",
         *(world.project, vault, point.id, ROWS),
     )
     for parent in (None, OTHER):
         await world.execute(
             insert + "VALUES (%s, %s, %s, %s, %s, 'OS::Nova::Server', 'n', %s, 'p', 'error', false, '2026-01-01', "
-            "NULL, NULL, NULL, %s)",
-            *(new_id(), world.project, other, point.id, OTHER, OTHER, parent),
+            "NULL, NULL, NULL, %s, %s)",
+            *(OTHER if parent is None else new_id(), world.project, other, point.id, OTHER, OTHER, parent, parent),
         )
     await world.execute("ANALYZE backups")
 

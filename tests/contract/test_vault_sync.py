@@ -225,7 +225,7 @@ async def test_refusals_of_a_sync(world: World) -> None:
         return await world.client.post(world.v3("checkpoints/sync"), json=body, **more)
 
     vault = await world.add_vault()
-    servers = await world.add_vault(object_type="server")
+    servers = await world.add_vault(object_type="workspace")
     going = await world.add_vault(status="deleting")
     other, _ = await world.add_project()
     foreign = await world.add_vault(project=other)

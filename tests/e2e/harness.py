@@ -170,12 +170,12 @@ class Client:
 
     # --- the steps of most stories ---------------------------------------------------------------------------------
 
-    def register(self, kind: str, name: str, path: Path, **options: Any) -> str:
+    def register(self, kind: str, name: str, path: Path | str, **options: Any) -> str:
         body = {"protectable": {"project_id": self.project, "type": kind, "name": name, "path": str(path), **options}}
         return self.ok("POST", "/ext/v1/admin/protectables", body)["protectable"]["id"]
 
     def vault(self, name: str, object_type: str, resource_ids: list[str], size: int = 100) -> str:
-        type_ = {"turbo": "OS::Sfs::Turbo", "disk": "OS::Cinder::Volume"}[object_type]
+        type_ = {"turbo": "OS::Sfs::Turbo", "disk": "OS::Cinder::Volume", "server": "OS::Nova::Server"}[object_type]
         body = {
             "vault": {
                 "name": name,

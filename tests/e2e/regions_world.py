@@ -125,9 +125,11 @@ class Regions:
         return self.west.credentials["project_id"]
 
 
-def replication_vault(client: Client, name: str = "replicas", size: int = 100, **more: Any) -> str:
+def replication_vault(
+    client: Client, name: str = "replicas", size: int = 100, object_type: str = "turbo", **more: Any
+) -> str:
     billing = {
-        "object_type": "turbo",
+        "object_type": object_type,
         "protect_type": "replication",
         "consistent_level": "crash_consistent",
         "size": size,

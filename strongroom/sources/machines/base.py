@@ -84,10 +84,17 @@ class DiskPoint(Protocol):
     full_reason  why all of the disk is read, a sentence for the tenant; None: only what changed is
     """
 
-    disk: Disk
-    stream: BlockStream
-    token: bytes
-    full_reason: str | None
+    @property
+    def disk(self) -> Disk: ...
+
+    @property
+    def stream(self) -> BlockStream: ...
+
+    @property
+    def token(self) -> bytes: ...
+
+    @property
+    def full_reason(self) -> str | None: ...
 
     @property
     def metadata(self) -> Mapping[str, Detail]:
@@ -103,13 +110,26 @@ class MachinePoint(AbstractContextManager["MachinePoint"], Protocol):
     metadata            JSON for the restore point: power, nics, firmware, disks
     """
 
-    taken_at_ns: int
-    consistency: Consistency
-    consistency_reason: str | None
-    disks: Sequence[DiskPoint]
-    left_out: Sequence[Disk]
-    definition: bytes
-    metadata: Mapping[str, object]
+    @property
+    def taken_at_ns(self) -> int: ...
+
+    @property
+    def consistency(self) -> Consistency: ...
+
+    @property
+    def consistency_reason(self) -> str | None: ...
+
+    @property
+    def disks(self) -> Sequence[DiskPoint]: ...
+
+    @property
+    def left_out(self) -> Sequence[Disk]: ...
+
+    @property
+    def definition(self) -> bytes: ...
+
+    @property
+    def metadata(self) -> Mapping[str, object]: ...
 
     def commit(self) -> None:
         """The backups of all disks stand: the parents are not needed any more. Call it after store and rows."""
@@ -156,11 +176,16 @@ class MachineRestoreWanted:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineRestorePlan:
-    """What a restore would do. warnings stop nothing; any of `conflicts` makes `open_target` refuse."""
+    """What a restore would do. warnings stop nothing; any of `conflicts` makes `open_target` refuse.
+
+    in_place  writes change the target's own disks before finish(): a restore that ends half-way says so. False: they
+              are put together beside them
+    """
 
     wanted: MachineRestoreWanted
     needed_bytes: int
     free_bytes: int
+    in_place: bool = True
     warnings: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
 

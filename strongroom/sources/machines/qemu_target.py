@@ -83,6 +83,7 @@ def look_at_machine(
         wanted=wanted,
         needed_bytes=sum(place.plan.needed_bytes for place in places),
         free_bytes=min((place.plan.free_bytes for place in places), default=0),
+        in_place=any(place.plan.staging is None for place in places),
         warnings=tuple(dict.fromkeys(warnings)),
         conflicts=tuple(conflict.message for conflict in conflicts),
     )
