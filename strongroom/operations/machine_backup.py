@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from strongroom.base.clock import api_timestamp
-from strongroom.base.errors import Conflict, Corrupt, SourceError
+from strongroom.base.errors import Conflict, Corrupt, InvalidRequest, SourceError
 from strongroom.control import backups, machines
 from strongroom.control.backups import BackupJob, CommittedBackup
 from strongroom.control.machines import CommittedDisk, MachineDisk, MachinePlan
@@ -101,7 +101,7 @@ def settle(job: Job) -> str:
         return ""
     try:
         machine_driver_for(resource.path).recover(source_ref(resource), frozenset({task.id}))
-    except SourceError as err:
+    except (SourceError, InvalidRequest) as err:  # the latter: no driver serves its address any more
         return f"leftovers at the machine not settled: {err}"
     return ""
 

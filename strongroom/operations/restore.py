@@ -15,7 +15,7 @@ A machine has several disks and a state of its own, so it has its own story (mac
 
 import threading
 
-from strongroom.base.errors import NotFound, SourceError, StrongroomError
+from strongroom.base.errors import InvalidRequest, NotFound, SourceError, StrongroomError
 from strongroom.base.streams import Path
 from strongroom.control import restores, tasks
 from strongroom.control.restores import RestoreJob
@@ -86,7 +86,7 @@ def fail(job: Job, error: StrongroomError) -> None:
     try:
         driver = machine_driver_for(place.path) if place.type == MACHINE else driver_for(place.type, place.path)
         driver.recover(source_ref(place), frozenset({job.task.id}))
-    except SourceError as err:
+    except (SourceError, InvalidRequest) as err:
         error.detail = f"{error.detail}; leftovers at the target not settled: {err}".lstrip("; ")
     tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=in_place))
 

@@ -183,7 +183,7 @@ def test_a_replica_of_a_machine_needs_nothing_of_its_region(tmp_path: Path, mach
         regions.stop()
 
 
-@pytest.mark.parametrize("counts", [(3, 3), pytest.param((10, 10), marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize("counts", [(2, 2), pytest.param((10, 10), marks=pytest.mark.long)], ids=str)
 def test_a_killed_backup_of_a_machine_is_of_one_moment(
     tmp_path: Path, machine: Machine, counts: tuple[int, int]
 ) -> None:
