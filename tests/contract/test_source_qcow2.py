@@ -19,6 +19,7 @@ from source_mounts import mounted
 from source_points import Points, make_points
 
 from strongroom.base.errors import SourceDenied, SourceError
+from strongroom.sources.abilities import abilities
 from strongroom.sources.base import RestoreWanted, SourceRef
 from strongroom.sources.image import ImageDriver
 from strongroom.sources.open import driver_for
@@ -228,8 +229,11 @@ def test_a_disk_in_use_is_refused_where_no_copy_can_be_made(plain: Points) -> No
     """And the sentence says what to do; afterwards all is as before."""
     path = path_of(plain)
     plain.take()
+    assert [(each.name, each.works) for each in abilities(plain.ref)] == [("consistency", True), ("incremental", True)]
     with running(path), pytest.raises(SourceDenied, match="Register the machine"), plain.open():
         pass
+    with running(path):
+        assert [(each.name, each.works) for each in abilities(plain.ref)] == [("readable", False)]
     assert plain.driver.inspect(plain.ref).readable
     assert plain.content(plain.take()) == disk_of(path)
 

@@ -16,6 +16,7 @@ from source_points import Points, make_points
 from source_trees import differences, listing, loosen_all, make_tree
 
 from strongroom.base.streams import ExtentKind
+from strongroom.sources.abilities import abilities
 from strongroom.sources.base import SourceOptions, SourceRef
 from strongroom.sources.files import open_root
 from strongroom.sources.folder import FolderDriver
@@ -289,7 +290,7 @@ def tree(btrfs: Path, tmp_path: Path) -> Iterator[Points]:
     (folder / "d").mkdir()
     for number in range(50):
         (folder / "d" / f"{number}").write_text(f"{number}" * 1000)
-    yield make_points(FolderDriver(), folder, tmp_path / "repository")
+    yield make_points(FolderDriver(), folder, tmp_path / "tree-repository")
     loosen_all(folder)
     subprocess.run(["rm", "-rf", str(folder)], check=True)
 
@@ -427,3 +428,30 @@ def test_options_of_a_folder_hold_in_its_snapshot(tree: Points) -> None:
     assert b"2" in names
     assert b"10" not in names
     os.close(open_root(tree.ref.path))
+
+
+# --- told before the first backup -----------------------------------------------------------------------------------
+
+
+def test_abilities_say_what_the_next_backup_will_do(tree: Points, disk: Points, tmp_path: Path) -> None:
+    """Consistency and increments, of each kind of place, with a reason; nothing is left behind by the look."""
+    told = {ability.name: ability for ability in abilities(tree.ref)}
+    assert told["consistency"].works
+    assert told["incremental"].works
+    told = {ability.name: ability for ability in abilities(disk.ref)}
+    assert told["consistency"].works
+    assert told["incremental"].works
+    assert beside(disk) == []
+    assert leftovers(tree) == []
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"x" * BLOCK)
+    told = {ability.name: ability for ability in abilities(_disk(plain))}
+    assert not told["consistency"].works
+    assert not told["incremental"].works
+    gone = abilities(_disk(tmp_path / "gone"))
+    assert [(ability.name, ability.works) for ability in gone] == [("readable", False)]
+    assert "gone" in gone[0].reason
+
+
+def _disk(path: Path) -> SourceRef:
+    return SourceRef(resource_id="r", type="OS::Cinder::Volume", path=os.fsencode(path))

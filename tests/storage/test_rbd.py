@@ -13,6 +13,7 @@ from source_points import Points, make_points
 
 from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetTooSmall
 from strongroom.base.ids import new_id
+from strongroom.sources.abilities import abilities
 from strongroom.sources.base import RestoreWanted, SourceRef
 from strongroom.sources.image import ImageDriver
 from strongroom.sources.open import driver_for
@@ -214,6 +215,7 @@ def test_an_rbd_image_that_is_open_is_not_restored_over(cluster: Ceph, disk: Poi
 def test_rbd_images_are_inspected(cluster: Ceph, disk: Points) -> None:
     look = driver_for("OS::Cinder::Volume", disk.ref.path).inspect(disk.ref)
     assert (look.readable, look.size_bytes) == (True, SIZE)
+    assert [(each.name, each.works) for each in abilities(disk.ref)] == [("consistency", True), ("incremental", True)]
     gone = SourceRef(resource_id="g", type="OS::Cinder::Volume", path=cluster.address("gone"))
     missing = RbdDriver().inspect(gone)
     assert (missing.exists, missing.readable) == (False, False)
