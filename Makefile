@@ -82,7 +82,7 @@ chaos: .venv/.test-done
 .PHONY: guests test-sources
 guests:
 	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 qemu-ga:qemu-guest-agent busybox:busybox-static mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
-	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common lvm:lvm2 thin_delta:thin-provisioning-tools
+	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common lvm:lvm2 thin_delta:thin-provisioning-tools zfs-fuse:zfs-fuse
 	@compgen -G '/usr/lib/*/qemu/block-rbd.so' >/dev/null || .ci/system-packages --install qemu-block-extra
 	@.ci/guest-kernel .guest
 

@@ -11,12 +11,16 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 @dataclass(frozen=True, kw_only=True)
 class Mount:
-    """point: absolute path; device: "major:minor"; kind: "ext4", "nfs4", ...; root: the part that is mounted there."""
+    """point: absolute path; device: "major:minor"; kind: "ext4", "nfs4", ...; root: the part that is mounted there.
+
+    source: what is mounted as the file system calls it, such as a ZFS dataset.
+    """
 
     point: bytes
     device: str
     kind: str
     root: bytes = b"/"
+    source: bytes = b""
 
 
 def load_mounts() -> tuple[Mount, ...]:
@@ -31,7 +35,8 @@ def load_mounts() -> tuple[Mount, ...]:
             continue
         root, point = (_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field) for field in fields[3:5])
         kind = kinds[0].decode("ascii", "replace")
-        mounts.append(Mount(point=point, device=fields[2].decode(), kind=kind, root=root))
+        source = _ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), kinds[1]) if len(kinds) > 1 else b""
+        mounts.append(Mount(point=point, device=fields[2].decode(), kind=kind, root=root, source=source))
     return tuple(mounts)
 
 

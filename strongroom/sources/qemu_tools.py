@@ -26,6 +26,7 @@ PACKAGES = {  # as Debian calls what a tool comes with
     "qemu-img": "qemu-utils",
     "rbd": "ceph-common",
     "lvm": "lvm2",
+    "zfs": "zfsutils-linux",
     "thin_delta": "thin-provisioning-tools",
 }
 START_S_MAX = 30.0  # until qemu-nbd listens

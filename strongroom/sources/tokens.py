@@ -13,6 +13,8 @@ MARGIN_NS = 2_000_000_000  # coarser than any time stamp granularity we know (2 
 NETWORK_MARGIN_NS = 3600_000_000_000  # the server's clock writes the times there, and it may be off from ours
 NETWORK_KINDS = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lustre", "afs", "fuse", "virtiofs")
 
+LOCAL_KINDS = ("fuse.zfs",)  # by this host's clock, although a program serves them
+
 TokenKind = Literal["folder", "image", "device", "qcow2", "rbd", "cinder"]
 Values = dict[str, int | bool | str]
 
@@ -26,7 +28,7 @@ def nanoseconds(at: datetime) -> int:
 
 def unchanged_before(taken_at_ns: int, file_system: str) -> int:
     """Change times below this are proven to be of before the point."""
-    network = file_system.partition(".")[0] in NETWORK_KINDS
+    network = file_system.partition(".")[0] in NETWORK_KINDS and file_system not in LOCAL_KINDS
     return taken_at_ns - (NETWORK_MARGIN_NS if network else MARGIN_NS)
 
 

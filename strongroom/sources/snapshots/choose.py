@@ -6,8 +6,8 @@ from strongroom.base.errors import SourceError
 from strongroom.sources.files import open_root
 from strongroom.sources.mounts import file_system
 from strongroom.sources.oserrors import source_error
-from strongroom.sources.snapshots import btrfs, lvm, lvm_folder
-from strongroom.sources.snapshots.base import Chosen
+from strongroom.sources.snapshots import btrfs, lvm, lvm_folder, zfs
+from strongroom.sources.snapshots.base import Chosen, SnapshotProvider
 from strongroom.sources.snapshots.reflink import Reflink, can_share
 
 
@@ -24,9 +24,11 @@ def choose_for_folder(path: bytes, *, one_file_system: bool = False) -> Chosen:
     whole = not one_file_system
     root_fd = open_root(path)
     try:
-        if file_system(root_fd) != "btrfs":
-            provider, reason = lvm_folder.choose(root_fd, whole=whole)
-            return Chosen(provider, reason) if provider else Chosen(None, f"It is read while it is in use: {reason}")
+        kind = file_system(root_fd)
+        if kind in zfs.KINDS:
+            return _told(*zfs.choose(root_fd, whole=whole))
+        if kind != "btrfs":
+            return _told(*lvm_folder.choose(root_fd, whole=whole))
         obstacle = btrfs.why_not(root_fd, whole=whole)
     except OSError as err:
         raise source_error(err, path, "look at") from err
@@ -44,4 +46,8 @@ def choose_for_device(path: bytes) -> Chosen:
         provider, reason = lvm.choose(path)
     except SourceError as err:
         provider, reason = None, err.message
+    return _told(provider, reason)
+
+
+def _told(provider: SnapshotProvider | None, reason: str) -> Chosen:
     return Chosen(provider, reason) if provider else Chosen(None, f"It is read while it is in use: {reason}")

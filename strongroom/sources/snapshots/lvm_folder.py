@@ -7,38 +7,19 @@ parent snapshot: inode numbers and change times are those of the live tree.
 
 import contextlib
 import os
-import tempfile
 from typing import Final
 
 from strongroom.base.errors import SourceError
 from strongroom.sources.files import open_root
-from strongroom.sources.inodes import OPEN_FOLDER, syncfs
-from strongroom.sources.mounts import Mount, load_mounts, mount_of, mounted_below, real_path
+from strongroom.sources.inodes import syncfs
+from strongroom.sources.mounts import Mount, load_mounts, mounted_below
 from strongroom.sources.oserrors import shown, source_error
 from strongroom.sources.qemu_tools import run_tool
 from strongroom.sources.snapshots import lvm
-from strongroom.sources.snapshots.base import Changes, Consistency, Parent, Snapshot
-from strongroom.sources.stage import lock_file
+from strongroom.sources.snapshots.base import Changes, Parent, Snapshot
+from strongroom.sources.snapshots.mounted import OURS, MountedSnapshot, are_free, make_place, mount_and_rest
 
-PLACE = "/run"
 KINDS = ("ext2", "ext3", "ext4", "xfs")  # file systems of one device that can be mounted twice
-
-
-class MountedSnapshot:
-    """A mounted snapshot that this process holds locked; Snapshot."""
-
-    consistency: Consistency = "filesystem_consistent"
-
-    def __init__(self, name: str, mark: str, path: bytes, fd: int) -> None:
-        self.name = name
-        self.mark = mark
-        self.path = path
-        self._fd = fd
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class LvmFolder:
@@ -57,19 +38,17 @@ class LvmFolder:
         root_fd = open_root(volume)
         try:
             syncfs(root_fd)
-            mount, below = _mount_and_rest(root_fd)
+            mount, below = mount_and_rest(root_fd)
             made = self._inner.create(device_of(mount), name, writable=True)
         except OSError as err:
             raise source_error(err, volume, "make a snapshot of") from err
         finally:
             os.close(root_fd)
-        place = tempfile.mkdtemp(prefix="strongroom-mount-", dir=PLACE)
+        place = make_place()
         try:
             options = "ro,nosuid,nodev,noexec" + (",nouuid" if mount.kind == "xfs" else "")
             run_tool(["mount", "-t", mount.kind, "-o", options, os.fsdecode(made.path), place])
-            fd = os.open(place, OPEN_FOLDER)
-            lock_file(fd)  # nobody else can have it: it was mounted by this process
-            return MountedSnapshot(name, made.mark, os.path.join(os.fsencode(place), below), fd)
+            return MountedSnapshot(name, made.mark, place, below)
         except BaseException:
             with contextlib.suppress(SourceError, OSError):
                 self.release(volume, name)
@@ -92,12 +71,12 @@ class LvmFolder:
 
     def names(self, volume: bytes, prefix: str) -> list[str]:
         device = _device(volume)
-        return [name for name in self._inner.names(device, prefix) if _is_free(lvm.node_of(device, name))]
+        return [name for name in self._inner.names(device, prefix) if are_free(_mounted_at(lvm.node_of(device, name)))]
 
 
 def choose(root_fd: int, *, whole: bool) -> tuple[LvmFolder | None, str]:
     """For an open folder. whole: what is mounted below belongs to it. Raises SourceError, OSError."""
-    mount, _ = _mount_and_rest(root_fd)
+    mount, _ = mount_and_rest(root_fd)
     if mount.kind not in KINDS:
         return None, f"{mount.kind} makes no snapshots of folders."
     inner, reason = lvm.choose(device_of(mount))
@@ -123,19 +102,9 @@ def device_of(mount: Mount) -> bytes:
 def _device(volume: bytes) -> bytes:
     root_fd = open_root(volume)
     try:
-        return device_of(_mount_and_rest(root_fd)[0])
+        return device_of(mount_and_rest(root_fd)[0])
     finally:
         os.close(root_fd)
-
-
-def _mount_and_rest(root_fd: int) -> tuple[Mount, bytes]:
-    """The mount that an open folder is on, and the folder's path from the root of the file system."""
-    path = real_path(root_fd)
-    mount = mount_of(path, load_mounts())
-    if mount is None:
-        raise SourceError(reason=f"Nothing is known of the file system of {shown(path)}. Is /proc mounted?")
-    inside = os.path.relpath(path, mount.point)
-    return mount, os.path.normpath(os.path.join(mount.root, inside)).lstrip(b"/")
 
 
 def _mounted_at(node: bytes) -> list[bytes]:
@@ -145,17 +114,4 @@ def _mounted_at(node: bytes) -> list[bytes]:
     except OSError:
         return []
     number = f"{os.major(rdev)}:{os.minor(rdev)}"
-    ours = os.fsencode(f"{PLACE}/strongroom-mount-")
-    return [mount.point for mount in load_mounts() if mount.device == number and mount.point.startswith(ours)]
-
-
-def _is_free(node: bytes) -> bool:
-    """Whether no living process reads it."""
-    for point in _mounted_at(node):
-        fd = os.open(point, OPEN_FOLDER)
-        try:
-            if not lock_file(fd):
-                return False
-        finally:
-            os.close(fd)
-    return True
+    return [mount.point for mount in load_mounts() if mount.device == number and mount.point.startswith(OURS)]
