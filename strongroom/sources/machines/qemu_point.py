@@ -20,17 +20,17 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from strongroom.base.clock import Clock
 from strongroom.base.errors import SourceError
-from strongroom.base.streams import Extent
+from strongroom.base.streams import BlockStream, Extent
 from strongroom.base.units import KIB, human_bytes
 from strongroom.sources.base import Detail, SourceRef
 from strongroom.sources.machines.ahead import ReadAhead
-from strongroom.sources.machines.base import PREFIX, Consistency, Disk, MachineWanted
+from strongroom.sources.machines.base import PREFIX, Consistency, Disk, DiskPoint, MachineWanted
 from strongroom.sources.machines.hold import hold_guest
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.machines.nbd_wire import UnixAddress
@@ -89,7 +89,7 @@ class QemuDiskPoint:
         self.token = dump_token(opened.new, self.disk.size_bytes)
         self.full_reason = opened.full_reason
         self.size = client.size
-        self.stream = self
+        self.stream: BlockStream = self
         self._client = client
         self._ahead = ReadAhead(client)
         self._scratch = opened.scratch
@@ -168,7 +168,7 @@ class QemuPoint:
         every = find_disks(monitor, ref)
         chosen = [disk for disk in every if _is_wanted(disk.disk, wanted)]
         require_safe(monitor, chosen)
-        self.left_out = [disk.disk for disk in every if not _is_wanted(disk.disk, wanted)]
+        self.left_out: Sequence[Disk] = [disk.disk for disk in every if not _is_wanted(disk.disk, wanted)]
         facts = describe(monitor, every)
         self.metadata: Mapping[str, object] = {key: facts[key] for key in ("version", "name", "uuid", "nics", "disks")}
         self.metadata = {**self.metadata, "power": power_of(facts["status"]), "agent": agent is not None}
@@ -180,7 +180,7 @@ class QemuPoint:
             self._switch()
         self.consistency = held.consistency
         self.consistency_reason = held.reason if wanted.application else None
-        self.disks = [self._expose(disk, listener) for disk in self._disks]
+        self.disks: Sequence[DiskPoint] = [self._expose(disk, listener) for disk in self._disks]
 
     def _prepare(self, number: int, disk: QemuDisk, wanted: MachineWanted) -> _Opened:
         """Whatever can be done while the guest runs: scratch file and a bitmap that names the disk."""
