@@ -23,7 +23,7 @@ from strongroom.base.errors import MachineBusy, SourceDenied, SourceError, Sourc
 from strongroom.base.units import KIB, MIB
 
 COMMAND_S_MAX = 60.0  # QEMU drains all requests of a disk within some commands
-GREETING_S_MAX = 3.0  # a client that is connected already is greeted at once; else somebody else is
+GREETING_S_MAX = 8.0  # a free monitor greets at once, on a host that swaps in seconds; a busy one never
 LINE_BYTES_MAX = 16 * MIB  # the schema of QEMU 9 has 0.3 MiB; a hundred disks with snapshots some more
 PEER = struct.Struct("3i")  # pid, uid, gid
 
