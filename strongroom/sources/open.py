@@ -13,6 +13,7 @@ from strongroom.sources.folder import FolderDriver
 from strongroom.sources.image import ImageDriver
 from strongroom.sources.inodes import OPEN_READ, open_quietly
 from strongroom.sources.machines.base import MachineDriver
+from strongroom.sources.machines.libvirt.driver import LibvirtDriver
 from strongroom.sources.machines.qemu import QemuDriver
 from strongroom.sources.qcow2 import Qcow2Driver
 from strongroom.sources.qcow2_header import is_qcow2
@@ -38,6 +39,7 @@ def _image_driver(path: bytes) -> Driver:
 
 # By the scheme of the address: what stands before its first colon.
 MACHINE_DRIVERS: dict[bytes, Callable[[], MachineDriver]] = {
+    b"libvirt": LibvirtDriver,
     b"qemu": lambda: QemuDriver(_image_driver),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from libvirt_world import Hypervisor, libvirtd
 
 
 @pytest.fixture
@@ -14,3 +15,10 @@ def short_path() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="sr-"))
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def hypervisor() -> Iterator[Hypervisor]:
+    """One libvirt daemon per pytest process, started by the first test that asks."""
+    with libvirtd() as running:
+        yield running

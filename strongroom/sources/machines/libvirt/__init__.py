@@ -1,0 +1,1 @@
+"""Machines under libvirt: domains of a hypervisor on this host, addressed as `libvirt:URI#DOMAIN`."""
