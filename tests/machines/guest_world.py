@@ -97,6 +97,8 @@ def build_initramfs(path: Path) -> Path:
 class Guest(Machine):
     """Booted, with file systems on its disks, writing all the time."""
 
+    firmware = b""  # QEMU's own
+
     def __init__(self, folder: Path, *, hooks: bool = False) -> None:
         disks = {}
         for name in ("vd0", "vd1"):

@@ -18,6 +18,8 @@ from strongroom.sources.machines.qmp import QmpClient
 
 MIB = 1 << 20
 DISK_BYTES = 16 * MIB
+# Firmware that halts at the first instruction, so that a machine without a guest costs no CPU: cli; hlt; jmp to hlt.
+HALT = bytes(0xFFF0) + b"\xfa\xf4\xeb\xfd".ljust(16, b"\0")
 RESOURCE = "6f3c1a52-0000-4000-8000-00000000aaaa"
 
 
@@ -44,8 +46,10 @@ def image_bytes(path: Path, folder: Path) -> bytes:
 class Machine:
     """A QEMU with two monitors: `path` for the service, the other for the test. Disks are vd0, vd1, ... in order.
 
-    content: by disk, what it holds, kept up to date by `write`.
+    content: by disk, what it holds, kept up to date by `write`. firmware: what runs at power-on.
     """
+
+    firmware = HALT
 
     def __init__(self, folder: Path, disks: Mapping[str, Path], *options: str) -> None:
         self.folder = folder
@@ -92,6 +96,9 @@ class Machine:
         command = ["qemu-system-x86_64", "-accel", "tcg", "-m", "32", "-display", "none", "-nodefaults"]
         for name in ("qmp", "qmp-test"):
             command += ["-qmp", f"unix:{self.folder / name},server=on,wait=off"]
+        if self.firmware:
+            (self.folder / "firmware").write_bytes(self.firmware)
+            command += ["-bios", str(self.folder / "firmware")]
         for name, path in self.disks.items():
             node = self.node(name, path)
             command += ["-blockdev", json.dumps(node), "-device", f"virtio-blk-pci,drive=node-{name},id={name}"]
