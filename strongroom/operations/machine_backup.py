@@ -22,6 +22,7 @@ from typing import Any
 
 from strongroom.base.clock import api_timestamp
 from strongroom.base.errors import Conflict, Corrupt, InvalidRequest, SourceError
+from strongroom.base.ids import is_id
 from strongroom.control import backups, machines
 from strongroom.control.backups import BackupJob, CommittedBackup
 from strongroom.control.machines import CommittedDisk, MachineDisk, MachinePlan
@@ -112,6 +113,7 @@ def _rows(job: Job, repository: Repository, point: MachinePoint) -> dict[str, st
     if not 0 < len(disks) <= DISKS_MAX:
         reason = f"It has more than {DISKS_MAX} disks." if disks else "No disk of it is to be backed up."
         raise Conflict(conflict_code="7108", reason=f"The server cannot be backed up: {reason}")
+    assert all(is_id(disk.id) for disk in disks), "a rebuild takes ids of resources for UUIDs"
     tools = job.tools
     rows = [MachineDisk(id=disk.id, name=disk.name, size_bytes=disk.size_bytes) for disk in disks]
     ids, every = tools.portal.call(machines.write_disks(tools.database, job.task, rows))
