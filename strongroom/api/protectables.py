@@ -126,8 +126,11 @@ def _disk_view(disk: dict[str, Any], status: str) -> DiskView:
 
 
 def _detail(machine: dict[str, Any]) -> dict[str, Any]:
-    """Where its disks lie on the host is nobody's business here."""
-    return {name: machine[name] for name in ("power", "abilities") if name in machine}
+    """Not where anything lies on the host: reasons name folders there, and are for who registers it."""
+    abilities = [{"name": ability["name"], "works": ability["works"]} for ability in machine.get("abilities", ())]
+    return {name: machine[name] for name in ("power",) if name in machine} | (
+        {"abilities": abilities} if abilities else {}
+    )
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from psycopg.rows import dict_row
 
-from strongroom.base.errors import BackupNotFound, Conflict
+from strongroom.base.errors import BackupNotFound, Conflict, Unsupported
 from strongroom.control.db import Database
 from strongroom.control.received import READABLE, find_received, require_accepted
 from strongroom.control.subjects import VaultRef, load_vault
+from strongroom.control.vault_kinds import SERVER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,13 @@ class Readable:
 
 
 async def find_readable(database: Database, project_id: str, backup_id: str) -> Readable:
-    """A backup of the project, or one it accepted from another. Raises BackupNotFound, Conflict 2005 by its state."""
+    """A backup of the project, or one it accepted from another. Raises BackupNotFound, Conflict 2005 by its state, and
+    Unsupported for the backup of a whole server."""
     async with database.read() as conn:
         async with conn.cursor(row_factory=dict_row) as cursor:
             await cursor.execute(
-                "SELECT vault_id, root, domain_id, status FROM backups WHERE project_id = %s AND id = %s",
+                "SELECT vault_id, root, domain_id, status, resource_type FROM backups "
+                "WHERE project_id = %s AND id = %s",
                 [project_id, backup_id],
             )
             row = await cursor.fetchone()
@@ -48,5 +51,8 @@ async def find_readable(database: Database, project_id: str, backup_id: str) -> 
                 reason=f"The backup is {row['status']}; only an available one can be read. "
                 "Wait until it is available, or choose another restore point.",
             )
+        if row["resource_type"] == SERVER.type_name:
+            # Its own root has the definition, which names places of the host and whatever stands in a command line.
+            raise Unsupported(reason="The backup of a server is read disk by disk: name one of its children.")
         vault = await load_vault(conn, owner, row["vault_id"])
         return Readable(vault=vault, root=row["root"], domain_id=row["domain_id"], shared=owner != project_id)

@@ -18,7 +18,7 @@ from strongroom.engine.browse import read_file
 from strongroom.engine.catalogue import Point
 from strongroom.engine.model import Labels
 from strongroom.engine.repository import Repository
-from strongroom.operations.machine_record import FACTS, FILE_BYTES_MAX, MACHINE, ROW_FACTS_BYTES_MAX, facts_file
+from strongroom.operations.machine_record import FACTS, FILE_BYTES_MAX, MACHINE, row_facts
 
 NAME_CHARS_MAX = 64
 RESOURCE_NAME_CHARS_MAX = 255
@@ -126,8 +126,8 @@ def machine_facts(repository: Repository, root: str, labels: Labels) -> dict[str
         facts["has_boot_disk"] = any(disk["is_boot"] for disk in told["disks"])
     except (Corrupt, ObjectMissing, EntryNotFound, ValueError, KeyError, TypeError):
         return facts  # the disks are what is restored; what was known of the machine is for people
-    if isinstance(metadata, dict) and len(facts_file(metadata)) <= ROW_FACTS_BYTES_MAX:
-        facts["machine"] = metadata
+    if isinstance(metadata, dict):
+        facts["machine"] = row_facts(metadata)
     return facts
 
 

@@ -34,10 +34,10 @@ from strongroom.operations.locking import retain_root
 from strongroom.operations.machine_record import (
     DEFINITION,
     FACTS,
-    ROW_FACTS_BYTES_MAX,
     RecordStream,
     disk_facts,
     facts_file,
+    row_facts,
 )
 from strongroom.sources.machines.base import DiskPoint, MachinePoint, MachineWanted
 from strongroom.sources.open import machine_driver_for
@@ -227,16 +227,13 @@ def _seen(point: MachinePoint) -> dict[str, Any]:
 
 def _facts(point: MachinePoint, made: Sequence[CommittedDisk]) -> dict[str, Any]:
     """What the row tells of the machine beside the counts."""
-    metadata = dict(point.metadata)
-    if len(facts_file(metadata)) > ROW_FACTS_BYTES_MAX:
-        metadata = {"left_out": "It is too long for here: `machine.json` of the restore point has it."}
     return {
         "consistency": point.consistency,
         "consistency_reason": point.consistency_reason,
         "left_out": [disk_facts(disk) for disk in point.left_out],
         "has_boot_disk": any(disk.disk.is_boot for disk in point.disks),
         "full_reason": next((str(d.report["full_reason"]) for d in made if d.report["full_reason"]), None),
-        "machine": metadata,
+        "machine": row_facts(point.metadata),
     }
 
 

@@ -108,6 +108,14 @@ def load_definition(repository: Repository, root: str) -> bytes:
     return data
 
 
+def row_facts(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the row tells tenants of the machine: not where its disks lie on the host, and not what is too long."""
+    told = {name: value for name, value in metadata.items() if name != "disks"}
+    if len(facts_file(told)) > ROW_FACTS_BYTES_MAX:
+        return {"left_out": "It is too long for here: `machine.json` of the restore point has it."}
+    return told
+
+
 def disk_facts(disk: Disk) -> dict[str, Any]:
     """For tenants: not where it lies."""
     return {"id": disk.id, "name": disk.name, "size_bytes": disk.size_bytes, "is_boot": disk.is_boot}

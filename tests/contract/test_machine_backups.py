@@ -15,8 +15,10 @@ from machines_world import MIB, SCHEME, Machines, noise, open_machines
 from points_world import SERVER
 from stored_world import StoredWorld
 
+from strongroom.base.errors import Unsupported
 from strongroom.base.ids import new_id
 from strongroom.base.units import megabytes
+from strongroom.control import reading
 from strongroom.engine import read_file
 from strongroom.operations import backup as backup_work
 from strongroom.operations.portal import Portal
@@ -77,17 +79,25 @@ async def test_a_backup_of_a_machine_is_one_with_a_child_for_each_disk(machines:
 
 
 async def test_the_definition_and_what_is_known_lie_with_the_restore_point(machines: Machines) -> None:
-    """In the machine's own root, readable there as files; the API's metadata of a server tell it too."""
+    """In the machine's own root, for who has the key; the API's metadata of a server tell what tenants may know."""
     _, vault = await two_disks(machines)
     (backup,) = await machines.stored.back_up(vault)
     world = machines.stored.world
-    repository = await machines.stored.repository_of(backup)
+    child = (await machines.show(backup))["children"][0]["id"]
+    repository = await machines.stored.repository_of(child)
     root = str(await world.one("SELECT root FROM backups WHERE id = %s", backup))
+    with pytest.raises(Unsupported, match="disk by disk"):
+        await reading.find_readable(world.database, world.project, backup)
     definition = await asyncio.to_thread(lambda: b"".join(read_file(repository, root, (b"definition",))))
     assert definition == b"<folder-machine/>"
     facts = json.loads(await asyncio.to_thread(lambda: b"".join(read_file(repository, root, (b"machine.json",)))))
     assert [disk["name"] for disk in facts["disks"]] == ["vda", "vdb"]
     assert facts["metadata"]["power"] == "running"
+    assert facts["disks"][0]["place"].startswith("/")
+    told = await world.client.get(world.ext(f"backups/{backup}"))
+    shown = await world.client.get(world.v3(f"protectables/server/instances/{facts['machine']['id']}"))
+    for text in (told.text, shown.text, (await world.client.get(world.v3(f"backups/{backup}"))).text):
+        assert "/sources/web" not in text, "places of the host are not for tenants"
     answer = check_answer("show_metadata", await world.client.get(world.v3(f"backups/{backup}/metadata")))
     assert json.loads(answer["server"])["power"] == "running"
     assert [json.loads(port)["mac"] for port in answer["ports"]] == ["52:54:00:00:00:01"]
