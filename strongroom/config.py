@@ -41,6 +41,7 @@ _AWS_VARIABLES = {
 
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _KEY = re.compile(r"[!-~]{1,256}")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 _GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE = re.compile(r"(\d{1,15})\s*(|B|KiB|MiB|GiB)")
 _UNIT_BYTES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
@@ -105,6 +106,9 @@ class Settings:
     api_drain_s: int
     token_ttl_s: int
     audit_days: int
+    metrics_token: str | None = field(repr=False)
+    metrics_detail: str
+    metrics_series_max: int
     self_backup_hours: int
     self_backup_keep: int
     keystone: KeystoneAccess | None
@@ -341,6 +345,19 @@ SETTINGS: dict[str, Setting] = {
     "audit_days": Setting(
         parse=_number(30, 36500), default="365", meaning="How long the audit log is kept, counted in days of service."
     ),
+    "metrics_token": Setting(
+        parse=_matching(_TOKEN, "16 to 256 letters, digits and -._~+/="),
+        default=None,
+        meaning="What /metrics wants as `Authorization: Bearer`; without it, everybody may read the totals.",
+    ),
+    "metrics_detail": Setting(
+        parse=_one_of("totals", "vaults"),
+        default="totals",
+        meaning="With `vaults`, /metrics has series of vaults and resources too. Needs metrics_token.",
+    ),
+    "metrics_series_max": Setting(
+        parse=_number(1, 100_000), default="1000", meaning="How many vaults, and how many resources, get such series."
+    ),
     "self_backup_hours": Setting(
         parse=_number(0, 720),
         default="24",
@@ -458,6 +475,11 @@ def _require_known(name: str, what: str, spelt: Callable[[str], str]) -> None:
 
 
 def _check_transport(settings: Settings) -> None:
+    if settings.metrics_detail == "vaults" and settings.metrics_token is None:
+        raise ConfigError(
+            reason="With metrics_detail = vaults /metrics names what tenants have. Set metrics_token, so that not "
+            "everybody reads it."
+        )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError(reason="TLS needs both tls_cert and tls_key; only one of them is set.")
     for path in (settings.tls_cert, settings.tls_key):

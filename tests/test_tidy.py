@@ -30,6 +30,7 @@ WITHOUT_PROJECT = {
     "control/audit.py": "the operator reads the log of all projects, and its age is that of the installation",
     "control/tasks.py": "a worker serves every tenant: rows are found by id and generation, which no request can name",
     "control/claiming.py": "a worker serves every tenant",
+    "control/figures.py": "the operator reads sums over all tenants",
     "control/relocation.py::keep_promises_anew": "all vaults of an installation came into another store",
     "control/self_rows.py::settle_moved": "all rows of an installation came into another database",
     "control/self_rows.py::settle_loaded": "the same",

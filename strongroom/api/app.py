@@ -154,7 +154,8 @@ class Application:
         request = Request(scope, receive)
         request_id = new_id()
         started = time.monotonic()
-        name, response = await self._answer(request, request_id)
+        name, path, response = await self._answer(request, request_id)
+        project = {"project": path["project_id"]} if "project_id" in path else {}
         response.raw_headers.append((b"x-request-id", request_id.encode()))
         if self._services.ending.is_set():
             response.headers["Connection"] = "close"
@@ -167,25 +168,27 @@ class Application:
             status=response.status_code,
             ms=round(taken_s * 1000, 1),
             request_id=request_id,
+            **project,
         )
         try:
             await response(scope, receive, send)
         except ClientDisconnect:
             log.info("client left", request_id=request_id)
 
-    async def _answer(self, request: Request, request_id: str) -> tuple[str, Response]:
-        """Name of the operation (never the path: metrics must not grow with what clients make up) and the answer."""
+    async def _answer(self, request: Request, request_id: str) -> tuple[str, dict[str, str], Response]:
+        """Name of the operation (never the path: metrics must not grow with what clients make up), what stands in its
+        path, and the answer."""
         matched = self._router.match(request.method, request.scope["path"], request.scope.get("raw_path") or b"")
         if isinstance(matched, list):
             if not matched:
                 text = "The API does not exist or has not been published."
-                return "none", gateway_response(404, "APIGW.0101", text, request_id)
+                return "none", {}, gateway_response(404, "APIGW.0101", text, request_id)
             text = f"This path does not answer this method. Use {' or '.join(matched)}."
             refused = gateway_response(405, "APIGW.0101", text, request_id)
             refused.headers["Allow"] = ", ".join(matched)
-            return "none", refused
+            return "none", {}, refused
         operation, path = matched
-        return operation.name, await self._guarded(operation, path, request, request_id)
+        return operation.name, path, await self._guarded(operation, path, request, request_id)
 
     async def _guarded(self, operation: Operation, path: dict[str, str], request: Request, request_id: str) -> Response:
         note = Note(

@@ -1,4 +1,4 @@
-"""Health of the process, readiness of what it needs, and metrics for operators. No credentials, no tenant's data."""
+"""Health of the process and readiness of what it needs. No credentials, no tenant's data."""
 
 import asyncio
 from collections.abc import Mapping
@@ -54,15 +54,9 @@ async def _ready(probes: Mapping[str, Probe], parts: dict[str, str]) -> Response
     return JSONResponse({"status": "ok" if ready else "not ready", "parts": parts}, 200 if ready else 503)
 
 
-async def metrics(call: Call) -> Response:
-    """Prometheus text format."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
 OPERATIONS = (
     Operation(name="healthz", method="GET", path="/healthz", action=PUBLIC, handler=healthz, answer=HealthAnswer),
     Operation(name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz, answer=ReadyAnswer),
-    Operation(name="metrics", method="GET", path="/metrics", action=PUBLIC, handler=metrics, answer="text/plain"),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from strongroom.api.catalogue_figures import CatalogueMetrics, MetricsAccess
 from strongroom.api.event_hub import EventHub
 from strongroom.base.browsing import EntryView
 from strongroom.base.clock import Clock
@@ -138,6 +139,8 @@ class Services:
     regions: Regions | None = None
     authenticate_region: Authenticate | None = None
     retains: Retains = _keeps_nothing
+    metrics: MetricsAccess = field(default_factory=MetricsAccess)
+    catalogue_metrics: CatalogueMetrics = field(default_factory=CatalogueMetrics)
     audit: AuditTrail = field(default_factory=AuditTrail)
     events: EventHub = field(default_factory=EventHub)
     ending: asyncio.Event = field(default_factory=asyncio.Event)

@@ -11,6 +11,7 @@ from strongroom.api import (
     features,
     health,
     importing,
+    metrics,
     operation_logs,
     orders,
     organization_policies,
@@ -35,6 +36,7 @@ from strongroom.api.operation import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
     *health.OPERATIONS,
+    *metrics.OPERATIONS,
     *projects.OPERATIONS,
     *features.OPERATIONS,
     *vaults.OPERATIONS,

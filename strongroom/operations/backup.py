@@ -19,6 +19,7 @@ from strongroom.control import backups
 from strongroom.control.backups import CommittedBackup
 from strongroom.engine import BackupReport, BackupRequest
 from strongroom.engine import backup as engine_backup
+from strongroom.operations import measures
 from strongroom.operations.backup_labels import backup_labels, report_row, token_of
 from strongroom.operations.job import Job, require_foreign, source_ref
 from strongroom.operations.locking import retain_root, tell_lock, tell_promises
@@ -98,3 +99,4 @@ def _commit(job: Job, report: BackupReport, size_bytes: int, token: bytes, extra
     )
     tools = job.tools
     tools.portal.call(backups.commit_backup(tools.database, job.task, committed, tools.clock))
+    measures.backup_made(report.bytes_read, report.bytes_new, report.bytes_stored)

@@ -28,6 +28,7 @@ from strongroom.engine.catalogue import list_points
 from strongroom.engine.prune import prune
 from strongroom.engine.repository import Repository
 from strongroom.engine.roots import parse_root_name
+from strongroom.operations import measures
 from strongroom.operations.job import Job
 from strongroom.operations.locking import retain_promised, tell_lock, tell_promises
 from strongroom.operations.lost_points import lost_backup, parent_of
@@ -55,6 +56,7 @@ def run(job: Job) -> None:
         retain_promised(job, plan.vault, repository, domain_id)
     log.info("pruned", task=task.id, vault=plan.vault.id, **total)
     tools.portal.call(deletions.finish_prune(tools.database, task, total, tools.clock))
+    measures.GC_FREED.inc(total.get("bytes_freed", 0))
 
 
 def _without_promised(job: Job, repository: Repository, dead: set[str]) -> set[str]:

@@ -25,7 +25,15 @@ import structlog
 
 from strongroom import __version__
 from strongroom.base.clock import Clock
-from strongroom.base.errors import ConfigError, Corrupt, FormatUnknown, KeyWrong, ObjectMissing, WorkerStops
+from strongroom.base.errors import (
+    ConfigError,
+    Corrupt,
+    FormatUnknown,
+    KeyWrong,
+    ObjectMissing,
+    StrongroomError,
+    WorkerStops,
+)
 from strongroom.control import migrate as schema
 from strongroom.control import self_rows
 from strongroom.control.db import Database
@@ -37,7 +45,7 @@ from strongroom.engine.catalogue import find_domains, is_own_domain, own_domain_
 from strongroom.engine.open import load_wraps
 from strongroom.engine.self_copies import SelfCopy, TableCopy, drop_copies, list_copies, read_table, write_copy
 from strongroom.engine.store.base import Buffer, Store
-from strongroom.operations import trace
+from strongroom.operations import measures, trace
 from strongroom.operations.job import Tools
 from strongroom.operations.watched_store import WatchedStore
 
@@ -110,11 +118,16 @@ async def copy_when_due(
     """One look of a worker: whether a copy is due, and then that copy, in a thread."""
     if not wanted.every or not await self_rows.is_due(database, wanted.every, tools.clock):
         return
-    made = await asyncio.to_thread(
-        copy_self, url, tools.store, tools.master, keep=wanted.keep, clock=tools.clock, stopping=stopping
-    )
+    try:
+        made = await asyncio.to_thread(
+            copy_self, url, tools.store, tools.master, keep=wanted.keep, clock=tools.clock, stopping=stopping
+        )
+    except StrongroomError:
+        measures.SELF_BACKUPS.labels("failed").inc()
+        raise
     if made is not None:
         await self_rows.note_copied(database, made.created_at)
+        measures.SELF_BACKUPS.labels("success").inc()
         log.info("copied the database into the store", copy=made.number, bytes=made.bytes, tables=len(made.tables))
 
 

@@ -18,6 +18,7 @@ from strongroom.base.streams import Path
 from strongroom.control import sessions, verifying
 from strongroom.control.verifying import Damage, Verified
 from strongroom.engine.verify import Finding, VerifyReport, verify
+from strongroom.operations import measures
 from strongroom.operations.job import Job
 
 FINDINGS_MAX = 100  # kept in the task's row; the counts are exact
@@ -40,6 +41,7 @@ def run(job: Job) -> None:
         reports.append((found, backups))
     result = _result(reports, plan.machines, whole_is_proven=deep and sample is None)
     tools.portal.call(verifying.finish_verify(tools.database, task, result, tools.clock))
+    measures.VERIFY_ERRORS.inc(sum(len(found.findings) for found, _ in reports))
 
 
 def fail(job: Job, error: StrongroomError) -> None:

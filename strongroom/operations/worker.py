@@ -38,7 +38,7 @@ from strongroom.control.promises import PromiseTicker
 from strongroom.control.tasks import Task
 from strongroom.engine.store.base import Store
 from strongroom.engine.store.retention import retains
-from strongroom.operations import trace
+from strongroom.operations import measures, trace
 from strongroom.operations.job import Job, Tools
 from strongroom.operations.monitor import JobMonitor
 from strongroom.operations.portal import Portal
@@ -386,7 +386,14 @@ def _told(error: StrongroomError) -> dict[str, str]:
 def _perform(job: Job) -> None:
     """One attempt, to one of its ends. Nothing leaves this function: it is the bottom of a job's thread."""
     task, work = job.task, WORK[job.task.operation_type]
-    bound = log.bind(task=task.id, operation=task.operation_type, generation=task.generation)
+    bound = log.bind(
+        task=task.id,
+        operation=task.operation_type,
+        generation=task.generation,
+        project=task.project_id,
+        request_id=task.request_id,
+    )
+    began_s = job.tools.clock.monotonic_s()
     bound.info("task begins", attempt=task.attempts)
     try:
         if task.cancel_requested:
@@ -394,6 +401,7 @@ def _perform(job: Job) -> None:
         with trace.running(task.operation_type):
             work.run(job)
         bound.info("task done")
+        measures.task_ended(task.operation_type, "success", job.tools.clock.monotonic_s() - began_s)
     except Fenced as error:
         bound.warning("task left to a newer attempt", error=str(error))
     except WorkerStops:
@@ -410,10 +418,13 @@ def _perform(job: Job) -> None:
             _settle(job, lambda: job.tools.portal.call(tasks.put_back(job.tools.database, task, delay_s, count=True)))
         else:
             _settle(job, lambda: work.fail(job, failure))
+            result = "canceled" if isinstance(error, Canceled) else "failed"
+            measures.task_ended(task.operation_type, result, job.tools.clock.monotonic_s() - began_s)
     except Exception as error:  # noqa: BLE001 -- the bottom of a job: whatever it was becomes the row's reason
         bound.exception("unexpected failure")
         unexpected = StrongroomError(detail=repr(error))
         _settle(job, lambda: work.fail(job, unexpected))
+        measures.task_ended(task.operation_type, "failed", job.tools.clock.monotonic_s() - began_s)
 
 
 def _give_up(job: Job) -> None:

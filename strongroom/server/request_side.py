@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from strongroom.api.accounts import AccountsApi
 from strongroom.api.app import build_app
 from strongroom.api.authentication import Authenticator, RegionAuthenticator
+from strongroom.api.catalogue_figures import MetricsAccess
 from strongroom.api.identity import IdentityApi
 from strongroom.api.keystone import KeystoneAuthenticator
 from strongroom.api.operation import Operation
@@ -111,6 +112,11 @@ def _services(
         inspector=ResourceInspector(forbidden=tools.own_places),
         probes=probes,
         groups=groups,
+        metrics=MetricsAccess(
+            token=settings.metrics_token,
+            detail=settings.metrics_detail == "vaults",
+            series_max=settings.metrics_series_max,
+        ),
         limits=Limits(
             body_bytes_max=settings.body_bytes_max,
             concurrency_max=settings.requests_max,
