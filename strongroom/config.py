@@ -6,7 +6,6 @@ refused, with the nearest name there is: a misspelt `insecure` must not pass for
 """
 
 import difflib
-import ipaddress
 import re
 import ssl
 import tomllib
@@ -14,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from strongroom import region_file
 from strongroom.base.errors import ConfigError
@@ -22,6 +20,18 @@ from strongroom.base.regions import Region
 from strongroom.base.units import GIB, KIB, MIB
 from strongroom.control.keystone_access import KeystoneAccess, keystone_access, parse_roles
 from strongroom.engine.store.access import S3Access
+from strongroom.setting_texts import (
+    Listen,
+    boolean,
+    listen_at,
+    matching,
+    networks,
+    number,
+    one_of,
+    path_of,
+    size,
+    url_of,
+)
 
 FILE_NAME = "strongroom.toml"
 PREFIX = "STRONGROOM_"
@@ -43,27 +53,6 @@ _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _KEY = re.compile(r"[!-~]{1,256}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 _GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_SIZE = re.compile(r"(\d{1,15})\s*(|B|KiB|MiB|GiB)")
-_UNIT_BYTES = {"": 1, "B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listen:
-    """Where the server waits: a host (address or name) and a port, 0 for any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_loopback(self) -> bool:
-        """True when only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,85 +120,6 @@ class Settings:
         )
 
 
-# --- the texts of settings ------------------------------------------------------------------------------------------
-# Each takes the text and returns the value, or raises ValueError with the end of the sentence "NAME must be ...".
-
-
-def _networks(text: str) -> tuple[str, ...]:
-    found = () if text == "none" else tuple(part.strip() for part in text.split(","))
-    try:
-        for one in found:
-            ipaddress.ip_network(one)
-    except ValueError as err:
-        raise ValueError("none, or addresses and networks with commas between them, as 127.0.0.1, 10.0.0.0/8") from err
-    return found
-
-
-def _listen(text: str) -> Listen:
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError("HOST:PORT, such as 127.0.0.1:8799")
-    return Listen(host=host, port=int(port))
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-        raise ValueError("true or false")
-    return text.lower() in ("true", "1", "yes")
-
-
-def _number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"\d{1,15}", text) or not low <= int(text) <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _size(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        found = _SIZE.fullmatch(text)
-        value = int(found[1]) * _UNIT_BYTES[found[2]] if found else -1
-        if not low <= value <= high:
-            raise ValueError(f"a size from {low} to {high} bytes, such as 512MiB")
-        return value
-
-    return parse
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return text
-
-    return parse
-
-
-def _matching(pattern: re.Pattern[str], what: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if not pattern.fullmatch(text):
-            raise ValueError(what)
-        return text
-
-    return parse
-
-
-def _url(schemes: tuple[str, ...], example: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if urlsplit(text).scheme not in schemes:
-            raise ValueError(f"a URL such as {example}")
-        return text
-
-    return parse
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setting:
     """One row of the table: how its text is read, the default as text (None: not set), and what it is for."""
@@ -219,25 +129,25 @@ class Setting:
     meaning: str
 
 
-_DATABASE = _url(("postgresql", "postgres"), "postgresql://user@host/database")
+_DATABASE = url_of(("postgresql", "postgres"), "postgresql://user@host/database")
 
 SETTINGS: dict[str, Setting] = {
-    "listen": Setting(parse=_listen, default="127.0.0.1:8799", meaning="Address and port of the API."),
+    "listen": Setting(parse=listen_at, default="127.0.0.1:8799", meaning="Address and port of the API."),
     "health_listen": Setting(
-        parse=_listen,
+        parse=listen_at,
         default=None,
         meaning="Where `worker` answers /healthz, /readyz and /metrics; without it, nowhere.",
     ),
-    "tls_cert": Setting(parse=_path, default=None, meaning="Certificate chain of the API (PEM)."),
-    "tls_key": Setting(parse=_path, default=None, meaning="Private key of that certificate (PEM)."),
-    "insecure": Setting(parse=_boolean, default="false", meaning="Allow to listen beyond loopback without TLS."),
+    "tls_cert": Setting(parse=path_of, default=None, meaning="Certificate chain of the API (PEM)."),
+    "tls_key": Setting(parse=path_of, default=None, meaning="Private key of that certificate (PEM)."),
+    "insecure": Setting(parse=boolean, default="false", meaning="Allow to listen beyond loopback without TLS."),
     "endpoint": Setting(
-        parse=_url(("http", "https"), "https://backup.example.org"),
+        parse=url_of(("http", "https"), "https://backup.example.org"),
         default=None,
         meaning="The API's base URL as clients see it; without it, taken from each request's Host header.",
     ),
     "trusted_proxies": Setting(
-        parse=_networks,
+        parse=networks,
         default="none",
         meaning="Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: addresses or networks, with commas.",
     ),
@@ -247,80 +157,80 @@ SETTINGS: dict[str, Setting] = {
     "database_direct_url": Setting(
         parse=_DATABASE, default=None, meaning="The same PostgreSQL, not through a pooler in transaction mode."
     ),
-    "database_connections": Setting(parse=_number(2, 500), default="16", meaning="Connections of this process."),
+    "database_connections": Setting(parse=number(2, 500), default="16", meaning="Connections of this process."),
     "store_url": Setting(
-        parse=_url(("file", "s3"), "file:///srv/strongroom/store"),
+        parse=url_of(("file", "s3"), "file:///srv/strongroom/store"),
         default=None,
         meaning="Where backups are stored, file:// or s3://bucket/prefix; without it, `store` in the state folder.",
     ),
     "s3_endpoint": Setting(
-        parse=_url(("http", "https"), "https://s3.example.org"),
+        parse=url_of(("http", "https"), "https://s3.example.org"),
         default=None,
         meaning="Base URL of the object store of an s3:// store; without it, AWS. Also read from AWS_ENDPOINT_URL_S3.",
     ),
     "s3_region": Setting(
-        parse=_matching(_REGION, "1 to 64 letters, digits, - and _"),
+        parse=matching(_REGION, "1 to 64 letters, digits, - and _"),
         default="us-east-1",
         meaning="Region that requests to it are signed for. Also read from AWS_REGION.",
     ),
     "s3_access_key": Setting(
-        parse=_matching(_KEY, "1 to 256 printable characters without spaces"),
+        parse=matching(_KEY, "1 to 256 printable characters without spaces"),
         default=None,
         meaning="Access key of it. Also read from AWS_ACCESS_KEY_ID.",
     ),
     "s3_secret_key": Setting(
-        parse=_matching(_KEY, "1 to 256 printable characters without spaces"),
+        parse=matching(_KEY, "1 to 256 printable characters without spaces"),
         default=None,
         meaning="Secret key of it. Also read from AWS_SECRET_ACCESS_KEY.",
     ),
     "s3_allow_http": Setting(
-        parse=_boolean, default="false", meaning="Allow that endpoint to be without TLS, on this machine or in a lab."
+        parse=boolean, default="false", meaning="Allow that endpoint to be without TLS, on this machine or in a lab."
     ),
     "master_key_file": Setting(
-        parse=_path, default=None, meaning="The master key; without it, `master.key` in the state folder."
+        parse=path_of, default=None, meaning="The master key; without it, `master.key` in the state folder."
     ),
     "region": Setting(
-        parse=_matching(_REGION, "1 to 64 letters, digits, - and _"),
+        parse=matching(_REGION, "1 to 64 letters, digits, - and _"),
         default="local",
         meaning="Name of the region in the catalog, and of the first project.",
     ),
     "regions_file": Setting(
-        parse=_path,
+        parse=path_of,
         default=None,
         meaning="Where other regions are named (docs/REPLICATION.md); without it, `regions.toml` in the state folder.",
     ),
     "worker_group": Setting(
-        parse=_matching(_GROUP, "1 to 64 lower-case letters, digits, - and _"),
+        parse=matching(_GROUP, "1 to 64 lower-case letters, digits, - and _"),
         default="default",
         meaning="The group of this worker: it runs the tasks whose sources that group reaches.",
     ),
-    "worker_concurrency": Setting(parse=_number(1, 64), default="4", meaning="Tasks that a worker runs at once."),
+    "worker_concurrency": Setting(parse=number(1, 64), default="4", meaning="Tasks that a worker runs at once."),
     "worker_memory": Setting(
-        parse=_size(128 * MIB, 1024 * GIB), default="1GiB", meaning="Buffers of all tasks of a worker together."
+        parse=size(128 * MIB, 1024 * GIB), default="1GiB", meaning="Buffers of all tasks of a worker together."
     ),
     "tasks_of_vault": Setting(
-        parse=_number(1, 1000), default="4", meaning="Tasks of one vault at once, on all workers together."
+        parse=number(1, 1000), default="4", meaning="Tasks of one vault at once, on all workers together."
     ),
     "tasks_of_host": Setting(
-        parse=_number(1, 1000), default="4", meaning="The same of one source host, where registrations name it."
+        parse=number(1, 1000), default="4", meaning="The same of one source host, where registrations name it."
     ),
-    "tasks_of_project": Setting(parse=_number(1, 10_000), default="64", meaning="The same of one project."),
+    "tasks_of_project": Setting(parse=number(1, 10_000), default="64", meaning="The same of one project."),
     "worker_drain_s": Setting(
-        parse=_number(0, 86400),
+        parse=number(0, 86400),
         default="60",
         meaning="How long `worker` lets its tasks run on when it is told to end; then others take them over.",
     ),
     "api_drain_s": Setting(
-        parse=_number(0, 600),
+        parse=number(0, 600),
         default="5",
         meaning="How long `api` answers on after /readyz says that it ends: more than a balancer takes to notice.",
     ),
-    "token_ttl_s": Setting(parse=_number(60, 7 * 86400), default="86400", meaning="How long a token is valid."),
+    "token_ttl_s": Setting(parse=number(60, 7 * 86400), default="86400", meaning="How long a token is valid."),
     "identity": Setting(
-        parse=_one_of("own", "keystone"), default="own", meaning="Whose tokens count: our own, or another Keystone's."
+        parse=one_of("own", "keystone"), default="own", meaning="Whose tokens count: our own, or another Keystone's."
     ),
     "keystone_url": Setting(
-        parse=_url(("https", "http"), "https://keystone.example.org:5000/v3"),
+        parse=url_of(("https", "http"), "https://keystone.example.org:5000/v3"),
         default=None,
         meaning="That Keystone, with /v3. Without TLS on this machine only.",
     ),
@@ -330,7 +240,7 @@ SETTINGS: dict[str, Setting] = {
     "keystone_project": Setting(parse=str, default="service", meaning="Project our user logs in to, by name."),
     "keystone_project_domain": Setting(parse=str, default="Default", meaning="Domain of that project, by name."),
     "keystone_ca": Setting(
-        parse=_path, default=None, meaning="Certificates it is trusted by (PEM); without it, the system's."
+        parse=path_of, default=None, meaning="Certificates it is trusted by (PEM); without it, the system's."
     ),
     "keystone_roles": Setting(
         parse=parse_roles,
@@ -338,38 +248,44 @@ SETTINGS: dict[str, Setting] = {
         meaning="Role there = role here, separated by commas; names of our own roles always count as themselves.",
     ),
     "keystone_cache_s": Setting(
-        parse=_number(0, 300),
+        parse=number(0, 300),
         default="15",
         meaning="How long its word on a token is used: a revoked one counts no longer.",
     ),
     "audit_days": Setting(
-        parse=_number(30, 36500), default="365", meaning="How long the audit log is kept, counted in days of service."
+        parse=number(30, 36500),
+        default="365",
+        meaning="How long the audit log is kept, counted in days of service.",
     ),
     "metrics_token": Setting(
-        parse=_matching(_TOKEN, "16 to 256 letters, digits and -._~+/="),
+        parse=matching(_TOKEN, "16 to 256 letters, digits and -._~+/="),
         default=None,
         meaning="What /metrics wants as `Authorization: Bearer`; without it, everybody may read the totals.",
     ),
     "metrics_detail": Setting(
-        parse=_one_of("totals", "vaults"),
+        parse=one_of("totals", "vaults"),
         default="totals",
         meaning="With `vaults`, /metrics has series of vaults and resources too. Needs metrics_token.",
     ),
     "metrics_series_max": Setting(
-        parse=_number(1, 100_000), default="1000", meaning="How many vaults, and how many resources, get such series."
+        parse=number(1, 100_000),
+        default="1000",
+        meaning="How many vaults, and how many resources, get such series.",
     ),
     "self_backup_hours": Setting(
-        parse=_number(0, 720),
+        parse=number(0, 720),
         default="24",
         meaning="Hours between copies of the database into the store (docs/OPERATIONS.md); 0: none by itself.",
     ),
-    "self_backup_keep": Setting(parse=_number(1, 1000), default="7", meaning="How many of these copies are kept."),
-    "body_bytes_max": Setting(parse=_size(64 * KIB, 64 * MIB), default="1MiB", meaning="Longest request body."),
+    "self_backup_keep": Setting(parse=number(1, 1000), default="7", meaning="How many of these copies are kept."),
+    "body_bytes_max": Setting(parse=size(64 * KIB, 64 * MIB), default="1MiB", meaning="Longest request body."),
     "requests_max": Setting(
-        parse=_number(1, 10_000), default="200", meaning="Requests in work at once, and half as many of one project."
+        parse=number(1, 10_000),
+        default="200",
+        meaning="Requests in work at once, and half as many of one project.",
     ),
-    "log_level": Setting(parse=_one_of("debug", "info", "warning", "error"), default="info", meaning="Least to log."),
-    "log_format": Setting(parse=_one_of("text", "json"), default="text", meaning="Log lines for people or programs."),
+    "log_level": Setting(parse=one_of("debug", "info", "warning", "error"), default="info", meaning="Least to log."),
+    "log_format": Setting(parse=one_of("text", "json"), default="text", meaning="Log lines for people or programs."),
     "kill_at": Setting(parse=str, default=None, meaning="For tests: kill this process at a trace point."),
 }
 

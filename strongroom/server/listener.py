@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from strongroom.api.connection import Connection
 from strongroom.api.services import Services
 from strongroom.base.errors import ConfigError
-from strongroom.config import Listen
+from strongroom.setting_texts import Listen
 
 log = structlog.get_logger("server")
 
