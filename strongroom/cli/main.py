@@ -25,6 +25,7 @@ from strongroom.cli import (
     scrubbing,
     sharing,
     simulation,
+    sources,
     tasks,
     vault_contents,
     vaults,
@@ -45,6 +46,7 @@ disaster.register(app)
 demo.register(app)
 conformance.register(app)
 app.add_typer(recover.app, name="recover")
+app.add_typer(sources.app, name="source")
 scrubbing.register(app)
 app.add_typer(accounts.domains, name="domain")
 app.add_typer(accounts.projects, name="project")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from strongroom.base.errors import SourceError
 from strongroom.base.units import human_bytes
 from strongroom.sources.base import SourceRef
-from strongroom.sources.machines.base import Ability, MachineInspection, Power
+from strongroom.sources.machines.base import PREFIX, Ability, MachineInspection, Power
 from strongroom.sources.machines.libvirt import chain, job, scratch
 from strongroom.sources.machines.libvirt.binding import Address, Connection, Domain, call
 from strongroom.sources.machines.libvirt.definition import Definition, read_definition
@@ -24,7 +24,7 @@ def inspect_domain(connection: Connection, domain: Domain, ref: SourceRef, addre
             "libvirt", lambda: require_version(connection, definition), "It makes checkpoints and gives disks over NBD."
         ),
         _ability("own", lambda: require_own(definition, address), "No other system manages the machine."),
-        _job_ability(domain, ref),
+        _job_ability(domain),
         *_disk_abilities(found, power),
         _consistency(definition, power),
     ]
@@ -50,9 +50,11 @@ def _ability(name: str, check: Callable[[], object], reason: str) -> Ability:
     return Ability(name=name, works=True, reason=reason)
 
 
-def _job_ability(domain: Domain, ref: SourceRef) -> Ability:
-    found = job.running_job(domain, chain.own_prefix(ref.resource_id)) if domain.isActive() else None
-    if found in (None, "ours"):
+def _job_ability(domain: Domain) -> Ability:
+    found = job.running_job(domain, PREFIX)
+    if found == "ours":
+        return Ability(name="idle", works=True, reason="A backup of ours is being made of it just now.")
+    if found is None:
         return Ability(name="idle", works=True, reason="No other program works on the machine.")
     return Ability(name="idle", works=False, reason=f"It has {found} of another program running.")
 

@@ -133,15 +133,6 @@ def parse_address(raw: bytes) -> Address:
     return Address(uri=uri, domain=unquote(domain), foreign=foreign == "yes", **options)
 
 
-def find_missing() -> str | None:
-    """A sentence when the binding cannot be imported, None when it can."""
-    try:
-        library()
-    except SourceError as err:
-        return err.message
-    return None
-
-
 @functools.cache
 def library() -> Any:
     """The module `libvirt`. Raises SourceError, with what to install, when there is none for this Python."""
@@ -187,7 +178,8 @@ def connected(uri: str) -> Iterator[Connection]:
     try:
         connection: Connection = lib.open(uri)
     except lib.libvirtError as err:
-        denied = err.get_error_code() in (lib.VIR_ERR_AUTH_FAILED, lib.VIR_ERR_AUTH_CANCELLED, lib.VIR_ERR_AUTH_DENIED)
+        refusals = (lib.VIR_ERR_AUTH_FAILED, lib.VIR_ERR_AUTH_CANCELLED, lib.VIR_ERR_ACCESS_DENIED)
+        denied = err.get_error_code() in refusals or "Permission denied" in _text(err)
         reason = (
             f"libvirt at {uri} does not let this program in. Run the worker as root or in the group libvirt."
             if denied
