@@ -34,6 +34,7 @@ from strongroom.state import (
 
 log = structlog.get_logger("server")
 
+CLOUDS = "clouds.yaml"
 WORKER_CONNECTIONS = 2  # of its health probes; its jobs have a pool of their own
 
 
@@ -66,8 +67,22 @@ def run_worker(settings: Settings) -> int:
 def _prepare(settings: Settings) -> None:
     configure_logging(settings)
     prepare_state(settings)
+    _find_clouds(settings)
     if settings.kill_at is not None:
         trace.arm(settings.kill_at)
+
+
+def _find_clouds(settings: Settings) -> None:
+    """The clouds.yaml of the state folder, told as OpenStack's own libraries are, which read its volumes.
+
+    Raises ConfigError when others can read the passwords in it.
+    """
+    clouds = settings.state_dir / CLOUDS
+    if not clouds.exists():
+        return
+    if clouds.stat().st_mode & 0o077:
+        raise ConfigError(reason=f"{clouds} holds passwords and others may read it. Run: chmod 600 {clouds}")
+    os.environ.setdefault("OS_CLIENT_CONFIG_FILE", str(clouds))
 
 
 @contextmanager

@@ -15,12 +15,14 @@ from strongroom.sources.inodes import OPEN_READ, open_quietly
 from strongroom.sources.machines.base import MachineDriver
 from strongroom.sources.machines.libvirt.driver import LibvirtDriver
 from strongroom.sources.machines.qemu import QemuDriver
+from strongroom.sources.openstack.cinder import CinderDriver
+from strongroom.sources.openstack.cloud import CINDER
 from strongroom.sources.qcow2 import Qcow2Driver
 from strongroom.sources.qcow2_header import is_qcow2
 from strongroom.sources.rbd import RbdDriver
 from strongroom.sources.snapshots.rbd import SCHEME
 
-_Shape = Literal["device", "qcow2", "rbd", "other"]
+_Shape = Literal["device", "qcow2", "rbd", "cinder", "other"]
 
 _DRIVERS: dict[tuple[str, _Shape], Callable[[Clock | None], Driver]] = {
     ("OS::Sfs::Turbo", "other"): FolderDriver,
@@ -30,7 +32,9 @@ _DRIVERS: dict[tuple[str, _Shape], Callable[[Clock | None], Driver]] = {
     ("OS::Cinder::Volume", "qcow2"): Qcow2Driver,
     ("OS::Cinder::Volume", "device"): DeviceDriver,
     ("OS::Cinder::Volume", "rbd"): RbdDriver,
+    ("OS::Cinder::Volume", "cinder"): CinderDriver,
 }
+_ADDRESSED: tuple[_Shape, ...] = ("rbd", "cinder")  # not paths of this host
 
 
 def _image_driver(path: bytes) -> Driver:
@@ -57,7 +61,10 @@ def machine_driver_for(address: bytes) -> MachineDriver:
 
 def driver_for(resource_type: str, path: bytes, clock: Clock | None = None) -> Driver:
     """Never fails for a path that is missing: the driver then says so. Raises InvalidRequest for an unknown type."""
-    make = _DRIVERS.get((resource_type, _shape(path)))
+    shape = _shape(path)
+    if shape not in _ADDRESSED and not path.startswith(b"/"):
+        raise InvalidRequest(reason="Invalid path: give an absolute path, or the address of a disk: rbd: or cinder:.")
+    make = _DRIVERS.get((resource_type, shape))
     if make is None:
         raise InvalidRequest(reason=f"Resources of type {resource_type} cannot be read by this worker.")
     return make(clock)
@@ -67,6 +74,8 @@ def _shape(path: bytes) -> _Shape:
     """An image file is what its first bytes say; one that is not there is what its name says."""
     if path.startswith(SCHEME):
         return "rbd"
+    if path.startswith(CINDER):
+        return "cinder"
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISBLK(mode):

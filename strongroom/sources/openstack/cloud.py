@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from strongroom.base.errors import SourceDenied, SourceError, SourceGone
 
+CINDER = b"cinder:"  # begins the address of a volume
 CLOUDS_FILE = "/etc/openstack/clouds.yaml"
 NEEDED = (
     "Volumes of an OpenStack need its client and os-brick. Install them where the worker runs: "
