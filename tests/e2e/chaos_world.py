@@ -30,6 +30,7 @@ from strongroom.engine.store.s3 import S3Store
 FROZEN_S = (1.0, 14.0)  # a lease is 10 s: some wake up in time, some too late
 DOWN_S = (0.0, 2.0)
 STORE_S = (0.5, 4.0)
+POSTGRES_SPARED_S = 20.0  # its keeper waits longer after each end, and a process starts only while it is there
 
 
 class World:
@@ -42,6 +43,7 @@ class World:
         self._store = store
         self._proxy = proxy
         self._rng = random.Random(seed)
+        self._postgres_spared_until_s = 0.0
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._down: set[int] = set()  # ids of processes that are ended or frozen now
         self._keepers = {id(each): _Keeper(each, self._down) for each in (*many.apis, *many.workers)}
@@ -120,7 +122,8 @@ class World:
     def _signal_postgres(self, number: int, kind: str) -> None:
         """Its keeper starts it again."""
         pid = self._postgres.pid
-        if pid is not None:
+        if pid is not None and time.monotonic() > self._postgres_spared_until_s:
+            self._postgres_spared_until_s = time.monotonic() + POSTGRES_SPARED_S
             self.counts[kind] += 1
             os.kill(pid, number)
 
@@ -157,8 +160,9 @@ class World:
     # --- their parts ----------------------------------------------------------------------------------------------
 
     def _one(self, processes: Sequence[Server]) -> Server | None:
+        """One that runs, unless it is the last: tenants are to work, not to wait for a start."""
         running = [each for each in processes if id(each) not in self._down]
-        return self._rng.choice(running) if running else None
+        return self._rng.choice(running) if len(running) > 1 else None
 
     def _end(self, process: Server | None, number: int, kind: str) -> None:
         if process is None or process.process is None:
