@@ -13,11 +13,12 @@ from strongroom.cli.command import group as command_group
 
 app = command_group("Folders, disks and servers that may be protected.")
 
+DISK_SCHEMES = ("rbd:", "cinder:")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Kind(enum.StrEnum):
-    """turbo: a folder. disk: an image file or a block device. server: a virtual machine with its disks."""
+    """turbo: a folder. disk: an image file, a device, a volume of Ceph or Cinder. server: a machine with its disks."""
 
     turbo = enum.auto()
     disk = enum.auto()
@@ -38,8 +39,8 @@ def add(
         str,
         typer.Option(
             metavar="PATH",
-            help="Folder, image file or device on the service's host; of a server its address, such as "
-            "libvirt:qemu:///system#web or qemu:/run/web.qmp.",
+            help="Folder, image file or device on the service's host; of a server or of a disk that is no file its "
+            "address, such as libvirt:qemu:///system#web, qemu:/run/web.qmp, rbd:pool/image or cinder:cloud/volume.",
         ),
     ],
     project: Annotated[
@@ -77,7 +78,7 @@ def add(
         "privileged": privileged,
         "worker_group": group,
         "source_host": source_host,
-    } | names.path_members(path if kind is Kind.server else os.path.abspath(path))
+    } | names.path_members(path if _is_address(kind, path) else os.path.abspath(path))
     made = client.post("/ext/v1/admin/protectables", {"protectable": body})["protectable"]
     session.output.details(made, {"Id": "id", "Name": "name", "Type": "type", "Path": "path", "Project": "project_id"})
 
@@ -145,6 +146,11 @@ def disks(session: Session, server: Annotated[str, typer.Argument(metavar="SERVE
         return
     columns = {"Id": "id", "Name": "name", "Size GB": "size", "System disk": "detail.bootable"}
     session.output.table(found["children"], columns)
+
+
+def _is_address(kind: Kind, path: str) -> bool:
+    """Whether it is no path of a host."""
+    return kind is Kind.server or (kind is Kind.disk and path.startswith(DISK_SCHEMES))
 
 
 def parse_rate(text: str) -> int:

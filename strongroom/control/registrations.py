@@ -28,7 +28,7 @@ PATTERNS_MAX = 1000
 PATTERN_LENGTH_MAX = 4096
 _GROUP = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
-_ADDRESS = re.compile(rb"[a-z]+:[\x21-\x7e]+")  # of a machine: how it is reached, and what its driver goes by
+_ADDRESS = re.compile(rb"[a-z]+:[\x21-\x7e]+")  # how a machine or disk is reached, and what its driver goes by
 READ_LIMIT_MIN = 64 * 1024  # a slower read would not finish a point within a day even for a small disk
 
 
@@ -36,7 +36,8 @@ READ_LIMIT_MIN = 64 * 1024  # a slower read would not finish a point within a da
 class NewProtectable:
     """A registration as the operator asks for it.
 
-    path                absolute; of a server its address, `qemu:/run/web.qmp` or `libvirt:qemu:///system#web`
+    path                absolute; of a server its address, `qemu:/run/web.qmp` or `libvirt:qemu:///system#web`; of a
+                        disk that is no file one too, `rbd:pool/image` or `cinder:cloud/volume`
     read_limit_bytes_s  None: no limit
     worker_group        whose workers reach the path
     source_host         the host it lies on, which has a limit of tasks at once; "": none
@@ -72,11 +73,12 @@ def check_new_protectable(new: NewProtectable) -> str:
     if new.type not in REGISTERABLE_TYPES:
         raise InvalidRequest(reason=f"Invalid type: use one of {', '.join(REGISTERABLE_TYPES)}.")
     require_label(new.name, "name")
-    if new.type == "server":
+    if _is_address(new):
         if not _ADDRESS.fullmatch(new.path) or len(new.path) > PATH_BYTES_MAX:
             raise InvalidRequest(
-                reason="Invalid path: give the address of the server, as qemu:/run/web.qmp or "
-                "libvirt:qemu:///system#web, with %20 for a blank."
+                reason="Invalid path: give an absolute path, or the address of the server or disk, as "
+                "qemu:/run/web.qmp, libvirt:qemu:///system#web, rbd:pool/image or cinder:cloud/volume, "
+                "with %20 for a blank."
             )
     elif not new.path.startswith(b"/") or len(new.path) > PATH_BYTES_MAX or b"\x00" in new.path:
         raise InvalidRequest(reason=f"Invalid path: give an absolute path of at most {PATH_BYTES_MAX} bytes.")
@@ -121,7 +123,7 @@ async def register_protectable(database: Database, new: NewProtectable, look: Lo
                         new.type,
                         resource_type,
                         new.name,
-                        new.path if new.type == "server" else _normal(new.path),
+                        new.path if _is_address(new) else _normal(new.path),
                         Jsonb(new.options),
                         look.size_bytes,
                         AVAILABLE,
@@ -196,6 +198,11 @@ async def remove_protectable(database: Database, protectable_id: str, clock: Clo
             "UPDATE protectables SET removed_at = %s WHERE project_id = %s AND id = %s",
             [clock.now(), row[0], protectable_id],
         )
+
+
+def _is_address(new: NewProtectable) -> bool:
+    """Whether its path is no path of a host."""
+    return new.type == "server" or (new.type == "disk" and not new.path.startswith(b"/"))
 
 
 def _normal(path: bytes) -> bytes:

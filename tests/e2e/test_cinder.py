@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import wait_until
+from harness import Server, wait_until
 from real_cinder import Cinder
 from recorded import recording
 
@@ -49,11 +49,11 @@ def clouds(cinder: Cinder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def volume(cinder: Cinder, name: str, size_gib: int = 1) -> str:
     body = {"volume": {"name": name, "size": size_gib}}
     made = cinder.call("POST", "/volumes", body, project="ours", user="ours")["volume"]["id"]
-    wait_until(lambda: status(cinder, made) == "available", "the volume is there")
+    wait_until(lambda: status_of(cinder, made) == "available", "the volume is there")
     return made
 
 
-def status(cinder: Cinder, volume_id: str) -> str:
+def status_of(cinder: Cinder, volume_id: str) -> str:
     return cinder.call("GET", f"/volumes/{volume_id}", project="ours", user="ours")["volume"]["status"]
 
 
@@ -99,7 +99,7 @@ def test_a_volume_in_use_is_read_as_it_was_and_written_back(cinder: Cinder, clou
     held = {"attachment": {"volume_uuid": volume_id, "connector": {"host": "server"}, "mode": "rw"}}
     attached = cinder.call("POST", "/attachments", held, project="ours", user="ours")["attachment"]["id"]
     cinder.call("POST", f"/attachments/{attached}/action", {"os-complete": {}}, project="ours", user="ours")
-    assert status(cinder, volume_id) == "in-use"
+    assert status_of(cinder, volume_id) == "in-use"
     seen = driver.inspect(ref(volume_id))
     assert (seen.reason, seen.readable, seen.size_bytes) == (None, True, GIB)
 
@@ -122,16 +122,16 @@ def test_a_volume_in_use_is_read_as_it_was_and_written_back(cinder: Cinder, clou
     with pytest.raises(SourceError, match="Detach it from its server"):
         driver.open_target(driver.plan_restore(wanted))
     cinder.call("DELETE", f"/attachments/{attached}", project="ours", user="ours")
-    wait_until(lambda: status(cinder, volume_id) == "available", "detached")
+    wait_until(lambda: status_of(cinder, volume_id) == "available", "detached")
     plan = driver.plan_restore(wanted)
     assert plan.conflicts == ()
     with driver.open_target(plan) as target:
-        assert status(cinder, volume_id) == "in-use"
+        assert status_of(cinder, volume_id) == "in-use"
         for number, data in read.items():
             target.stream.write(number << 20, memoryview(data))
         target.finish()
     assert path.read_bytes()[5 << 20 : 8 << 20] == content
-    assert status(cinder, volume_id) == "available"
+    assert status_of(cinder, volume_id) == "available"
 
 
 def test_what_a_dead_job_left_is_removed_by_the_next(cinder: Cinder, clouds: Path) -> None:
@@ -150,10 +150,10 @@ def test_what_a_dead_job_left_is_removed_by_the_next(cinder: Cinder, clouds: Pat
 
     wanted = RestoreWanted(task_id="t", target=ref(volume_id), same_resource=True, kind="block", size_bytes=GIB)
     half = driver.open_target(driver.plan_restore(wanted))
-    assert status(cinder, volume_id) == "in-use"
+    assert status_of(cinder, volume_id) == "in-use"
     with driver.open_target(driver.plan_restore(wanted)) as target:
         target.finish()
-    assert status(cinder, volume_id) == "available"
+    assert status_of(cinder, volume_id) == "available"
     half.__exit__(None, None, None)
 
 
@@ -169,6 +169,39 @@ def test_a_project_sees_its_own_volumes_only(cinder: Cinder, clouds: Path) -> No
     with pytest.raises(SourceDenied):
         driver.open_point(ref(volume_id), PointWanted())
     assert not driver.inspect(ref(volume_id)).readable
+
+
+def test_the_service_keeps_volumes_of_an_openstack(cinder: Cinder, tmp_path: Path) -> None:
+    """Registered by its address, backed up, damaged, restored, through the API; the clouds are in the state folder."""
+    volume_id = volume(cinder, "served")
+    path = place(cinder, volume_id)
+    content = os.urandom(1 << 20)
+    with path.open("r+b") as file:
+        file.write(content)
+    state = tmp_path / "state"
+    server = Server(state)
+    server.ready_database.copy_to(state)
+    cinder.clouds(state / "clouds.yaml", ours="ours")
+    server.start()
+    try:
+        with server.client() as client:
+            words = {"project_id": client.project, "type": "disk", "name": "d", "path": f"cinder:ours/{volume_id}"}
+            disk = client.ok("POST", "/ext/v1/admin/protectables", {"protectable": words})["protectable"]["id"]
+            vault = client.vault("v", "disk", [disk])
+            assert client.settled(client.checkpoint(vault))["status"] == "available", server.log()
+            (backup,) = client.backups()
+            assert backup["resource_size"] == 1
+            with path.open("r+b") as file:
+                file.write(bytes(1 << 20))
+            assert client.restore(backup["id"], volume_id=disk)["status"] == "success", server.log()
+            nowhere = words | {"path": "cinder:nowhere/" + volume_id, "name": "n"}
+            status, told = client.call("POST", "/ext/v1/admin/protectables", {"protectable": nowhere})
+            assert status == 400 and "knows no OpenStack named nowhere" in str(told)
+        assert path.read_bytes()[: 1 << 20] == content
+        assert server.stop() == 0
+    finally:
+        server.kill()
+    assert status_of(cinder, volume_id) == "available" and left(cinder, volume_id) == []
 
 
 def test_the_record_of_the_short_tests_is_what_a_cinder_answers(cinder: Cinder, clouds: Path, tmp_path: Path) -> None:
