@@ -82,14 +82,14 @@ chaos: .venv/.test-done
 .PHONY: guests test-sources
 guests:
 	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 qemu-ga:qemu-guest-agent busybox:busybox-static mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
-	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common lvm:lvm2 thin_delta:thin-provisioning-tools zfs-fuse:zfs-fuse
+	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common lvm:lvm2 thin_delta:thin-provisioning-tools zfs-fuse:zfs-fuse rabbitmq-server:rabbitmq-server
 	@compgen -G '/usr/lib/*/qemu/block-rbd.so' >/dev/null || .ci/system-packages --install qemu-block-extra
 	@.ci/system-packages libvirtd:libvirt-daemon-system libvirtd:libvirt-daemon-driver-qemu virsh:libvirt-clients
 	@test -e /usr/lib/python3/dist-packages/libvirt.py || .ci/system-packages --install python3-libvirt
 	@.ci/guest-kernel .guest
 
 test-sources: .venv/.test-done guests
-	$(BIN)/pytest -m long tests/machines tests/storage
+	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done
