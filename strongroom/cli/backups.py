@@ -212,12 +212,15 @@ _REPORT = {
     "Changed while read": "changed",
     "Left out": "left_out",
     "Why full": "full_reason",
+    "Read whole": "read_whole",
+    "Snapshot": "snapshot",
     "Damage": "damage",
 }
 
 
 def report_lines(report: Json) -> dict[str, Any]:
     """The report's members as a table shows them: counts instead of long lists."""
+    source = report.get("source") or {}
     return {
         "entries": report.get("entries"),
         "kind": report.get("kind"),
@@ -225,6 +228,8 @@ def report_lines(report: Json) -> dict[str, Any]:
         "changed": len(report.get("changed_while_read") or []),
         "left_out": len(report.get("skipped") or []),
         "full_reason": report.get("full_reason"),
+        "read_whole": None if report.get("full_reason") else source.get("read_whole"),
+        "snapshot": source.get("snapshot_reason"),
         "damage": _damage(report.get("damage")),
         "consistency": report.get("consistency"),
         "consistency_reason": report.get("consistency_reason"),

@@ -73,6 +73,7 @@ def run(job: Job) -> None:
             "seconds": round(tools.clock.monotonic_s() - started_s, 3),
             "full_reason": point.full_reason or report.full_reason,
             "source": dict(point.metadata),
+            "consistency": point.consistency,
             "kind": point.kind,
         }
         retain_root(job, plan.vault, repository, report.root, plan)

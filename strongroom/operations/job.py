@@ -202,7 +202,9 @@ class Job:
 
 
 def overlaps(path: bytes, places: Iterable[bytes]) -> bool:
-    """Whether a path lies in one of these folders or around one, links followed."""
+    """Whether a path lies in one of these folders or around one, links followed. An address lies nowhere."""
+    if not path.startswith(b"/"):
+        return False
     one = os.path.realpath(path).rstrip(b"/") + b"/"
     return any(one.startswith(place) or place.startswith(one) for place in (p.rstrip(b"/") + b"/" for p in places))
 

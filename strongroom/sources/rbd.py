@@ -9,6 +9,7 @@ while a client has the image open, unless forced.
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
@@ -36,9 +37,10 @@ from strongroom.sources.oserrors import shown
 from strongroom.sources.pace import Pace
 from strongroom.sources.qemu_tools import served, tool
 from strongroom.sources.snapshots.base import Hold, Ranges, snapshot_of, snapshot_values
-from strongroom.sources.snapshots.rbd import Rbd, allocated, has_watchers, image_facts, parse_address
+from strongroom.sources.snapshots.rbd import Rbd, RbdAddress, allocated, has_watchers, image_facts, parse_address
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds
 
+CLEAN_UP_S_MAX, CLEAN_UP_STEP_S = 5.0, 0.2
 SNAPSHOT_REASON = "A snapshot of the RBD image is read, so all of it is of one moment."
 
 
@@ -219,7 +221,7 @@ def _look(wanted: RestoreWanted) -> tuple[int, list[SourceError]]:
     address = parse_address(wanted.target.path)
     size = int(image_facts(address)["size"])
     conflicts: list[SourceError] = []
-    if not wanted.force and has_watchers(address):
+    if not wanted.force and _stays_open(address):
         conflicts.append(
             TargetBusy(
                 reason=f"{shown(wanted.target.path)} is in use. Stop what uses the disk, or force the restore.",
@@ -234,6 +236,17 @@ def _look(wanted: RestoreWanted) -> tuple[int, list[SourceError]]:
         )
         conflicts.append(TargetTooSmall(reason=reason))
     return size, conflicts
+
+
+def _stays_open(address: RbdAddress) -> bool:
+    """Whether somebody uses the image for longer than our own clean-up after a backup does, which comes after the
+    restore point is reported."""
+    give_up_s = time.monotonic() + CLEAN_UP_S_MAX
+    while has_watchers(address):
+        if time.monotonic() > give_up_s:
+            return True
+        time.sleep(CLEAN_UP_STEP_S)
+    return False
 
 
 def _full_reason(own: Values, parent: Values | None, wanted: PointWanted) -> str | None:

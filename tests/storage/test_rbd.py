@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ceph_world import Ceph, ceph
+from harness import Server
 from source_points import Points, make_points
 
 from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetTooSmall
@@ -229,3 +230,32 @@ def test_rbd_images_are_inspected(cluster: Ceph, disk: Points) -> None:
     assert RbdDriver().recover(disk.ref, frozenset({"t"})) == ()
     with pytest.raises(SourceError, match="no RBD image"):
         RbdDriver().open_point(SourceRef(resource_id="x", type="OS::Cinder::Volume", path=b"rbd:--conf"), disk.wanted())
+
+
+def test_a_vault_holds_an_rbd_image(cluster: Ceph, disk: Points, tmp_path: Path) -> None:
+    """Registered by its address, backed up twice, the second time only what changed, damaged and restored."""
+    server = Server(tmp_path / "state").start()
+    try:
+        with server.client() as client:
+            resource = client.register("disk", "ceph", disk.ref.path.decode())
+            vault = client.vault("v", "disk", [resource])
+            client.settled(client.checkpoint(vault))
+            changed = scribble(cluster, disk, 1)
+            state = cluster.content(image_of(disk))
+            client.settled(client.checkpoint(vault))
+            second, _ = client.backups(vault_id=vault, sort="created_at:desc")
+            told = client.ok("GET", f"/ext/v1/{client.project}/backups/{second['id']}")["backup"]
+            assert told["source"]["read_whole"] is None
+            assert told["bytes_read"] <= 2.2 * changed
+            scribble(cluster, disk, 2)
+            restored = client.restore(second["id"])
+            assert restored["status"] == "success", restored
+            assert cluster.content(image_of(disk)) == state
+            status, _ = client.call(
+                "POST",
+                "/ext/v1/admin/protectables",
+                {"protectable": {"project_id": client.project, "type": "disk", "name": "x", "path": "rbd:a b"}},
+            )
+            assert status == 400
+    finally:
+        server.stop()
