@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -17,11 +18,9 @@ OUT_OF_REACH = 100_000
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """vd0 in a qcow2 image, vd1 in a raw one."""
-    folder = tmp_path / "machine"
-    folder.mkdir()
-    with Machine.with_noise(folder, "qcow2", "raw") as started:
+def machine() -> Iterator[Machine]:
+    """vd0 in a qcow2 image, vd1 in a raw one; in a folder whose sockets have short names."""
+    with TemporaryDirectory(prefix="sr-") as folder, Machine.with_noise(Path(folder), "qcow2", "raw") as started:
         yield started
 
 
