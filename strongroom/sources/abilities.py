@@ -23,6 +23,12 @@ BY_BITMAPS = "Only blocks that its bitmap names are read, unless QEMU was killed
 FAST = {"object-map", "fast-diff"}
 
 
+_CINDER = (
+    Ability(name="consistency", works=True, reason="A forced snapshot is read through a volume that is made of it."),
+    Ability(name="incremental", works=False, reason="Cinder keeps no list of changed blocks: all is read each time."),
+)
+
+
 def abilities(ref: SourceRef) -> tuple[Ability, ...]:
     """Of a folder or a disk that can be read: "consistency" and "incremental", each with its reason.
 
@@ -34,6 +40,8 @@ def abilities(ref: SourceRef) -> tuple[Ability, ...]:
             return _consistency(chosen), Ability(name="incremental", works=True, reason=BY_TIMES)
         if ref.path.startswith(SCHEME):
             return _rbd(ref.path)
+        if ref.path.startswith(b"cinder:"):
+            return _CINDER
         if stat.S_ISBLK(os.stat(ref.path).st_mode):
             return _told(choose_for_device(ref.path), "The device keeps no list of changed blocks.")
         return _image(ref.path)

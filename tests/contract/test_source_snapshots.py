@@ -448,6 +448,11 @@ def test_abilities_say_what_the_next_backup_will_do(tree: Points, disk: Points, 
     told = {ability.name: ability for ability in abilities(_disk(plain))}
     assert not told["consistency"].works
     assert not told["incremental"].works
+    cloud = SourceRef(resource_id="c", type="OS::Cinder::Volume", path=b"cinder:cloud/volume")
+    assert [(ability.name, ability.works) for ability in abilities(cloud)] == [
+        ("consistency", True),
+        ("incremental", False),
+    ]
     gone = abilities(_disk(tmp_path / "gone"))
     assert [(ability.name, ability.works) for ability in gone] == [("readable", False)]
     assert "gone" in gone[0].reason
