@@ -131,6 +131,30 @@ def test_a_guest_that_a_dead_worker_held_is_let_go(machine: Machine, end: str) -
     assert machine.ours() == []
 
 
+def test_a_silent_agent_keeps_nobody_from_the_monitor(machine: Machine) -> None:
+    """The worker is dead, the process beside it goes on asking for the thaw, and the next backup begins."""
+    silent = threading.Event()
+
+    def reply(command: str, message: dict[str, object]) -> bytes | None:
+        if silent.is_set():
+            return None
+        if command == "guest-fsfreeze-freeze":
+            silent.set()
+        return Agent.honest(Agent.__new__(Agent), command, message)
+
+    with agent_at(machine.folder / "agent", reply) as agent:
+        with worker(ref(machine), "held") as at_work:
+            helper = at_work.helper
+            at_work.end()
+        try:
+            wait_until(lambda: agent.heard.count("guest-fsfreeze-thaw") > 1, "it asks again and again")
+            with DRIVER.open_machine(machine.ref(), wanted(application=False)) as point:
+                assert read_point(point)["vd0"] == bytes(machine.content["vd0"])
+        finally:
+            os.kill(helper, signal.SIGKILL)
+    assert machine.status() == "running" and machine.ours() == []
+
+
 def refuses(command: str, message: dict[str, object]) -> bytes | None:
     if "sync" in command or "thaw" in command:
         return Agent.honest(Agent.__new__(Agent), command, message)

@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
                 held.pop({"T": "F", "R": "S"}.get(letter, ""), None)
     if "S" in held and monitor_fd >= 0:
         _say(monitor_fd, {"execute": "cont", "id": "watchdog"})
+    if monitor_fd >= 0:
+        os.close(monitor_fd)  # thawing may take long, and who comes next needs the monitor
     if "F" in held and agent_fd >= 0:
         _thaw(agent_fd, pipe if alive else -1)
     return 0
