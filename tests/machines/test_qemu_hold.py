@@ -131,6 +131,15 @@ def test_a_guest_that_a_dead_worker_held_is_let_go(machine: Machine, end: str) -
     assert machine.ours() == []
 
 
+def test_a_machine_without_agent_that_a_dead_worker_paused_runs_again(machine: Machine) -> None:
+    """The process beside it hangs up only when QEMU has heard: what was not read by then, QEMU drops."""
+    for _ in range(3):
+        with worker(machine.ref(), "held") as at_work:
+            assert machine.status() == "paused"
+            at_work.end()
+            wait_until(lambda: machine.status() == "running", "the machine runs again")
+
+
 def test_a_silent_agent_keeps_nobody_from_the_monitor(machine: Machine) -> None:
     """The worker is dead, the process beside it goes on asking for the thaw, and the next backup begins."""
     silent = threading.Event()

@@ -18,6 +18,7 @@ import sys
 import time
 
 THAW_AGAIN_S = 1.0
+ANSWER_S_MAX = 30.0  # to `cont`: QEMU may be finishing what the dead worker had asked for
 GIVE_UP_S = 600.0  # an agent that says nothing for so long has ended; a guest that starts anew is not frozen
 
 
@@ -43,6 +44,8 @@ def main(arguments: list[str]) -> int:
                 held.pop({"T": "F", "R": "S"}.get(letter, ""), None)
     if "S" in held and monitor_fd >= 0:
         _say(monitor_fd, {"execute": "cont", "id": "watchdog"})
+        if not alive:
+            _hear(monitor_fd, b'"watchdog"', ANSWER_S_MAX)  # QEMU drops what it has not read when we hang up
     if monitor_fd >= 0:
         os.close(monitor_fd)  # thawing may take long, and who comes next needs the monitor
     if "F" in held and agent_fd >= 0:
@@ -56,21 +59,37 @@ def _thaw(agent_fd: int, pipe: int) -> None:
     while time.monotonic() < give_up_s:
         if not _say(agent_fd, {"execute": "guest-fsfreeze-thaw"}):
             return
-        watched = [pipe] if pipe >= 0 else [agent_fd]
-        ready, _, _ = select.select(watched, [], [], THAW_AGAIN_S)
-        if pipe >= 0 and ready:
+        if pipe < 0:
+            if _hear(agent_fd, b'"return"', THAW_AGAIN_S):
+                return
+            continue
+        ready, _, _ = select.select([pipe], [], [], THAW_AGAIN_S)
+        if ready:
             said = os.read(pipe, 64)
             if b"T" in said:
                 return
             if not said:
                 pipe = -1
-        elif ready:
-            try:
-                heard = os.read(agent_fd, 65536)
-            except BlockingIOError:
-                continue
-            if not heard or b'"return"' in heard:
-                return
+
+
+def _hear(fd: int, word: bytes, within_s: float) -> bool:
+    """Whether the word came in time, or nothing can come any more. Only for who is the only one that listens."""
+    until = time.monotonic() + within_s
+    heard = b""
+    while (left_s := until - time.monotonic()) > 0:
+        ready, _, _ = select.select([fd], [], [], left_s)
+        if not ready:
+            return False
+        try:
+            got = os.read(fd, 65536)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return True
+        heard = heard[-1024:] + got
+        if not got or word in heard:
+            return True
+    return False
 
 
 def _say(fd: int, message: dict[str, str]) -> bool:
