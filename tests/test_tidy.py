@@ -149,20 +149,8 @@ def test_sql_lives_in_control() -> None:
 
 # Rooms of the command line that read a repository or an installation themselves, and who leads to them.
 WITHOUT_HTTP = {
-    "disaster",
-    "engine",
-    "engine_domains",
-    "engine_proofs",
-    "engine_pruning",
-    "engine_reads",
-    "local",
-    "main",
-    "proving",
-    "recover",
-    "recovery",
-    "scrubbing",
-    "simulation",
-    "sources",
+    *("disaster", "engine", "engine_domains", "engine_proofs", "engine_pruning", "engine_reads"),
+    *("local", "main", "proving", "recover", "recovery", "scrubbing", "simulation", "sources"),
 }
 
 

@@ -188,8 +188,8 @@ def disk_xml(device: str, path: Path, fmt: str) -> str:
     )
 
 
-def domain_xml(name: str, disks: str, extra: str = "", devices: str = "", boot: str = "") -> str:
-    return f"""<domain type='qemu'><name>{name}</name>{extra}<memory unit='MiB'>64</memory><vcpu>1</vcpu>
+def domain_xml(name: str, disks: str, extra: str = "", devices: str = "", boot: str = "", memory_mib: int = 64) -> str:
+    return f"""<domain type='qemu'><name>{name}</name>{extra}<memory unit='MiB'>{memory_mib}</memory><vcpu>1</vcpu>
       <os><type arch='x86_64' machine='q35'>hvm</type>{boot}</os><features><acpi/></features>
       <on_poweroff>destroy</on_poweroff><on_crash>destroy</on_crash>
       <devices><emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}

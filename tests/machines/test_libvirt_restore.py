@@ -198,6 +198,20 @@ def test_death_between_two_disks_goes_forward(saved: tuple[Guest, Kept]) -> None
     assert DRIVER.recover(kept.ref, frozenset({asked.task_id})) == ()
 
 
+def test_death_before_a_new_machine_is_defined_leaves_nothing(saved: tuple[Guest, Kept], tmp_path: Path) -> None:
+    """Its images have their names already, but no machine has them: both names go."""
+    made, kept = saved
+    with kept.open() as point:
+        definition = point.definition
+    ref = made.ref(f"?images={tmp_path}")
+    asked = wanted(made, kept, target=ref, definition=definition, new_name="never")
+    assert die(asked, kept, "link") == -9
+    assert (tmp_path / "never-vda.qcow2").exists() and staged(tmp_path)
+    settled = DRIVER.recover(ref, frozenset({asked.task_id}))
+    assert [found.outcome for found in settled] == ["back"]
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_machine_of_another_system_is_not_written_to(hypervisor: Hypervisor) -> None:
     extra = "<metadata><o:vm xmlns:o='http://ovirt.org/vm/1.0'/></metadata>"
     with guest(hypervisor, {"vda": "qcow2"}, extra=extra, start=False) as made:
@@ -212,7 +226,7 @@ def staged(folder: Path) -> list[str]:
 
 
 def die(asked: MachineRestoreWanted, kept: Kept, when: str) -> int:
-    """Restore in a process of its own that is killed: before the mark, or between the moves of two images."""
+    """Restore in a process of its own that is killed: before the mark, between the moves of two images, or of links."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -227,7 +241,17 @@ def die(asked: MachineRestoreWanted, kept: Kept, when: str) -> int:
                 os.kill(os.getpid(), 9)
             rename(source, target, **more)
 
+        link = os.link
+
+        def dying_link(source: str, target: str) -> None:
+            nonlocal count
+            count += 1
+            if (when, count) == ("link", 2):
+                os.kill(os.getpid(), 9)
+            link(source, target)
+
         os.rename = dying  # type: ignore[assignment]
+        os.link = dying_link  # type: ignore[assignment]
         restore(asked, kept)
     finally:
         os._exit(1)
