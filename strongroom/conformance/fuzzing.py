@@ -1,8 +1,9 @@
 """Schemathesis over the published documents: requests nobody would write, and answers that must fit all the same.
 
 Each operation gets valid and invalid requests, and half of them name things that exist, so that they reach past the
-first look-up; a DELETE, and what cannot be taken back (AWAY), names only what does not exist. A token that an
-invented request ended is asked for anew.
+first look-up; a DELETE, and what cannot be taken back (AWAY), names only what does not exist. What would hurt others
+who use the endpoint (ALONE) is asked of a server of the run's own. A token that an invented request ended is asked for
+anew, and an operation that was never asked anything with a token that counts is a fault.
 """
 
 import copy
@@ -23,13 +24,15 @@ from strongroom.conformance.target import Party, Target
 
 SEED = 20261  # the same requests each time
 OWN_DOCUMENT = "/openapi.json"  # where a server may publish what it has beside CBR
-# Operations that would take away what the others need, or leave something at the endpoint that nobody can remove.
-AWAY = {
-    "PUT /ext/v1/{project_id}/vaults/{vault_id}/lock": "a lock does not open, and the vault would stay for ever",
-    "PATCH /v3/users/{user_id}": "a user who is disabled, or has another password, asks for nothing any more",
-    "POST /v3/users/{user_id}/password": "likewise",
-    "PATCH /v3/projects/{account_id}": "a project that is disabled answers nobody",
-    "PUT /ext/v1/admin/projects/{project}/quotas": "a project that may have nothing takes nothing",
+# Operations that are given nothing that exists, as a DELETE is, and why.
+AWAY = {"PUT /ext/v1/{project_id}/vaults/{vault_id}/lock": "a lock does not open, and the vault would stay for ever"}
+# Operations that are asked of a server of the run's own only, and why. None of them is in CBR's document.
+ALONE = {
+    "POST /ext/v1/admin/token-keys": "it logs out everybody who uses the endpoint",
+    "POST /ext/v1/admin/domains": "it leaves domains behind, and none is ever deleted",
+    "POST /ext/v1/admin/projects": "it leaves projects behind",
+    "POST /ext/v1/admin/users": "it leaves users behind, some of them with roles",
+    "POST /ext/v1/admin/protectables": "it registers folders of the host that answers",
 }
 _HEADERS = ("#/components/parameters/XAuthToken", "#/components/parameters/XProjectId")  # ours to send, not to invent
 _SERVICE = (b"BackupService.", b'"error"')  # a refusal of the service itself, or of its identity; not of a gateway
@@ -60,11 +63,13 @@ def fuzz(
     say: Callable[[str], None],
     *,
     examples: int,
+    alone: bool = False,
     chosen: Callable[[str], bool] = lambda label: True,
 ) -> None:
     """All documents that the endpoint speaks; what was found goes to `findings.fuzzed`.
 
-    `examples`: requests for each operation and kind. `chosen`: which operations, by `METHOD /path`.
+    `examples`: requests for each operation and kind. `alone`: nobody else uses the endpoint, and it goes with the run.
+    `chosen`: which operations, by `METHOD /path`.
     Raises ModuleNotFoundError when schemathesis is not installed.
     """
     owner = target.owner
@@ -80,10 +85,31 @@ def fuzz(
         for name, document in documents.items():
             say(f"schemathesis: {name}, seed {SEED}")
             attempts = _Attempts(party=owner, token=token, known=known, examples=examples)
-            findings.fuzzed[name] = list(_all(attempts, document, chosen))
+            if name == OWN_DOCUMENT and alone:
+                attempts.known = known | _accounts(attempts)
+            asked = [label for label in ALONE if not alone]
+            wanted = lambda label, left=asked: label not in left and chosen(label)  # noqa: E731
+            findings.fuzzed[name] = list(_all(attempts, document, wanted))
         tell("curl", load("known_away"), {"": actor}, known, Findings())
     finally:
         actor.close()
+
+
+def _accounts(attempts: _Attempts) -> dict[str, str]:
+    """A project, a user and a key to be changed by invented requests: path parameter -> id. Needs an operator."""
+    own = attempts.party.project_id
+    with httpx.Client(base_url=attempts.party.endpoint, headers={"X-Auth-Token": attempts.token}) as http:
+
+        def made(kind: str, name: str, body: Json) -> Json:
+            answer = http.post(f"/ext/v1/admin/{kind}", json={name: body})
+            answer.raise_for_status()
+            created: Json = answer.json()[name]
+            return created
+
+        project = made("projects", "project", {"name": f"invented-{SEED}"})["id"]
+        user = made("users", "user", {"name": f"invented-{SEED}", "password": f"Invented-{own}", "project_id": project})
+        key = made("keys", "key", {"user_id": user["id"]})
+    return {"project": project, "account_id": project, "user_id": user["id"], "access_key": key["access_key"]}
 
 
 def _all(attempts: _Attempts, document: Json, chosen: Callable[[str], bool]) -> Iterator[Fuzzed]:
@@ -99,6 +125,8 @@ def _all(attempts: _Attempts, document: Json, chosen: Callable[[str], bool]) -> 
         fault = _first_fault(operation, attempts)
         if attempts.sent and attempts.sent == attempts.unrouted:
             fault = "the server has no such operation"
+        if attempts.sent and attempts.sent == attempts.unknown and not operation.label.endswith("/auth/tokens"):
+            fault = "no request had a token that counts"
         yield Fuzzed(
             operation=operation.label,
             requests=attempts.sent,
@@ -106,9 +134,6 @@ def _all(attempts: _Attempts, document: Json, chosen: Callable[[str], bool]) -> 
             unknown=attempts.unknown,
             fault=fault,
         )
-        if attempts.unknown:
-            with httpx.Client(base_url=attempts.party.endpoint) as http:
-                attempts.token = ask_token(http, attempts.party)
 
 
 def _without_credentials(document: Json) -> Json:
@@ -163,7 +188,10 @@ def _attempt(operation: Any, mode: Any, path: dict[str, str], attempts: _Attempt
         attempts.sent += 1
         response = case.call(base_url=attempts.party.endpoint, headers={"X-Auth-Token": attempts.token})
         attempts.done += 200 <= response.status_code < 300
-        attempts.unknown += response.status_code == 401
+        if response.status_code == 401:
+            attempts.unknown += 1
+            with httpx.Client(base_url=attempts.party.endpoint) as http:
+                attempts.token = ask_token(http, attempts.party)
         if response.status_code in (404, 405) and not any(mark in response.content for mark in _SERVICE):
             attempts.unrouted += 1  # an id with a slash in it leads elsewhere; judged is what reaches the operation
             return

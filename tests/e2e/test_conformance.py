@@ -185,7 +185,7 @@ def fuzzed(cast: Cast, examples: int, chosen: Callable[[str], bool]) -> list[Fuz
         target = find_target(client, cast)
     findings = Findings()
     now = datetime.datetime.now(datetime.UTC)
-    fuzz(target, findings, now, lambda _: None, examples=examples, chosen=chosen)
+    fuzz(target, findings, now, lambda _: None, examples=examples, alone=True, chosen=chosen)
     return [row for done in findings.fuzzed.values() for row in done]
 
 

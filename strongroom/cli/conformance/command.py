@@ -82,7 +82,7 @@ def conformance(
             Session(client=asking, output=output).confirm(question, yes=yes or server_of_its_own)
         findings = run(target, clients, SystemClock().now(), output.note)
         if invented:
-            fuzz(target, findings, SystemClock().now(), output.note, examples=invented)
+            fuzz(target, findings, SystemClock().now(), output.note, examples=invented, alone=server_of_its_own)
     if report is not None:
         day = SystemClock().now().date().isoformat()
         report.write_text(markdown(findings, clients, {"on": day, "against": where, **_versions()}), encoding="utf-8")
