@@ -48,6 +48,7 @@ class RestorePart(msgspec.Struct):
     """Absent path: everything; absent target: the source resource.
 
     mappings, power_on: of a server, as in v3. new_name: a new server of this name is made beside the target.
+    skip_damaged: of a damaged backup what is whole, onto another resource; the task's outcome names what was left out.
     """
 
     path: str | None = None
@@ -59,6 +60,7 @@ class RestorePart(msgspec.Struct):
     mappings: list[MappingBody] | None = None
     power_on: bool | None = None
     new_name: str | None = None
+    skip_damaged: bool | None = None
 
 
 class RestoreBody(msgspec.Struct):
@@ -186,6 +188,7 @@ async def restore_part(call: Call) -> JobAnswer:
             target_path=_path(asked.target_path, asked.target_path_b64, "target_path"),
             force=bool(asked.force),
             machine=machine_wish(asked.mappings, asked.power_on, asked.new_name),
+            skip_damaged=bool(asked.skip_damaged),
         ),
         request_id=call.request_id,
         clock=call.services.clock,

@@ -38,13 +38,17 @@ def restore(
     power_on: Annotated[
         bool, typer.Option("--power-on/--no-power-on", help="Whether a server runs afterwards.")
     ] = True,
+    skip_damaged: Annotated[
+        bool,
+        typer.Option("--skip-damaged", help="With --to: what is whole of a damaged backup; tells the rest."),
+    ] = False,
     wait: WaitOption = False,
     yes: YesOption = False,
 ) -> int:
     """Restore a backup. What is at the target is replaced when everything has been verified."""
     client = session.client
     chosen = names.backup_id(client, backup)
-    body: dict[str, Any] = {"force": force}
+    body: dict[str, Any] = {"force": force, "skip_damaged": skip_damaged}
     body |= names.path_members(path or "") | names.path_members(target_path or "", "target_path")
     if to is not None:
         body["target_resource_id"] = names.resources(client, [to])[0]["id"]
@@ -97,7 +101,8 @@ def tell_left_out(session: Session, task: dict[str, Any]) -> None:
     """Attributes that a restore to another resource must not carry over (setuid bits, device nodes) are listed."""
     left_out = (task.get("outcome") or {}).get("left_out") or []
     if left_out:
-        session.output.warn(f"Left out {len(left_out)}: `strongroom task show {task['id']} --json` lists them.")
+        count = task["outcome"].get("left_out_count", len(left_out))
+        session.output.warn(f"Left out {count}: `strongroom task show {task['id']} --json` lists them.")
 
 
 def register(app: typer.Typer) -> None:

@@ -71,6 +71,7 @@ class NewRestore:
     target_path  place inside the target, relative bytes; None: where it was
     force        write although somebody has the target open
     machine      of a server: its disks, and the state it is left in
+    skip_damaged onto another resource: restore what is whole of a backup that is damaged, and tell what is not
     """
 
     volume_id: str | None = None
@@ -81,6 +82,7 @@ class NewRestore:
     target_path: bytes | None = None
     force: bool = False
     machine: MachineWish = field(default_factory=MachineWish)
+    skip_damaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,7 @@ class RestoreJob:
     target_path     where `path` goes inside the target; None: to its old place
     force           write although somebody has the target open
     disks           of a machine: what goes where; power_on, new_name: as machine_restores.MachineWish
+    skip_damaged    leave out what is damaged
     """
 
     vault: VaultRef
@@ -114,6 +117,7 @@ class RestoreJob:
     disks: tuple[DiskRestore, ...] = ()
     power_on: bool = True
     new_name: str | None = None
+    skip_damaged: bool = False
 
 
 # --- request side ---------------------------------------------------------------------------------------------------
@@ -134,10 +138,20 @@ async def request_restore(
         vaults = await lock_vaults(conn, project_id, backup["vault_id"], binding=target_id)
         backup = await _load_backup(conn, project_id, backup_id)  # as it is now that nobody else can change it
         vault = require_vault(vaults, backup["vault_id"])
-        _require_restorable(vault, backup)
+        _require_restorable(vault, backup, skip_damaged=new.skip_damaged)
         target = await _require_target(conn, project_id, target_id, backup["resource_type"])
         await _require_idle(conn, project_id, target)
-        if backup["status"] != "available":
+        if new.skip_damaged and target.id == backup["resource_id"]:
+            raise InvalidRequest(
+                reason="Invalid skip_damaged: onto its own resource the restore would remove what is there of the "
+                "damaged files. Name another target, and take from there what is needed."
+            )
+        if new.skip_damaged and target.type == SERVER.type_name:
+            raise InvalidRequest(
+                reason="Invalid skip_damaged: a server is restored as a whole. Restore the backups of its disks, each "
+                "onto a registered disk."
+            )
+        if backup["status"] not in ("available", "error"):
             raise Conflict(conflict_code="2005", reason="The backup is being restored. Wait until that has ended.")
         parameters = _parameters(new)
         if target.type == SERVER.type_name:
@@ -146,8 +160,8 @@ async def request_restore(
         # A disk of a machine's backup is restored as a part of that backup: nobody deletes or restores it meanwhile.
         await conn.execute(
             "UPDATE backups SET status = 'waiting_restore', updated_at = %s WHERE project_id = %s AND id = ANY(%s) "
-            "AND status = 'available'",
-            [clock.now(), project_id, [backup_id, backup["parent_id"]]],
+            "AND (status = 'available' OR (id = %s AND status = 'error' AND damage IS NOT NULL))",
+            [clock.now(), project_id, [backup_id, backup["parent_id"]], backup_id],
         )
         await conn.execute(
             "UPDATE vault_resources SET protect_status = 'restoring' WHERE project_id = %s AND resource_id = %s",
@@ -185,7 +199,7 @@ async def _load_backup(conn: AsyncConnection[Any], project_id: str, backup_id: s
         await cursor.execute(
             """
             SELECT b.vault_id, b.checkpoint_id, b.provider_id, b.name, b.status, b.resource_id, b.resource_type,
-                   b.resource_name, b.parent_id, b.machine_id, EXISTS (
+                   b.resource_name, b.parent_id, b.machine_id, b.damage IS NOT NULL AS damaged, EXISTS (
                        SELECT 1 FROM vault_resources r WHERE r.project_id = b.project_id AND r.vault_id = b.vault_id
                        AND r.resource_id = coalesce(b.machine_id, b.resource_id) AND r.protect_status = 'removing')
                    AS removing
@@ -241,8 +255,15 @@ def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
     return str(backup["resource_id"]) if target_id is None else require_id(target_id, member)
 
 
-def _require_restorable(vault: VaultRef, backup: dict[str, Any]) -> None:
-    if backup["status"] not in ("available", "waiting_restore", "restoring"):
+def _require_restorable(vault: VaultRef, backup: dict[str, Any], *, skip_damaged: bool) -> None:
+    damaged = backup["status"] == "error" and backup.get("damaged", False)
+    if damaged and not skip_damaged:
+        raise Conflict(
+            conflict_code="2005",
+            reason="The backup is damaged. What is whole of it can be restored onto another resource, with "
+            "skip_damaged; a full backup and a check mend what is still at its source.",
+        )
+    if not damaged and backup["status"] not in ("available", "waiting_restore", "restoring"):
         raise Conflict(
             conflict_code="2005",
             reason=f"The backup is {backup['status']}; only an available backup can be restored.",
@@ -307,7 +328,7 @@ def _target_busy(target: ResourceRef, detail: str = "") -> Conflict:
 
 def _parameters(new: NewRestore) -> dict[str, Any]:
     """What the job reads; names are bytes, so they are kept in base64."""
-    asked: dict[str, Any] = {"force": new.force}
+    asked: dict[str, Any] = {"force": new.force, "skip_damaged": new.skip_damaged}
     for name, value in (("path_b64", new.path), ("target_path_b64", new.target_path)):
         if value is not None:
             asked[name] = base64.b64encode(value).decode("ascii")
@@ -351,6 +372,7 @@ async def start_restore(database: Database, task: Task) -> RestoreJob:
         disks=disks,
         power_on=bool(asked.get("power_on", True)),
         new_name=asked.get("new_name"),
+        skip_damaged=bool(asked.get("skip_damaged", False)),
         **row,
     )
 

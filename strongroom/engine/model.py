@@ -95,11 +95,16 @@ class BackupReport:
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreReport:
-    """bytes written (holes not counted), entries made, and sentences about what could not be kept."""
+    """bytes written (holes not counted), entries made, and sentences about what could not be kept.
+
+    lost  what a restore around damage left out, at most REPORT_PATHS_MAX; lost_count is exact
+    """
 
     bytes: int
     entries: int
     warnings: tuple[str, ...] = ()
+    lost: tuple[Skipped, ...] = ()
+    lost_count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ or `flush` makes it durable. Every byte is checked: a chunk is compared with its
 
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from strongroom.base.errors import EntryNotFound, ManifestCorrupt, TargetTooSmall
+from strongroom.base.errors import Corrupt, EntryNotFound, ManifestCorrupt, ObjectMissing, TargetTooSmall
 from strongroom.base.streams import (
     Attributes,
     BlockTarget,
@@ -19,13 +19,14 @@ from strongroom.base.streams import (
     Monitor,
     Path,
     SilentMonitor,
+    Skipped,
     TreeTarget,
 )
-from strongroom.engine.chunker import HOLE, ID_BYTES
-from strongroom.engine.content import Content, is_one_chunk, iter_rows, parse_content, top_pages
+from strongroom.engine.chunker import HOLE, ID_BYTES, KEY_BYTES
+from strongroom.engine.content import Content, is_one_chunk, iter_ids, iter_rows, parse_content, top_pages
 from strongroom.engine.gather import Gatherer
 from strongroom.engine.manifest import Item, Stream, open_stream, parse_attributes, parse_entry
-from strongroom.engine.model import RestoreReport, Root
+from strongroom.engine.model import REPORT_PATHS_MAX, RestoreReport, Root
 from strongroom.engine.repository import Repository, Session
 
 LINKS_WAITING_MAX = 4096  # links of a window; they are made when it is written
@@ -103,14 +104,53 @@ class _First(NamedTuple):
     names_left: int
 
 
+class _Lost:
+    """What is left out because the store has lost its content. keys: of the chunks that no sound pack holds.
+
+    A pack that is not sound may still give some of them: each is tried before it is given up.
+    """
+
+    def __init__(self, keys: Collection[bytes], session: Session) -> None:
+        self._keys = keys
+        self._session = session
+        self._tried: dict[bytes, bool] = {}
+        self.count = 0
+        self.named: list[Skipped] = []
+
+    def hits(self, content: Content) -> bool:
+        """Whether any of it is lost."""
+        for is_metadata, ids in iter_ids(content, self._session.metadata, lambda _: False) if self._keys else ():
+            if not is_metadata and any(self.has(ids[at : at + ID_BYTES]) for at in range(0, len(ids), ID_BYTES)):
+                return True
+        return False
+
+    def has(self, chunk_id: bytes) -> bool:
+        key = chunk_id[:KEY_BYTES]
+        if key not in self._keys:
+            return False
+        if key not in self._tried:
+            try:
+                self._session.data(chunk_id)
+                self._tried[key] = False
+            except (Corrupt, ObjectMissing):
+                self._tried[key] = True
+        return self._tried[key]
+
+    def add(self, path: Path, reason: str) -> None:
+        self.count += 1
+        if len(self.named) < REPORT_PATHS_MAX:
+            self.named.append(Skipped(path, reason))
+
+
 _Link = tuple[Path, Item, Content, Path]  # what it is called, what it is, and the first name
 
 
 class _TreeRestore:
     """One tree, or a part of it, into one target."""
 
-    def __init__(self, session: Session, target: TreeTarget, gatherer: Gatherer) -> None:
+    def __init__(self, session: Session, target: TreeTarget, gatherer: Gatherer, lost: _Lost) -> None:
         self._session = session
+        self._lost = lost
         self._target = target
         self._gatherer = gatherer
         self._large = 0  # files of several chunks in this window
@@ -122,6 +162,9 @@ class _TreeRestore:
     def item(self, path: Path, item: Item) -> None:
         """Make one entry; the content of files follows with the window."""
         entry = item.entry
+        if item.content is not None and self._lost.hits(item.content):
+            self._lost.add(path, "its content is lost in the store")
+            return
         self._gatherer.entries += 1
         if stat.S_ISDIR(entry.mode):
             self._target.folder(path, entry, item.attributes)
@@ -203,9 +246,17 @@ class _TreeRestore:
 
 
 def restore_tree(
-    repository: Repository, root: str, target: TreeTarget, *, path: Path = (), monitor: Monitor | None = None
+    repository: Repository,
+    root: str,
+    target: TreeTarget,
+    *,
+    path: Path = (),
+    monitor: Monitor | None = None,
+    lost: Collection[bytes] = (),
 ) -> RestoreReport:
     """Restore a tree, or the entry at `path` with all below it and the folders above it, into `target`.
+
+    lost: keys of chunks (verify.find_lost); files that need one are left out and reported, whole ones are restored.
 
     Durable on return. Raises EntryNotFound, Corrupt classes, SourceError of the target; the target is left half made
     then, which is the caller's to remove.
@@ -216,8 +267,9 @@ def restore_tree(
         stream = open_stream(found, session.metadata, session.expect)
         entry, attributes = _root_folder(found)
         target.folder((), entry, attributes)
+        without = _Lost(lost, session)
         with Gatherer(session, monitor, 0 if path else found.size) as gatherer:
-            work = _TreeRestore(session, target, gatherer)
+            work = _TreeRestore(session, target, gatherer, without)
             for at, item in _selected(stream, path):
                 work.item(at, item)
             work.finish()
@@ -226,7 +278,13 @@ def restore_tree(
     if work.firsts_forgotten:
         count = work.firsts_forgotten
         warnings = (f"Hard links to {count} files may have become files of their own: too many have other names.",)
-    return RestoreReport(bytes=gatherer.bytes_written, entries=gatherer.entries, warnings=warnings)
+    return RestoreReport(
+        bytes=gatherer.bytes_written,
+        entries=gatherer.entries,
+        warnings=warnings,
+        lost=tuple(without.named),
+        lost_count=without.count,
+    )
 
 
 def _root_folder(root: Root) -> tuple[Entry, Attributes]:
@@ -270,9 +328,15 @@ class _BlockSink:
 
 
 def restore_block(
-    repository: Repository, root: str, target: BlockTarget, monitor: Monitor | None = None
+    repository: Repository,
+    root: str,
+    target: BlockTarget,
+    monitor: Monitor | None = None,
+    lost: Collection[bytes] = (),
 ) -> RestoreReport:
     """Restore a disk: every byte of [0, size) of the backup is written or zeroed; beyond it nothing is touched.
+
+    lost: keys of chunks (verify.find_lost), in whose places zeros are written, and reported.
 
     Durable on return. Raises TargetTooSmall before anything is written.
     """
@@ -283,22 +347,26 @@ def restore_block(
             raise ManifestCorrupt(reason=f"root {found.name} holds no disk")
         if target.size < found.size:
             raise TargetTooSmall(reason=f"The target has {target.size} bytes, the backup needs {found.size}.")
+        without = _Lost(lost, session)
         with Gatherer(session, monitor, found.size) as gatherer:
             gatherer.entries = 1
-            _blocks(found, session, target, gatherer)
+            _blocks(found, session, target, gatherer, without)
             gatherer.settle()
         target.flush()
     monitor.advance(found.size, found.size, 1)
-    return RestoreReport(bytes=gatherer.bytes_written, entries=1)
+    return RestoreReport(bytes=gatherer.bytes_written, entries=1, lost=tuple(without.named), lost_count=without.count)
 
 
-def _blocks(root: Root, session: Session, target: BlockTarget, gatherer: Gatherer) -> None:
+def _blocks(root: Root, session: Session, target: BlockTarget, gatherer: Gatherer, lost: _Lost) -> None:
     sink = _BlockSink(target)
     content = parse_content(root.body.stream)
     session.expect(top_pages(content))
     end = hole = 0
     for chunk_id, length, offset in iter_rows(content, session.metadata):
         end = offset + length
+        if chunk_id != HOLE and lost.has(chunk_id):
+            lost.add((), f"bytes {offset} to {end} are lost in the store; zeros stand there")
+            chunk_id = HOLE
         if chunk_id == HOLE:
             hole += length
             continue

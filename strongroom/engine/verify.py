@@ -24,6 +24,7 @@ from blake3 import blake3
 from strongroom.base.errors import (
     Corrupt,
     InvalidRequest,
+    ManifestCorrupt,
     ObjectMissing,
     PackCorrupt,
     StoreDenied,
@@ -110,6 +111,20 @@ def verify(
     return check.report()
 
 
+def find_lost(repository: Repository, root: str, monitor: Monitor) -> frozenset[bytes]:
+    """Keys of the chunks that a restore point needs and no sound pack holds: what a restore may have to do without.
+
+    Reads all of it, as a deep check does. Raises ManifestCorrupt when even its names cannot be read, StoreError.
+    """
+    check = _Check(repository, True, monitor, None)
+    check.run([root], may_go=False)
+    unreadable = [found for found in check.report().findings if found.kind in ("root", "manifest", "index")]
+    if unreadable:
+        raise ManifestCorrupt(reason="its list of files cannot be read, so nothing tells what is whole",
+                              detail=unreadable[0].reason)  # fmt: skip
+    return check.lost
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
     """A share of a deep check. seed: decides among packs that were proven at the same time."""
@@ -156,6 +171,7 @@ class _Check:
     def __init__(self, repository: Repository, deep: bool, monitor: Monitor, sample: _Sample | None) -> None:
         self._repository = repository
         self._sample = sample
+        self.lost: frozenset[bytes] = frozenset()  # keys of needed chunks that no sound pack holds
         self._needed: set[bytes] = set()
         self._recent = 0
         self._deep = deep
@@ -369,6 +385,7 @@ class _Check:
             reason = f"{len(unknown)} chunks are in no pack that the index knows"
             hits.append(_Hits(finding=Finding(kind="chunk", name="index/", reason=reason)))
             by_key.update(dict.fromkeys(unknown, hits[-1]))
+        self.lost = frozenset(by_key)
         for root in roots if by_key else ():
             for path, ids in _ids_by_path(session, root):
                 self._monitor.check()

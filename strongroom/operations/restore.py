@@ -2,6 +2,7 @@
 
     before   rows of task, backup (restoring) and target (restoring) are written
     1 start  rows: what, from which root, onto which resource
+      lost   with skip_damaged: everything is read once, and what no sound pack holds is known; it is left out of 3
     2 plan   the source looks at the target and names conflicts; nothing is touched
     3 stage  folders and image files are put together beside the live content, every chunk checked against its id;
              a block device has no room beside it: blocks that differ are written in place, done ranges kept in the row
@@ -14,6 +15,7 @@ A machine has several disks and a state of its own, so it has its own story (mac
 """
 
 import threading
+from typing import Any
 
 from strongroom.base.errors import InvalidRequest, NotFound, SourceError, StrongroomError
 from strongroom.base.streams import Path
@@ -21,6 +23,7 @@ from strongroom.control import restores, tasks
 from strongroom.control.restores import RestoreJob
 from strongroom.engine import RestoreReport, restore_block, restore_tree
 from strongroom.engine.repository import Repository
+from strongroom.engine.verify import find_lost
 from strongroom.operations.job import Job, require_foreign, source_ref
 from strongroom.operations.machine_record import MACHINE
 from strongroom.operations.machine_restore import restore_machine
@@ -43,6 +46,7 @@ def run(job: Job) -> None:
     started_s = tools.clock.monotonic_s()
     repository = tools.repository(plan.vault, task.id, domain_id=plan.domain_id)
     root = repository.load_root(plan.root)
+    lost = find_lost(repository, plan.root, job.monitor) if plan.skip_damaged else frozenset()
     wanted = RestoreWanted(
         task_id=task.id,
         target=source_ref(plan.target),
@@ -61,10 +65,10 @@ def run(job: Job) -> None:
         state = {"in_place": True, "done": [list(r) for r in wanted.done_ranges]}
         tools.portal.call(tasks.save_state(tools.database, task, state))
     with driver.open_target(prepared, _Ranges(job).add) as target:
-        report = _pour(job, plan, repository, target)
+        report = _pour(job, plan, repository, target, lost)
         job.fence()
         finished = target.finish()
-    outcome = _outcome(finished, (*prepared.warnings, *report.warnings, *finished.warnings)) | {
+    outcome = _outcome(finished, report, (*prepared.warnings, *report.warnings, *finished.warnings)) | {
         "bytes": report.bytes,
         "entries": report.entries,
         "seconds": round(tools.clock.monotonic_s() - started_s, 3),
@@ -96,21 +100,26 @@ def split(path: bytes) -> Path:
     return tuple(part for part in path.split(b"/") if part)
 
 
-def _pour(job: Job, plan: RestoreJob, repository: Repository, target: Target) -> RestoreReport:
+def _pour(job: Job, plan: RestoreJob, repository: Repository, target: Target, lost: frozenset[bytes]) -> RestoreReport:
+    stream: Any = target.stream
     if target.kind == "tree":
         path = split(plan.path) if plan.path else ()
-        return restore_tree(repository, plan.root, target.stream, path=path, monitor=job.monitor)  # type: ignore[arg-type]
-    return restore_block(repository, plan.root, target.stream, monitor=job.monitor)  # type: ignore[arg-type]
+        return restore_tree(repository, plan.root, stream, path=path, monitor=job.monitor, lost=lost)
+    return restore_block(repository, plan.root, stream, monitor=job.monitor, lost=lost)
 
 
-def _outcome(report: TargetReport, warnings: tuple[str, ...]) -> dict[str, object]:
+def _outcome(finished: TargetReport, report: RestoreReport, warnings: tuple[str, ...]) -> dict[str, object]:
+    left_out = [*report.lost, *finished.left_out]
+    if report.lost_count:
+        warnings = (f"{report.lost_count} parts of the backup are lost in the store and were left out.", *warnings)
     return {
         "warnings": list(dict.fromkeys(warnings)),
-        "left_out_count": len(report.left_out),
+        "left_out_count": report.lost_count + len(finished.left_out),
         "left_out": [
             {"path": b"/".join(s.path).decode("utf-8", "backslashreplace"), "reason": s.reason}
-            for s in report.left_out[:LEFT_OUT_MAX]
+            for s in left_out[:LEFT_OUT_MAX]
         ],
+        "lost_count": report.lost_count,
     }
 
 

@@ -47,6 +47,8 @@ def story(client: Client, tmp_path: Path, source: Path) -> None:
     known = set(contents(source))
     assert {hit["path"] for hit in finding["paths"]} <= known
 
+    what_is_whole_comes_back(client, tmp_path, first["id"], {hit["path"] for hit in finding["paths"]}, source)
+
     client.settled(client.checkpoint(vault))
     mended = checked(client, vault, deep=True)
     assert mended["status"] == "success", mended["outcome"]
@@ -56,6 +58,30 @@ def story(client: Client, tmp_path: Path, source: Path) -> None:
     assert contents(source) != before
     assert client.restore(first["id"])["status"] == "success"
     assert contents(source) == before
+
+
+def what_is_whole_comes_back(client: Client, tmp_path: Path, backup: str, hit: set[str], source: Path) -> None:
+    """Only when it is asked for, only beside the source, and with a list of all that is missing."""
+    place = tmp_path / "whole"
+    place.mkdir()
+    target = client.register("turbo", "whole", place)
+    path = f"/ext/v1/{client.project}/backups/{backup}/restore"
+    status, answer = client.call("POST", path, {"restore": {"target_resource_id": target}})
+    assert (status, answer["error_code"]) == (400, "BackupService.2005")
+    assert "skip_damaged" in answer["error_msg"]
+    status, answer = client.call("POST", path, {"restore": {"skip_damaged": True}})
+    assert (status, "Name another target" in answer["error_msg"]) == (400, True), answer
+    state = str(tmp_path / "state")
+    assert run(["restore", backup, "--to", "whole", "--skip-damaged", "--wait", "--yes", "--state", state]) == 0
+    task = client.ok("GET", f"/ext/v1/{client.project}/tasks", backup_id=backup, limit="1")["tasks"][0]
+    outcome = task["outcome"]
+    assert outcome["lost_count"] == outcome["left_out_count"] == len(outcome["left_out"]) > 0
+    assert {one["path"] for one in outcome["left_out"]} == hit
+    assert "lost in the store" in outcome["warnings"][0]
+    everything, whole = contents(source), contents(place)
+    assert set(everything) - set(whole) == hit
+    assert all(whole[name][1] == everything[name][1] for name in whole)
+    assert client.ok("GET", f"backups/{backup}")["backup"]["status"] == "error", "it is as damaged as before"
 
 
 def checked(client: Client, vault: str, **members: object) -> dict[str, Any]:
