@@ -67,6 +67,7 @@ class Server:
                 self.endpoint = line.split()[-1]
                 break
         else:
+            self.process.stdout.close()
             raise AssertionError(f"the server ended with {self.process.wait()}:\n{self.log()}")
         threading.Thread(target=self._drain, args=(self.process.stdout,), daemon=True).start()
         return self

@@ -16,7 +16,12 @@ from harness import Client, make_tree, wait_until
 from ready_database import ReadyDatabase
 from reliability import report
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(4 * 3600)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(4 * 3600),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of connections that are cut and processes that are killed
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SHORT_S, LONG_S = 15, 1800
 EVERY_S = 1.0
