@@ -290,7 +290,12 @@ def test_an_image_that_is_not_a_disk_of_its_own_is_refused(tmp_path: Path, evil:
     elif evil == "data-file":
         options = ["-o", f"data_file={secret},data_file_raw=on"]
     elif evil == "encrypted":
-        options = ["--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s"]
+        options = [
+            "--object",
+            "secret,id=s,data=x",
+            "-o",
+            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
+        ]
     run("qemu-img", "create", "-f", "qcow2", *options, path, "1M")
     if evil in ("corrupt", "future"):
         with path.open("r+b") as out:
