@@ -64,11 +64,11 @@ lint: .venv/.test-done
 	$(BIN)/lint-imports
 
 test: lint
-	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 pgbouncer:pgbouncer
 	$(BIN)/pytest -n auto --dist worksteal -m 'not long'
 
 test-long: .venv/.test-done guests
-	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 promtool:prometheus
+	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 promtool:prometheus pgbouncer:pgbouncer
 	@rm -f .reliability.jsonl
 	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest -m long
 

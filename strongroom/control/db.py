@@ -16,7 +16,7 @@ from psycopg.abc import Params, QueryNoTemplate
 from psycopg.rows import AsyncRowFactory, TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from strongroom.base.errors import Unavailable
+from strongroom.base.errors import ConfigError, Unavailable
 
 Row = TypeVar("Row")
 
@@ -26,6 +26,7 @@ OPEN_S_MAX = 15.0  # until the first connection stands; an embedded PostgreSQL r
 CHECKOUT_S_MAX = 10.0  # a request that waited longer for a connection is better refused
 _PREPARE_AFTER = 1  # executions of a statement on a connection before it is prepared there
 _CONNECTION_AGE_S_MAX = 3600.0
+_POOLER_LOOKS = 4  # a pooler may have several connections to give
 
 # No statement and no forgotten transaction holds locks for ever. Migrations run on a connection of their own.
 _SESSION_SETTINGS = {
@@ -155,6 +156,28 @@ class Database:
                 for channel in channels:
                     await conn.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 yield Listener(conn)
+
+
+def require_sessions(url: str) -> None:
+    """Raises ConfigError when the URL leads through a pooler that gives each transaction another connection: prepared
+    statements, settings of the session and LISTEN would be somebody else's (RULINGS 23). Raises Unavailable."""
+    with _translated(), psycopg.connect(url, autocommit=True) as one, psycopg.connect(url, autocommit=True) as other:
+        mine = _backend(one)
+        for _ in range(_POOLER_LOOKS):
+            # Between the transactions of one the other takes its connection, if anybody may.
+            with other.transaction():
+                if _backend(other) == mine or _backend(one) != mine:
+                    raise ConfigError(
+                        reason="The database is reached through a pooler in transaction mode. Let PgBouncer use "
+                        "pool_mode = session; or, with PgBouncer 1.21 or newer and max_prepared_statements set, name "
+                        "the database itself in STRONGROOM_DATABASE_DIRECT_URL."
+                    )
+
+
+def _backend(conn: psycopg.Connection[Any]) -> int:
+    row = conn.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 class Listener:

@@ -17,6 +17,7 @@ from strongroom.api.services import Probe
 from strongroom.base.errors import ConfigError
 from strongroom.config import Settings, check_certificate
 from strongroom.control import migrate as schema
+from strongroom.control.db import require_sessions
 from strongroom.operations import trace
 from strongroom.operations.worker import Worker
 from strongroom.server import listener as http
@@ -44,6 +45,7 @@ def serve(settings: Settings) -> int:
     check_certificate(settings)
     with state_lock(settings):
         require_settled(settings)
+        _check_pooler(settings)
         with running_database(settings) as url:
             schema.upgrade(settings.database_direct_url or url, alone=settings.database_url is None)
             code = _run(_serve(settings, url))
@@ -85,6 +87,12 @@ def _find_clouds(settings: Settings) -> None:
     os.environ.setdefault("OS_CLIENT_CONFIG_FILE", str(clouds))
 
 
+def _check_pooler(settings: Settings) -> None:
+    """A pooler in transaction mode needs the way past it too."""
+    if settings.database_url is not None and settings.database_direct_url is None:
+        require_sessions(settings.database_url)
+
+
 @contextmanager
 def _one_of_many(settings: Settings, command: str) -> Iterator[str]:
     """URL of the database that all processes share. Raises ConfigError where they could not."""
@@ -101,6 +109,7 @@ def _one_of_many(settings: Settings, command: str) -> Iterator[str]:
     _prepare(settings)
     with state_lock(settings, shared=True):
         require_settled(settings)
+        _check_pooler(settings)
         schema.check(settings.database_direct_url or settings.database_url)
         yield settings.database_url
 
