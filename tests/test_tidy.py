@@ -36,6 +36,7 @@ WITHOUT_PROJECT = {
     "control/self_rows.py::settle_loaded": "the same",
     "control/self_rows.py::known_roots": "the whole installation is compared with its store",
     "control/self_rows.py::vaults_with_keys": "the same",
+    "control/installation.py::has_restore_points": "whether the whole installation has any",
     "control/sessions.py::close_unowned": "whole processes were stopped",
     "control/organization_copies.py": "copies of one policy in every project, found by its id, which one domain owns",
     "control/listing.py": "the project is the first of its Filters",

@@ -13,6 +13,13 @@ async def find_master_key_id(database: Database) -> str | None:
     return row[0] if row is not None else None
 
 
+async def has_restore_points(database: Database) -> bool:
+    """Whether the store of this installation must hold something."""
+    async with database.read() as conn:
+        row = await (await conn.execute("SELECT EXISTS (SELECT 1 FROM backups WHERE root IS NOT NULL)")).fetchone()
+    return row is not None and bool(row[0])
+
+
 async def claim_master_key(database: Database, key_id: str) -> None:
     """Bind the database to a master key, once. Raises ConfigError when it is bound to another one."""
     async with database.transaction() as conn:

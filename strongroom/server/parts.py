@@ -17,7 +17,7 @@ from strongroom.api.services import Probe
 from strongroom.base.clock import Clock, SystemClock
 from strongroom.base.errors import ConfigError, Unavailable
 from strongroom.config import Settings
-from strongroom.control import programs
+from strongroom.control import installation, programs
 from strongroom.control.claiming import RunningLimits
 from strongroom.control.db import Database
 from strongroom.control.programs import Program
@@ -100,16 +100,21 @@ class Parts:
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings, url: str, *, connections: int, may_make_key: bool) -> AsyncIterator[Parts]:
+async def open_parts(
+    settings: Settings, url: str, *, connections: int, may_make_key: bool, many: bool
+) -> AsyncIterator[Parts]:
     """Connect to everything; closed in order when the block ends. Raises ConfigError, StoreError, Unavailable.
 
     connections   of the process's first pool, at most; a worker has one of its own
     may_make_key  the very first start makes the master key
+    many          there are other processes: the store must be theirs too
     """
     clock = SystemClock()
     async with await Database.open(url, min_size=min(2, connections), max_size=connections) as database:
         store = open_store(settings.store_url, settings.s3)
         await asyncio.to_thread(store.check)
+        if many:
+            await _require_same_store(settings, database, store)
         if await asyncio.to_thread(keeps_deleted, store):
             log.warning(
                 "the bucket keeps every version of what is deleted: no delete and no prune frees room. "
@@ -165,6 +170,18 @@ async def known(parts: Parts, kind: str, worker_group: str | None) -> AsyncItera
             await programs.leave(parts.database, program)
     if refused:
         raise refused[0]
+
+
+async def _require_same_store(settings: Settings, database: Database, store: Store) -> None:
+    """Raises ConfigError where the store is empty, and other processes have written restore points into theirs."""
+    if not await installation.has_restore_points(database):
+        return
+    if await asyncio.to_thread(lambda: next(store.list("vaults/"), None)) is None:
+        raise ConfigError(
+            reason=f"The store {settings.store_url} is empty, and the database knows of restore points: it is not the "
+            "one that the other processes use. Mount the same folder at the same path on every machine, or name an "
+            "s3:// store."
+        )
 
 
 def _own_places(settings: Settings) -> tuple[bytes, ...]:

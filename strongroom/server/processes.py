@@ -134,7 +134,7 @@ LEFT_BEHIND = -1  # of a process that was told to end, and whose jobs did not st
 
 async def _serve(settings: Settings, url: str) -> int:
     connections = settings.database_connections
-    async with open_parts(settings, url, connections=connections, may_make_key=True) as parts:
+    async with open_parts(settings, url, connections=connections, may_make_key=True, many=False) as parts:
         # A PostgreSQL of its own has no other process; one that was named may have many, of other state folders.
         dead: Literal["place", "all"] = "all" if settings.database_url is None else "place"
         worker = parts.worker(dead=dead, drain_s=0)  # nobody else would take over what it finishes
@@ -151,7 +151,7 @@ async def _serve(settings: Settings, url: str) -> int:
 
 async def _api(settings: Settings, url: str) -> int:
     connections = settings.database_connections
-    async with open_parts(settings, url, connections=connections, may_make_key=True) as parts:
+    async with open_parts(settings, url, connections=connections, may_make_key=True, many=True) as parts:
         async with known(parts, "api", None):
             await _answer(parts, {}, frozenset(), drain_s=settings.api_drain_s)
             _tell_trace()
@@ -179,7 +179,7 @@ async def _answer(
 
 
 async def _worker(settings: Settings, url: str) -> int:
-    async with open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False) as parts:
+    async with open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False, many=True) as parts:
         worker = parts.worker(dead="none", drain_s=settings.worker_drain_s)
         health = _Health(settings, parts, worker)
         async with known(parts, "worker", settings.worker_group):

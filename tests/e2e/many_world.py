@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
-from harness import Client, Server
+from harness import WAIT_S_MAX, Client, Server
+from lifeline import end_with_starter
 
 
 class Api(Server):
@@ -89,7 +90,14 @@ class Many:
         environ = {k: v for k, v in os.environ.items() if not k.startswith("STRONGROOM_")}
         environ |= {f"STRONGROOM_{k.upper()}": v for k, v in {**self.settings, **settings}.items() if v}
         command = [*prefix, sys.executable, "-m", "strongroom", *words]
-        return subprocess.run(command, env=environ, capture_output=True, text=True)
+        return subprocess.run(
+            command,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S_MAX,
+            preexec_fn=end_with_starter,
+        )
 
     def end(self) -> None:
         """Kill what is left."""

@@ -30,6 +30,12 @@ def test_requests_here_and_jobs_there(tmp_path: Path, postgres_url: str) -> None
         assert httpx.get(f"{worker.health}/healthz").json()["status"] == "ok"
         assert "python_info" in httpx.get(f"{worker.health}/metrics").text
         assert ready(first.endpoint) == (200, {"database": "ok", "store": "ok"})
+        lonely = world.run(
+            *("worker", "--state", str(tmp_path / "x")),
+            store_url=(tmp_path / "no-store").as_uri(),
+            master_key_file=str(world.key),
+        )
+        assert lonely.returncode == 1 and "not the one that the other processes use" in lonely.stderr, lonely.stderr
         assert [process.stop() for process in (first, second, worker, other)] == [0, 0, 0, 0]
 
 
