@@ -129,6 +129,11 @@ bench-index: .venv/.setup-done
 bench-prune: .venv/.setup-done
 	$(bench-command) $(BIN)/python -m bench.prune_scale --dir $(BENCH_DIR) --out $(BENCH_OUT) $(BENCH_PRUNE_OPTIONS)
 
+.PHONY: bench-scale
+bench-scale: .venv/.setup-done
+	$(BIN)/python -m bench.claim_scale
+	$(BIN)/python -m bench.many_workers
+
 # FastAPI and SQLAlchemy, which the API is compared with; nothing of the product needs them.
 .venv/.bench-done: .venv/.setup-done requirements/bench.txt
 	$(PIP) install --require-hashes -r requirements/bench.txt

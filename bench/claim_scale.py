@@ -1,6 +1,6 @@
-"""What a claim costs as the queue grows, and what workers make of it together: the tables of docs/SCALE.md.
+"""What a claim costs as the queue grows: a table of docs/SCALE.md.
 
-    python -m bench.claim_scale [--rows 1000,10000,100000,1000000] [--workers 1,2,4] [--dir DIR] [--out docs/SCALE.md]
+    python -m bench.claim_scale [--rows 1000,10000,100000,1000000]
 
 Claims: tasks wait in a PostgreSQL of its own (embedded, the settings of an installation), in three shapes: all of them
 of one vault; of one tenant with a hundred vaults; of a thousand tenants with ten vaults each. A worker claims and ends

@@ -7,7 +7,6 @@ refused, with the nearest name there is: a misspelt `insecure` must not pass for
 
 import difflib
 import re
-import ssl
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -406,19 +405,3 @@ def _check_transport(settings: Settings) -> None:
             reason=f"Listening on {settings.listen} without TLS would show passwords and tokens to the network. "
             "Give --tls-cert and --tls-key, or --insecure if a proxy in front speaks TLS."
         )
-
-
-def check_certificate(settings: Settings) -> None:
-    """Raises ConfigError for what the listener could not load, so that nothing is started for it."""
-    if settings.tls_cert is None or settings.tls_key is None:
-        return
-    try:
-        # A password for the key is never asked for: a service has nobody to answer.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-            settings.tls_cert, settings.tls_key, password=lambda: ""
-        )
-    except (OSError, ValueError) as err:  # SSLError is an OSError
-        raise ConfigError(
-            reason=f"The certificate {settings.tls_cert} and the key {settings.tls_key} cannot be used together: "
-            f"{err}. Give a PEM chain and its own key without a password."
-        ) from err

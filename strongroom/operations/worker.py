@@ -143,8 +143,9 @@ class Worker:
         return not self._running
 
     def join(self) -> None:
-        """Wait for the end of the worker."""
-        self._thread.join()
+        """Wait for the end of the worker, if it has begun."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _wake_up(self) -> None:
         if self._loop is not None and self._wake is not None and self._thread.is_alive():

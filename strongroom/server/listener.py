@@ -10,6 +10,7 @@ So a balancer that follows readyz sends the last request before the listener goe
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp
 from strongroom.api.connection import Connection
 from strongroom.api.services import Services
 from strongroom.base.errors import ConfigError
+from strongroom.config import Settings
 from strongroom.setting_texts import Listen
 
 log = structlog.get_logger("server")
@@ -67,6 +69,22 @@ class HttpServer(uvicorn.Server):
         """Take no more connections, finish the answers under way. The second call does not wait for those."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+def check_certificate(settings: Settings) -> None:
+    """Raises ConfigError for what the listener could not load, so that nothing is started for it."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        # A password for the key is never asked for: a service has nobody to answer.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            settings.tls_cert, settings.tls_key, password=lambda: ""
+        )
+    except (OSError, ValueError) as err:  # SSLError is an OSError
+        raise ConfigError(
+            reason=f"The certificate {settings.tls_cert} and the key {settings.tls_key} cannot be used together: "
+            f"{err}. Give a PEM chain and its own key without a password."
+        ) from err
 
 
 def bind(listen: Listen) -> socket.socket:

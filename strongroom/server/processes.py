@@ -15,7 +15,7 @@ import uvloop
 from strongroom.api.health import health_app
 from strongroom.api.services import Probe
 from strongroom.base.errors import ConfigError
-from strongroom.config import Settings, check_certificate
+from strongroom.config import Settings
 from strongroom.control import migrate as schema
 from strongroom.control.db import require_sessions
 from strongroom.operations import trace
@@ -42,7 +42,7 @@ WORKER_CONNECTIONS = 2  # of its health probes; its jobs have a pool of their ow
 def serve(settings: Settings) -> int:
     """Run API and jobs until SIGTERM or SIGINT. Returns the exit code; raises ConfigError when it cannot start."""
     _prepare(settings)
-    check_certificate(settings)
+    http.check_certificate(settings)
     with state_lock(settings):
         require_settled(settings)
         _check_pooler(settings)
@@ -55,7 +55,7 @@ def serve(settings: Settings) -> int:
 def run_api(settings: Settings) -> int:
     """Answer requests until SIGTERM or SIGINT; the jobs are those of workers elsewhere. As `serve` else."""
     with _one_of_many(settings, "api") as url:
-        check_certificate(settings)
+        http.check_certificate(settings)
         return _run(_api(settings, url))
 
 
