@@ -117,20 +117,30 @@ class StoredWorld:
 
 
 @asynccontextmanager
-async def opened_stored_world(database: Database, folder: Path) -> AsyncIterator[StoredWorld]:
-    """A world whose jobs run on a store in memory."""
+async def opened_tools(database: Database, folder: Path) -> AsyncIterator[tuple[World, Tools, MemoryStore]]:
+    """A world, and what jobs work with on a store in memory. folder: for copies of the index."""
     store, pool = MemoryStore(), Pool(threads=2)
     async with opened_world(database) as world:
-        tools = Tools(
-            database=database,
-            portal=Portal(asyncio.get_running_loop()),
-            store=store,
-            master=MASTER,
-            pool=pool,
-            clock=world.clock,
-            settings=DomainSettings(),
-            index_folder=str(folder / "index"),
+        yield (
+            world,
+            Tools(
+                database=database,
+                portal=Portal(asyncio.get_running_loop()),
+                store=store,
+                master=MASTER,
+                pool=pool,
+                clock=world.clock,
+                settings=DomainSettings(),
+                index_folder=str(folder),
+            ),
+            store,
         )
+    pool.close()
+
+
+@asynccontextmanager
+async def opened_stored_world(database: Database, folder: Path) -> AsyncIterator[StoredWorld]:
+    """A world whose jobs run on a store in memory."""
+    async with opened_tools(database, folder / "index") as (world, tools, store):
         (folder / "sources").mkdir()
         yield StoredWorld(world, tools, store, folder / "sources")
-    pool.close()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from fault_store import Crashed, Fault, FaultStore
-from points_world import World, opened_world
+from points_world import World
+from stored_world import MASTER, opened_tools
 
 from strongroom.base.errors import Conflict, KeyWrong, ObjectMissing, StoreError
 from strongroom.base.ids import new_id
@@ -23,7 +24,7 @@ from strongroom.control.subjects import VaultRef
 from strongroom.control.tasks import NewTask, Task
 from strongroom.control.tasks import insert as insert_tasks
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
-from strongroom.engine import BackupRequest, DomainSettings, MasterKey, Pool, Repository, backup, open_repository
+from strongroom.engine import BackupRequest, MasterKey, Repository, backup, open_repository
 from strongroom.engine.browse import read_file
 from strongroom.engine.copy import copy
 from strongroom.engine.keys import KEY_BYTES
@@ -33,10 +34,8 @@ from strongroom.engine.store.memory import MemoryStore
 from strongroom.operations import deletion, prune
 from strongroom.operations.job import Job, Tools, vault_prefix
 from strongroom.operations.monitor import JobMonitor
-from strongroom.operations.portal import Portal
 from strongroom.operations.rotation import _copies
 
-MASTER = MasterKey(b"m" * KEY_BYTES)
 MONITOR = SilentMonitor()
 SIZE = 128 * 1024
 
@@ -109,18 +108,7 @@ class Vaults:
 
 @pytest.fixture
 async def vaults(database: Database, tmp_path: Path) -> AsyncIterator[Vaults]:
-    store, pool = MemoryStore(), Pool(threads=2)
-    async with opened_world(database) as world:
-        tools = Tools(
-            database=database,
-            portal=Portal(asyncio.get_running_loop()),
-            store=store,
-            master=MASTER,
-            pool=pool,
-            clock=world.clock,
-            settings=DomainSettings(),
-            index_folder=str(tmp_path),
-        )
+    async with opened_tools(database, tmp_path) as (world, tools, store):
         found = [await _filled(world, tools, number, count) for number, count in ((1, 1), (2, 2))]
         (here, own, mine), (there, theirs, content) = found
         source = await asyncio.to_thread(lambda: tools.repository(there, None))
@@ -140,7 +128,6 @@ async def vaults(database: Database, tmp_path: Path) -> AsyncIterator[Vaults]:
             )
             content[foreign[-1]] = content[backup_id]
         yield Vaults(world, tools, store, here, there, own[0], foreign, domain, {**mine, **content})
-    pool.close()
 
 
 async def _filled(world: World, tools: Tools, seed: int, count: int) -> tuple[VaultRef, list[str], dict[str, bytes]]:
