@@ -18,11 +18,13 @@ from strongroom.base.errors import ConfigError
 from strongroom.base.regions import Region
 from strongroom.base.units import GIB, KIB, MIB
 from strongroom.control.keystone_access import KeystoneAccess, keystone_access, parse_roles
+from strongroom.control.outgoing import Outgoing
 from strongroom.engine.store.access import S3Access
 from strongroom.setting_texts import (
     Listen,
     boolean,
     listen_at,
+    mail_address,
     matching,
     networks,
     number,
@@ -30,6 +32,7 @@ from strongroom.setting_texts import (
     path_of,
     size,
     url_of,
+    words,
 )
 
 FILE_NAME = "strongroom.toml"
@@ -94,6 +97,7 @@ class Settings:
     api_drain_s: int
     token_ttl_s: int
     audit_days: int
+    outgoing: Outgoing
     metrics_token: str | None = field(repr=False)
     metrics_detail: str
     metrics_series_max: int
@@ -256,6 +260,20 @@ SETTINGS: dict[str, Setting] = {
         default="365",
         meaning="How long the audit log is kept, counted in days of service.",
     ),
+    "smtp_host": Setting(
+        parse=listen_at,
+        default=None,
+        meaning="HOST:PORT that takes the mail of notifications; without it, none is sent.",
+    ),
+    "smtp_tls": Setting(parse=one_of("starttls", "tls", "none"), default="starttls", meaning="How it is spoken to."),
+    "smtp_user": Setting(parse=str, default=None, meaning="User there."),
+    "smtp_password": Setting(parse=str, default=None, meaning="Password of that user."),
+    "smtp_from": Setting(parse=mail_address, default="strongroom@localhost", meaning="Sender of that mail."),
+    "webhook_allow": Setting(
+        parse=words,
+        default="",
+        meaning="Hosts and networks, separated by commas, that webhooks may reach although they are not public.",
+    ),
     "metrics_token": Setting(
         parse=matching(_TOKEN, "16 to 256 letters, digits and -._~+/="),
         default=None,
@@ -320,10 +338,19 @@ def load_settings(options: Mapping[str, str | None], environ: Mapping[str, str])
         ),
         runtime_dir=Path(environ.get("XDG_RUNTIME_DIR") or "/tmp"),  # noqa: S108
         keystone=_keystone(values),
+        outgoing=_outgoing(values),
         **values,
     )
     _check_transport(settings)
     return settings
+
+
+def _outgoing(values: dict[str, Any]) -> Outgoing:
+    """Takes the settings of notifications out of `values`."""
+    smtp = values.pop("smtp_host")
+    mine = {name: values.pop(name) for name in ("smtp_tls", "smtp_user", "smtp_password", "smtp_from")}
+    at = {"smtp_host": smtp.host, "smtp_port": smtp.port} if smtp is not None else {}
+    return Outgoing(**at, **mine, allow=values.pop("webhook_allow"))
 
 
 def _keystone(values: dict[str, Any]) -> KeystoneAccess | None:

@@ -106,5 +106,15 @@ def url_of(schemes: tuple[str, ...], example: str) -> Callable[[str], str]:
     return parse
 
 
+def mail_address(text: str) -> str:
+    if not re.fullmatch(r"[!-~]+@[!-~]+", text):
+        raise ValueError("an address such as backup@example.org")
+    return text
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip().lower() for word in text.split(",") if word.strip())
+
+
 def path_of(text: str) -> Path:
     return Path(text).expanduser().absolute()

@@ -65,7 +65,7 @@ def test_the_status_is_the_published_one(code: str) -> None:
 
 
 # The root of its kinds, and those of the identity, which CBR has no codes for: 404 with the general one.
-ODD = {"NotFound", "AccountNotFound", "TokenNotFound"}
+ODD = {"NotFound", "AccountNotFound", "NotificationNotFound", "TokenNotFound"}
 
 
 def _subclasses(cls: type[StrongroomError]) -> set[type[StrongroomError]]:

@@ -31,6 +31,10 @@ async def _keeps_nothing() -> bool:
     return False
 
 
+def _any_target(kind: str, target: str) -> None:
+    """For who sends nothing."""
+
+
 class Inspector(Protocol):
     """Looks at what an operator registers or a tenant binds, on the host that can reach it."""
 
@@ -123,6 +127,8 @@ class Services:
 
     endpoint   base URL as clients see it; None: taken from the Host header of each request
     regions, authenticate_region   None: there is no other region
+    check_target   raises InvalidRequest for a (kind, target) of a notification that could never be sent
+    seal_secret    a secret as it may stand in the database
     groups                         worker groups whose sources this process reaches; None: all
     ending                         set when the process is about to end
     """
@@ -139,6 +145,8 @@ class Services:
     regions: Regions | None = None
     authenticate_region: Authenticate | None = None
     retains: Retains = _keeps_nothing
+    check_target: Callable[[str, str], None] = _any_target
+    seal_secret: Callable[[str], bytes] = str.encode
     metrics: MetricsAccess = field(default_factory=MetricsAccess)
     catalogue_metrics: CatalogueMetrics = field(default_factory=CatalogueMetrics)
     audit: AuditTrail = field(default_factory=AuditTrail)

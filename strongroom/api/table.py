@@ -12,6 +12,7 @@ from strongroom.api import (
     health,
     importing,
     metrics,
+    notifications,
     operation_logs,
     orders,
     organization_policies,
@@ -64,5 +65,6 @@ OPERATIONS: tuple[Operation, ...] = (
     *tasks.OPERATIONS,
     *events.OPERATIONS,
     *quotas.OPERATIONS,
+    *notifications.OPERATIONS,
     *audit.OPERATIONS,
 )

@@ -146,6 +146,13 @@ class ServerNotFound(NotFound):
     kind = "Server"
 
 
+class NotificationNotFound(NotFound):
+    """Of the project: ours, so with the general code."""
+
+    code = "BackupService.9900"
+    kind = "Notification"
+
+
 class AccountNotFound(NotFound):
     """A project, user, domain or access key of the identity."""
 

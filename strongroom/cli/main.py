@@ -15,6 +15,7 @@ from strongroom.cli import (
     demo,
     disaster,
     local,
+    notifications,
     organization,
     policies,
     protectables,
@@ -54,6 +55,7 @@ app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")
 app.add_typer(accounts.token_keys, name="token-key")
 app.add_typer(audit.app, name="audit")
+app.add_typer(notifications.app, name="notification")
 app.add_typer(quotas.app, name="quota")
 app.add_typer(protectables.app, name="protectable")
 regions.register(backups.app, vaults.app)

@@ -41,6 +41,7 @@ READ_ACTIONS = frozenset(
         "cbr:tasks:get",
         "strongroom:events:get",
         "strongroom:quotas:get",
+        "strongroom:notifications:list",
         "strongroom:entries:list",  # names inside a restore point; contents need download
     }
 )
@@ -75,6 +76,7 @@ WRITE_ACTIONS = frozenset(
         "cbr:agents:removePath",
         "strongroom:entries:download",
         "strongroom:tasks:cancel",
+        "strongroom:notifications:change",
         "strongroom:vaults:verify",
     }
 )

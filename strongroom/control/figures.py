@@ -89,7 +89,7 @@ async def read_figures(database: Database, clock: Clock) -> Figures:
         at=now,
         backlog=await _backlog(database),
         vaults=await _vaults(database),
-        resources=await _resources(database, now),
+        resources=await read_resources(database, now),
         damaged=damaged,
         copied_at=datetime.fromisoformat(copied[0]) if copied else None,
     )
@@ -121,8 +121,8 @@ async def _vaults(database: Database) -> list[VaultRoom]:
         return await found.fetchall()
 
 
-async def _resources(database: Database, now: datetime) -> list[Protected]:
-    """Those without a success first, then by its age."""
+async def read_resources(database: Database, now: datetime) -> list[Protected]:
+    """What is protected, of all tenants: those without a success first, then by its age."""
     async with database.read() as conn:
         found = await conn.execute(
             "SELECT r.project_id, r.vault_id, r.resource_id, r.type, "

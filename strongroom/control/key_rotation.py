@@ -27,6 +27,12 @@ async def adopt_master_key(
         for access_key, sealed in rows:
             again = ring.seal_secret(ring.open_secret(bytes(sealed)))
             await conn.execute("UPDATE access_keys SET secret_sealed = %s WHERE access_key = %s", [again, access_key])
+        found = await conn.execute(
+            "SELECT id, secret_sealed FROM notifications WHERE secret_sealed IS NOT NULL FOR UPDATE"
+        )
+        for notification_id, sealed in await found.fetchall():
+            again = ring.seal_secret(ring.open_secret(bytes(sealed)))
+            await conn.execute("UPDATE notifications SET secret_sealed = %s WHERE id = %s", [again, notification_id])
         # Copies of the database in the store are sealed by the old key: the next start makes one by the new.
         await conn.execute("DELETE FROM installation WHERE name = %s", [COPIED_AT])
         # Who had the old master key could make tokens: the next start makes a key for them from the new one.

@@ -34,13 +34,16 @@ from strongroom.base.ids import new_id
 from strongroom.control import audit, claiming, expiry, firing, locking, sessions, tasks
 from strongroom.control.claiming import RunningLimits
 from strongroom.control.db import Database
+from strongroom.control.outgoing import Outgoing
 from strongroom.control.promises import PromiseTicker
 from strongroom.control.tasks import Task
+from strongroom.control.tokens import Ring
 from strongroom.engine.store.base import Store
 from strongroom.engine.store.retention import retains
 from strongroom.operations import measures, trace
 from strongroom.operations.job import Job, Tools
 from strongroom.operations.monitor import JobMonitor
+from strongroom.operations.notify import deliver_due, look_for_overdue
 from strongroom.operations.portal import Portal
 from strongroom.operations.registry import WORK
 from strongroom.operations.self_backup import SelfBackups, copy_when_due
@@ -53,6 +56,8 @@ SWEEP_S = 5.0
 FIRE_S = 2.0  # how late a scheduled run may begin
 EXPIRE_S = 10.0  # nobody waits for an expiry
 AUDIT_S = 3600.0  # a log that is kept for months may keep a row an hour longer
+NOTIFY_S = 3.0  # how late a message may leave
+OVERDUE_S = 300.0  # how late a run that did not happen is told
 SELF_S = 60.0  # how late a copy of the database may begin
 PROMISE_S = 10.0  # how much of a promise's time an ended worker may leave uncounted
 RETRY_S_FIRST, RETRY_S_MAX = 1.0, 60.0  # doubled with every attempt
@@ -97,6 +102,8 @@ class Worker:
         drain_s: float = 0.0,
         region: str = "",
         self_backups: SelfBackups | None = None,
+        outgoing: Outgoing | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self._url = database_url
         self._make_tools = make_tools
@@ -106,6 +113,7 @@ class Worker:
         self._region = region
         self._audit_days = audit_days
         self._self_backups = self_backups or SelfBackups()
+        self._outgoing, self._ring = outgoing, ring
         self._place, self._dead, self._limits = place, dead, limits
         self._served_last = ""  # the project of the last task: the turn goes on behind it
         self.drain_s = drain_s
@@ -195,6 +203,8 @@ class Worker:
                 asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
                 asyncio.create_task(self._forever(AUDIT_S, lambda: self._forget(database))),
                 asyncio.create_task(self._forever(SELF_S, lambda: self._copy_self(database, tools))),
+                asyncio.create_task(self._forever(NOTIFY_S, lambda: self._notify(database))),
+                asyncio.create_task(self._forever(OVERDUE_S, lambda: look_for_overdue(database, self._clock))),
                 asyncio.create_task(self._forever(TELL_AGAIN_S, lambda: self._tell_again(database, tools.store))),
                 asyncio.create_task(self._listen(database)),
             ]
@@ -276,6 +286,12 @@ class Worker:
         """Rows of the audit log whose time is over."""
         while await audit.purge(database, self._audit_days) == audit.PURGE_ROWS_MAX:
             pass
+
+    async def _notify(self, database: Database) -> None:
+        """Messages to tenants that are due (notify.py)."""
+        if self._outgoing is not None and self._ring is not None:
+            while await deliver_due(database, self._outgoing, self._ring, self._clock) and not self._draining:
+                pass
 
     async def _copy_self(self, database: Database, tools: Tools) -> None:
         """The database itself, into the store (self_backup.py)."""

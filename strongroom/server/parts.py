@@ -21,6 +21,7 @@ from strongroom.control import installation, programs
 from strongroom.control.claiming import RunningLimits
 from strongroom.control.db import Database
 from strongroom.control.programs import Program
+from strongroom.control.tokens import Ring
 from strongroom.engine import DomainSettings, MasterKey
 from strongroom.engine.pool import Pool
 from strongroom.engine.store.base import Store
@@ -83,6 +84,8 @@ class Parts:
             drain_s=drain_s,
             region=settings.region,
             audit_days=settings.audit_days,
+            outgoing=settings.outgoing,
+            ring=Ring([settings.master_key_file.read_bytes()]),
             self_backups=SelfBackups(every=timedelta(hours=settings.self_backup_hours), keep=settings.self_backup_keep),
         )
 

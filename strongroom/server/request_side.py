@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import ASGIApp
 
@@ -26,6 +27,7 @@ from strongroom.control.tokens import Ring
 from strongroom.engine.store.retention import retains
 from strongroom.operations.browsing import ResourceInspector, RestorePointBrowser
 from strongroom.operations.job import Tools
+from strongroom.operations.notify import check_target
 from strongroom.operations.portal import Portal
 from strongroom.operations.regions import RegionGate
 from strongroom.server.parts import Parts
@@ -112,6 +114,8 @@ def _services(
         inspector=ResourceInspector(forbidden=tools.own_places),
         probes=probes,
         groups=groups,
+        check_target=partial(check_target, outgoing=settings.outgoing),
+        seal_secret=Ring([settings.master_key_file.read_bytes()]).seal_secret,
         metrics=MetricsAccess(
             token=settings.metrics_token,
             detail=settings.metrics_detail == "vaults",

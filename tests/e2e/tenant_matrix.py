@@ -50,6 +50,10 @@ NO_IDS = {
 }
 
 
+# Nothing is ever sent there: it is a name that leads to this machine.
+HOOK = {"name": "hook", "kind": "webhook", "target": "https://localhost:1/"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tenant:
     """Ids of one tenant, by what they are of. names: texts that lists can be asked for.
@@ -70,6 +74,7 @@ class Tenant:
     log: str
     policy: str
     agent: str
+    notification: str
     lent: str
     receivers: tuple[str, str]
     names: tuple[str, ...]
@@ -78,7 +83,7 @@ class Tenant:
         """Every id but the project's and the user's."""
         return (
             *(self.vault, self.spare_vault, self.resource, self.spare, self.other, self.disk),
-            *(self.checkpoint, self.backup, self.log, self.policy, self.agent, self.lent),
+            *(self.checkpoint, self.backup, self.log, self.policy, self.agent, self.notification, self.lent),
         )
 
 
@@ -125,6 +130,7 @@ def path_values(own: Tenant) -> dict[str, str]:
         "instance_id": own.resource,
         "order_id": own.vault,
         "agent_id": own.agent,
+        "notification_id": own.notification,
         "member_id": own.receivers[0],
         "protectable_type": "turbo",
         "key": "team",
@@ -206,6 +212,8 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
         "change_vault_charge_mode": (
             {"vault_ids": [own.vault], "charging_mode": "pre_paid", "period_type": "month", "period_num": 1},
         ),
+        "create_notification": ({"notification": HOOK},),
+        "update_notification": ({"notification": {"name": "renamed"}},),
         "create_policy": ({"policy": policy},),
         "update_policy": ({"policy": {"name": "renamed"}},),
         "create_organization_policy": ({"policy": organization},),

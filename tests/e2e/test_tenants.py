@@ -14,7 +14,7 @@ from every_operation import every_operation
 from harness import Client, make_tree
 from hostile_world import PASSING_TABLES, World, connect
 from reliability import report
-from tenant_matrix import Asked, Tenant, asked_soundly, needs_credentials, of_project, places
+from tenant_matrix import HOOK, Asked, Tenant, asked_soundly, needs_credentials, of_project, places
 
 from strongroom.api.operation import AUTHENTICATED, Operation
 from strongroom.control.access import ACTION_ADMIN, ROLE_TENANT_ADMIN, allowed
@@ -109,6 +109,7 @@ def settle(client: Client, operator: Client, base: Path, letter: str, receivers:
     client.ok("POST", f"backups/{lent}/members", {"members": [receivers[0]]})
     host = {"agent_id": str(uuid.uuid4()), "host_name": "web", "host_ip": "10.0.0.1", "host_os": "Debian"}
     agent = client.ok("POST", "agents", {"agent": host})["agent"]["agent_id"]
+    hook = client.ok("POST", f"/ext/v1/{client.project}/notifications", {"notification": HOOK})["notification"]["id"]
     client.quiet()
     names = (f"{letter}-vault-of-mine", f"{letter}-share-of-mine", f"{letter}-red", str(base / f"{letter}-share"))
     shown = client.http.get("/v3/auth/tokens", headers={"X-Subject-Token": client.http.headers["X-Auth-Token"]})
@@ -126,6 +127,7 @@ def settle(client: Client, operator: Client, base: Path, letter: str, receivers:
         log=next(log["id"] for log in client.ok("GET", "operation-logs", vault_id=vault)["operation_logs"]),
         policy=policy_id,
         agent=agent,
+        notification=hook,
         lent=lent,
         receivers=receivers,
         names=names,
