@@ -69,6 +69,8 @@ class Settings:
     state_dir: Path
     listen: Listen
     health_listen: Listen | None
+    agent_listen: Listen | None
+    agent_endpoint: Listen | None
     tls_cert: Path | None
     tls_key: Path | None
     insecure: bool
@@ -141,6 +143,8 @@ SETTINGS: dict[str, Setting] = {
         default=None,
         meaning="Where `worker` answers /healthz, /readyz and /metrics; without it, nowhere.",
     ),
+    "agent_listen": Setting(parse=listen_at, default=None, meaning="Where agents dial; without it, none can."),
+    "agent_endpoint": Setting(parse=listen_at, default=None, meaning="That as hosts reach it; else `agent_listen`."),
     "tls_cert": Setting(parse=path_of, default=None, meaning="Certificate chain of the API (PEM)."),
     "tls_key": Setting(parse=path_of, default=None, meaning="Private key of that certificate (PEM)."),
     "insecure": Setting(parse=boolean, default="false", meaning="Allow to listen beyond loopback without TLS."),

@@ -46,6 +46,7 @@ WITHOUT_PROJECT = {
     "control/listing.py": "the project is the first of its Filters",
     "control/backups.py::": "rows with their project, as a source for statements that bind it",
     "control/agents.py::": "the same",
+    "control/agent_identity.py::enroll": "a token says whose it is: found by its hash, it gives the project",
     "control/subjects.py::_select_vaults": "each condition that it is given binds the project",
     "control/expiry.py::overdue": "the worker asks which tenant's time has come; what it does then binds the project",
     "control/firing.py::due_runs": "the same",
@@ -154,7 +155,7 @@ def test_sql_lives_in_control() -> None:
 
 # Rooms of the command line that read a repository or an installation themselves, and who leads to them.
 WITHOUT_HTTP = {
-    *("disaster", "engine", "engine_domains", "engine_proofs", "engine_pruning", "engine_reads"),
+    *("agent_host", "disaster", "engine", "engine_domains", "engine_proofs", "engine_pruning", "engine_reads"),
     *("local", "main", "proving", "recover", "recovery", "scrubbing", "simulation", "sources"),
 }
 

@@ -8,6 +8,7 @@ import msgspec
 from strongroom.api.operation import Call, Operation
 from strongroom.api.paging import page_of
 from strongroom.base.clock import api_timestamp
+from strongroom.base.errors import Unsupported
 from strongroom.control import agents
 from strongroom.control.agents import Agent, NewAgent
 
@@ -63,6 +64,27 @@ class CheckedResource(msgspec.Struct):
 
 class CheckAgent(msgspec.Struct):
     agent_status: list[CheckedResource]
+
+
+class EnrolmentToken(msgspec.Struct):
+    """Counts once, until expires_at. server: HOST:PORT that the host dials."""
+
+    token: str
+    expires_at: str
+    server: str
+
+
+class EnrolmentAnswer(msgspec.Struct):
+    enrolment: EnrolmentToken
+
+
+async def new_enrolment(call: Call) -> EnrolmentAnswer:
+    """Who has the answer can become this host: it is shown once, and kept nowhere."""
+    new_token = call.services.new_agent_token
+    if new_token is None:
+        raise Unsupported(reason="Agents cannot dial this server. Its operator sets agent_listen (docs/AGENT.md).")
+    token, ends, server = await new_token(call.project_id, call.path["agent_id"])
+    return EnrolmentAnswer(enrolment=EnrolmentToken(token=token, expires_at=api_timestamp(ends), server=server))
 
 
 async def register_agent(call: Call) -> dict[str, Any]:
@@ -184,6 +206,15 @@ _AGENTS = "/v3/{project_id}/agents"
 _AGENT = _AGENTS + "/{agent_id}"
 
 OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="new_agent_enrolment",
+        method="POST",
+        path="/ext/v1/{project_id}/agents/{agent_id}/enrolments",
+        action="cbr:agents:register",
+        handler=new_enrolment,
+        answer=EnrolmentAnswer,
+        status=201,
+    ),
     Operation(
         name="check_agent",
         method="POST",

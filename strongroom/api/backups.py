@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -76,6 +76,12 @@ class MappingBody(msgspec.Struct):
     volume_id: str
 
 
+class RestoreDetails(msgspec.Struct):
+    """Of a host with an agent: the folder there that gets everything."""
+
+    destination_path: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+
+
 class RestoreTarget(msgspec.Struct):
     """Body of a restore. `force` is ours: write although somebody has the target open."""
 
@@ -85,6 +91,7 @@ class RestoreTarget(msgspec.Struct):
     mappings: list[MappingBody] | None = None
     power_on: bool | None = None
     force: bool | None = None
+    details: RestoreDetails | None = None
 
 
 class RestoreBackup(msgspec.Struct):
@@ -171,6 +178,7 @@ async def restore_backup(call: Call) -> dict[str, Any]:
             volume_id=body.volume_id,
             resource_id=body.resource_id,
             server_id=body.server_id,
+            target_path=body.details.destination_path.encode() if body.details is not None else None,
             force=bool(body.force),
             machine=machine_wish(body.mappings, body.power_on),
         ),

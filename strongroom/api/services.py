@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from starlette.requests import Request
@@ -25,6 +26,10 @@ Probe = Callable[[], Awaitable[None]]
 
 # Whether the store itself keeps what a locked vault promises (object lock). Raises StoreError.
 Retains = Callable[[], Awaitable[bool]]
+
+
+# A one-time token for an agent of a project: (token, when it ends, HOST:PORT to dial). Raises AgentNotFound, Conflict.
+NewAgentToken = Callable[[str, str], Awaitable[tuple[str, datetime, str]]]
 
 
 async def _keeps_nothing() -> bool:
@@ -131,6 +136,7 @@ class Services:
     seal_secret    a secret as it may stand in the database
     groups                         worker groups whose sources this process reaches; None: all
     ending                         set when the process is about to end
+    new_agent_token                None: agents cannot dial this server
     """
 
     database: Database
@@ -149,6 +155,7 @@ class Services:
     seal_secret: Callable[[str], bytes] = str.encode
     metrics: MetricsAccess = field(default_factory=MetricsAccess)
     catalogue_metrics: CatalogueMetrics = field(default_factory=CatalogueMetrics)
+    new_agent_token: NewAgentToken | None = None
     audit: AuditTrail = field(default_factory=AuditTrail)
     events: EventHub = field(default_factory=EventHub)
     ending: asyncio.Event = field(default_factory=asyncio.Event)

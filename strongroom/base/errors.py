@@ -34,8 +34,6 @@ class StrongroomError(Exception):
 
 
 # --- request side ---------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, eq=False)
 class InvalidRequest(StrongroomError):
     """A member of a request is missing, malformed or out of range."""
@@ -275,8 +273,6 @@ class ConfigError(StrongroomError):
 
 
 # --- store ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, eq=False)
 class StoreError(StrongroomError):
     """The store refused or broke. Nothing is known to be stored after it. Names of objects are for operators only."""
@@ -319,8 +315,6 @@ class ShortRead(StoreError):
 
 
 # --- repository -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, eq=False)
 class RepositoryError(StrongroomError):
     template: ClassVar[str] = "The repository cannot be used: {reason}"
@@ -364,8 +358,6 @@ class ManifestCorrupt(Corrupt):
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, eq=False)
 class SourceError(StrongroomError):
     """The protected resource cannot be read, or the target cannot be written."""
@@ -381,6 +373,12 @@ class SourceGone(SourceError):
 
 class SourceDenied(SourceError):
     """The service may not read or write it."""
+
+
+class SourceUnreachable(SourceError):
+    """What reads the resource is not connected (any more); it may be again in a while."""
+
+    retryable = True
 
 
 class SourceShort(SourceError):
@@ -414,8 +412,6 @@ class TargetDenied(SourceError):
 
 
 # --- jobs -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, eq=False)
 class WorkerStops(StrongroomError):
     """The worker was asked to end; the task is given back and goes on elsewhere or later."""
@@ -433,8 +429,6 @@ class ComeAgain(StrongroomError):
 
 
 # --- other regions --------------------------------------------------------------------------------------------------
-
-
 @dataclass(kw_only=True, eq=False)
 class RegionUnreachable(Unavailable):
     """The other region did not answer, or not like one of ours. The sentence says what to look at."""

@@ -6,7 +6,7 @@ name, which is exactly the order of their path tuples: two walks of a tree can b
 """
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -133,6 +133,55 @@ class TreeStream(Protocol):
 
     def folders(self) -> Iterator[Folder]:
         """Walk once, pre-order. A folder that vanished is left out; one that cannot be read raises SourceError."""
+        ...
+
+
+class Cutting(NamedTuple):
+    """What a source far away needs to cut and name chunks by itself, so that only new ones travel.
+
+    key    32 bytes that name chunks           seed  of the chunker
+    knows  whether the chunk of an id of 32 bytes is stored already; from one thread
+    """
+
+    key: bytes
+    seed: int
+    knows: Callable[[bytes], bool]
+
+
+class Piece(NamedTuple):
+    """One chunk of a file, or a hole (an id of zeros). data: None for a chunk that `Cutting.knows`."""
+
+    id: bytes
+    length: int
+    data: memoryview | None
+
+
+class CutFile(FileData, Protocol):
+    """A file that its source has cut. `attributes`, `changed` and `whole` may be asked when the pieces were taken."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """Once, in order, covering [0, entry.size); disk images in blocks, as `engine/files.py` has them."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """False when the file ended before entry.size; what was missing came as holes."""
+        ...
+
+
+class CutFolder(Folder, Protocol):
+    """A folder whose files are CutFiles."""
+
+    def expect(self, entries: Sequence[tuple[Entry, bool]]) -> None:
+        """What will be asked for, in this order: True `open`, False `attributes`. A hint that saves waiting."""
+        ...
+
+
+class CutTree(TreeStream, Protocol):
+    """A tree whose folders are CutFolders."""
+
+    def cut_by(self, cutting: Cutting) -> None:
+        """Called once, before `root`."""
         ...
 
 

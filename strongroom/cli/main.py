@@ -8,6 +8,8 @@ import typer
 from strongroom.base.errors import Canceled, StrongroomError
 from strongroom.cli import (
     accounts,
+    agent_host,
+    agents,
     audit,
     backups,
     checkpoints,
@@ -32,6 +34,7 @@ from strongroom.cli import (
     vaults,
     verifying,
 )
+from strongroom.cli.command import group
 from strongroom.cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from strongroom.cli.output import print_error
 
@@ -54,6 +57,10 @@ app.add_typer(accounts.projects, name="project")
 app.add_typer(accounts.users, name="user")
 app.add_typer(accounts.keys, name="key")
 app.add_typer(accounts.token_keys, name="token-key")
+agent = group("Hosts with an agent: on the host `enroll` and `run`, anywhere the others.")
+agent_host.register(agent)
+agents.register(agent)
+app.add_typer(agent, name="agent")
 app.add_typer(audit.app, name="audit")
 app.add_typer(notifications.app, name="notification")
 app.add_typer(quotas.app, name="quota")

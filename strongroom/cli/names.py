@@ -10,6 +10,7 @@ from strongroom.cli.client import Client, Json
 from strongroom.cli.errors import NameAmbiguous, NameUnknown
 
 PROTECTABLE_TYPES = ("turbo", "disk", "server")  # the kinds this server has sources for
+RESOURCE_TYPES = (*PROTECTABLE_TYPES, "native")  # and hosts with an agent
 PROTECTABLES_PAGE = 50  # the most this list answers at once
 
 
@@ -89,6 +90,9 @@ def protectables(client: Client, kinds: Sequence[str] = PROTECTABLE_TYPES, **que
     """What the tenant may protect, kind after kind."""
     rows: list[Json] = []
     for kind in kinds:
+        if kind == "native":
+            rows += hosts(client, **query)
+            continue
         path, offset = client.v3(f"protectables/{kind}/instances"), 0
         while True:
             page = client.get(path, **query, limit=PROTECTABLES_PAGE, offset=offset)["instances"]
@@ -99,7 +103,14 @@ def protectables(client: Client, kinds: Sequence[str] = PROTECTABLE_TYPES, **que
     return rows
 
 
-def resources(client: Client, texts: Sequence[str], kinds: Sequence[str] = PROTECTABLE_TYPES) -> list[Json]:
+def hosts(client: Client, **query: Any) -> list[Json]:
+    """Registered hosts, in the shape of protectables."""
+    rows = client.pages(client.v3("agents"), "agents")
+    found = [{"id": row["agent_id"], "type": "OS::Native::Server", "name": row["host_name"]} for row in rows]
+    return [row for row in found if all(row[member] == value for member, value in query.items())]
+
+
+def resources(client: Client, texts: Sequence[str], kinds: Sequence[str] = RESOURCE_TYPES) -> list[Json]:
     """Protectables by name or id, in the order given, each as the API wants a resource: id, type, name."""
     found = []
     for text in texts:

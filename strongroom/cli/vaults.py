@@ -1,12 +1,12 @@
 """`vault`: where restore points are kept, and which resources are bound to it."""
 
+import enum
 from typing import Annotated, Any
 
 import typer
 
 from strongroom.cli import names
 from strongroom.cli.command import Session, YesOption, group, remote
-from strongroom.cli.protectables import Kind
 
 app = group("Vaults: each keeps the restore points of its resources under a key of its own.")
 
@@ -34,12 +34,22 @@ RESOURCE_COLUMNS = {
 }
 
 
+class Kind(enum.StrEnum):
+    """What a vault holds."""
+
+    turbo = enum.auto()
+    disk = enum.auto()
+    server = enum.auto()
+    file = enum.auto()
+
+
 @remote(app, "create")
 def create(
     session: Session,
     name: Annotated[str, typer.Argument(metavar="NAME", help="1-64 letters, digits, _ or -.")],
     kind: Annotated[
-        Kind, typer.Option("--type", help="turbo: for folders; disk: for images and devices; server: for machines.")
+        Kind,
+        typer.Option("--type", help="turbo: folders; disk: images and devices; server: machines; file: hosts (agent)."),
     ],
     size: Annotated[int, typer.Option(metavar="GB", help="How much it may keep, 10-10485760 GB.")] = 100,
     resource: Annotated[
@@ -57,10 +67,11 @@ def create(
     """Make a vault."""
     body: dict[str, Any] = {
         "name": name,
-        "resources": names.resources(session.client, resource or [], [kind.value]),
+        "resources": names.resources(session.client, resource or [], ["native" if kind == Kind.file else kind.value]),
         "auto_expand": auto_expand,
         "billing": {
             "object_type": kind.value,
+            "cloud_type": "hybrid" if kind == Kind.file else "public",
             "protect_type": "replication" if replicas else "backup",
             "consistent_level": "app_consistent" if app_consistent else "crash_consistent",
             "size": size,

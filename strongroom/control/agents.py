@@ -187,6 +187,11 @@ async def unregister(database: Database, project_id: str, agent_id: str, request
         await remove_resources(database, project_id, vault_id, [agent_id], request_id, clock)
     async with database.transaction() as conn:
         await conn.execute("DELETE FROM agents WHERE project_id = %s AND id = %s", [project_id, agent_id])
+        await conn.execute(
+            "UPDATE protectables SET removed_at = %s "
+            "WHERE project_id = %s AND id = %s AND type = 'native' AND removed_at IS NULL",
+            [clock.now(), project_id, agent_id],
+        )
 
 
 def _check_new(new: NewAgent) -> None:

@@ -35,6 +35,11 @@ async def adopt_master_key(
             await conn.execute("UPDATE notifications SET secret_sealed = %s WHERE id = %s", [again, notification_id])
         # Copies of the database in the store are sealed by the old key: the next start makes one by the new.
         await conn.execute("DELETE FROM installation WHERE name = %s", [COPIED_AT])
+        # The authority of agents is known by their hosts: its key stays, sealed anew.
+        authorities = await (await conn.execute("SELECT sealed_key FROM agent_authority FOR UPDATE")).fetchall()
+        for (sealed,) in authorities:
+            again = ring.seal_secret(ring.open_secret(bytes(sealed)))
+            await conn.execute("UPDATE agent_authority SET sealed_key = %s", [again])
         # Who had the old master key could make tokens: the next start makes a key for them from the new one.
         await conn.execute("DELETE FROM token_keys")
         for (project_id, vault_id, domain_id), data in wrapped.items():
@@ -47,4 +52,4 @@ async def adopt_master_key(
             "INSERT INTO installation (name, value) VALUES (%s, %s) ON CONFLICT (name) DO UPDATE SET value = %s",
             [MASTER_KEY_ID, key_id, key_id],
         )
-    return len(rows)
+    return len(rows) + len(authorities)

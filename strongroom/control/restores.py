@@ -42,13 +42,14 @@ from strongroom.control.subjects import (
     require_vault,
 )
 from strongroom.control.tasks import NewTask, Task
-from strongroom.control.vault_kinds import RESOURCE_KINDS, SERVER
+from strongroom.control.vault_kinds import NATIVE, RESOURCE_KINDS, SERVER
 
 # The member of a v3 request that names the target, by kind of backup.
 TARGET_MEMBERS = {
     "OS::Nova::Server": "server_id",
     "OS::Cinder::Volume": "volume_id",
     "OS::Sfs::Turbo": "resource_id",
+    "OS::Native::Server": "resource_id",
 }
 
 # What is restored, and the backup of the machine that it belongs to where it is that of a disk.
@@ -68,7 +69,7 @@ class NewRestore:
     volume_id, resource_id, server_id   the target as v3 names it, by kind of backup; all None: the source resource
     target_id    the target whatever its kind, as /ext names it
     path         only this file or folder, relative bytes; None: everything
-    target_path  place inside the target, relative bytes; None: where it was
+    target_path  place inside the target, relative bytes; None: where it was. Of a host: a folder for all of it
     force        write although somebody has the target open
     machine      of a server: its disks, and the state it is left in
     skip_damaged onto another resource: restore what is whole of a backup that is damaged, and tell what is not
@@ -245,9 +246,9 @@ def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
         raise InvalidRequest(
             reason=f"Invalid {TARGET_MEMBERS[kind]}: the backup is of another project. Name a target of your own."
         )
-    if new.target_path is not None and new.path is None:
+    if new.target_path is not None and new.path is None and kind != NATIVE.type_name:
         raise InvalidRequest(reason="Invalid target_path: it says where `path` goes, so name the path too.")
-    if kind != "OS::Sfs::Turbo" and (new.path is not None or new.target_path is not None):
+    if kind not in ("OS::Sfs::Turbo", NATIVE.type_name) and (new.path is not None or new.target_path is not None):
         what = "server is restored by whole disks" if kind == SERVER.type_name else "disk is restored as a whole"
         raise InvalidRequest(reason=f"Invalid path: the backup of a {what}.")
     if kind != SERVER.type_name and new.machine.new_name is not None:

@@ -13,6 +13,7 @@ from psycopg.rows import class_row, dict_row
 
 from strongroom.base.errors import ResourceNotFound, VaultNotFound
 from strongroom.base.units import GIB
+from strongroom.control.vault_kinds import NATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,10 @@ class VaultRef:
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceRef:
-    """A registered resource: what a source driver needs to open it. size_bytes is of the last look at it."""
+    """A registered resource: what a source driver needs to open it. size_bytes is of the last look at it.
+
+    roots  of a host with an agent: (path, paths below it that are left out)
+    """
 
     id: str
     type: str
@@ -57,6 +61,7 @@ class ResourceRef:
     worker_group: str
     size_bytes: int
     source_host: str = ""
+    roots: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
 
 
 def vault_full_sentence(vault: VaultRef) -> str:
@@ -150,9 +155,19 @@ async def load_resource(conn: AsyncConnection[Any], project_id: str, resource_id
             [project_id, resource_id],
         )
         row = await cursor.fetchone()
-    if row is None:
-        raise ResourceNotFound(id=resource_id or "(none)")
-    return ResourceRef(**{**row, "path": bytes(row["path"])})
+        if row is None:
+            raise ResourceNotFound(id=resource_id or "(none)")
+        roots: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
+        if row["type"] == NATIVE.type_name:
+            await cursor.execute(
+                "SELECT path, excluded FROM agent_paths WHERE project_id = %s AND agent_id = %s ORDER BY path",
+                [project_id, resource_id],
+            )
+            roots = tuple(
+                (path["path"].encode(), tuple(text.encode() for text in path["excluded"]))
+                for path in await cursor.fetchall()
+            )
+    return ResourceRef(**{**row, "path": bytes(row["path"]), "roots": roots})
 
 
 async def release_resource(conn: AsyncConnection[Any], project_id: str, resource_id: str | None, busy: str) -> None:

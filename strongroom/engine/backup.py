@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 from strongroom.base.errors import Corrupt, ObjectMissing, PackCorrupt
-from strongroom.base.streams import BlockStream, Monitor, TreeStream
+from strongroom.base.streams import BlockStream, Cutting, CutTree, Monitor, TreeStream
 from strongroom.base.units import MIB
 from strongroom.engine.checks import TRUSTED_DAYS, note_checked, trusted_packs
 from strongroom.engine.content import parse_content, top_pages
@@ -168,6 +168,9 @@ def _tree(
     blocks, reason = _usable_blocks(request, parent)
     old = Parent(open_stream(parent, session.metadata, session.expect) if parent else None)
     work = TreeBackup(intake, session.metadata, old, monitor)
+    if hasattr(stream, "cut_by"):
+        domain = session.repository.domain
+        cast(CutTree, stream).cut_by(Cutting(domain.dedup_key, domain.chunker_seed, intake.knows))
     entry, attributes = stream.root()
     stored = work.run(stream, blocks)
     monitor.advance(work.bytes_total, work.bytes_total, work.entries)

@@ -21,31 +21,40 @@ METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX = 16 * KIB, 64 * KIB,
 ZEROS = bytes(CHUNK_BYTES_MAX)
 
 
-class Chunker:
-    """Cuts and names chunks for one session. Not for several threads."""
+class DataChunker:
+    """Cuts and names the chunks of files: all that a host needs to know of a domain. Not for several threads."""
 
-    def __init__(self, domain: Domain) -> None:
-        self._data_key = domain.dedup_key
-        self._metadata_key = derive_key("metadata ids", domain.dedup_key)
-        self._files = _cutter(domain, CHUNK_BYTES_MIN, CHUNK_BYTES_AVG, CHUNK_BYTES_MAX)
-        self._metadata = _cutter(domain, METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX)
+    def __init__(self, key: bytes, seed: int) -> None:
+        self._key = key
+        self._files = _cutter(seed, CHUNK_BYTES_MIN, CHUNK_BYTES_AVG, CHUNK_BYTES_MAX)
 
     def data_id(self, chunk: bytes | bytearray | memoryview) -> bytes:
-        return blake3(chunk, key=self._data_key).digest()
-
-    def metadata_id(self, chunk: bytes | bytearray | memoryview) -> bytes:
-        return blake3(chunk, key=self._metadata_key).digest()
+        return blake3(chunk, key=self._key).digest()
 
     def cut_data(self, buffer: memoryview, *, at_end: bool) -> list[int]:
         """Lengths of the whole chunks at the start of `buffer`; what is left over begins the next call's buffer."""
         return _lengths(self._files, buffer, at_end)
 
+
+class Chunker:
+    """Cuts and names chunks for one session. Not for several threads."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._metadata_key = derive_key("metadata ids", domain.dedup_key)
+        self._data = DataChunker(domain.dedup_key, domain.chunker_seed)
+        self._metadata = _cutter(domain.chunker_seed, METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX)
+        self.data_id = self._data.data_id
+        self.cut_data = self._data.cut_data
+
+    def metadata_id(self, chunk: bytes | bytearray | memoryview) -> bytes:
+        return blake3(chunk, key=self._metadata_key).digest()
+
     def cut_metadata(self, buffer: memoryview, *, at_end: bool) -> list[int]:
         return _lengths(self._metadata, buffer, at_end)
 
 
-def _cutter(domain: Domain, least: int, average: int, most: int) -> FastCDC:
-    return FastCDC(average, min_size=least, max_size=most, seed=domain.chunker_seed)
+def _cutter(seed: int, least: int, average: int, most: int) -> FastCDC:
+    return FastCDC(average, min_size=least, max_size=most, seed=seed)
 
 
 def _lengths(cutter: FastCDC, buffer: memoryview, at_end: bool) -> list[int]:

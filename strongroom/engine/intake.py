@@ -85,6 +85,10 @@ class Intake:
             self.data.keep(chunk_id, len(chunk))
         return chunk_id
 
+    def knows(self, chunk_id: bytes) -> bool:
+        """Whether a data chunk need not be put."""
+        return self._index.knows(chunk_id[:KEY_BYTES])
+
     def put_metadata(self, chunk: bytes) -> bytes:
         """Store a metadata chunk unless it is known; its id."""
         chunk_id = self.chunker.metadata_id(chunk)

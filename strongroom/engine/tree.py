@@ -8,9 +8,10 @@ A folder that only the parent has (b, e) is passed over. Memory holds one folder
 
 import stat
 from collections.abc import Iterator
+from typing import cast
 
 from strongroom.base.errors import Corrupt, ObjectMissing, SourceGone, StrongroomError
-from strongroom.base.streams import Entry, FileData, Folder, Monitor, Path, Skipped, TreeStream
+from strongroom.base.streams import CutFolder, Entry, FileData, Folder, Monitor, Path, Skipped, TreeStream
 from strongroom.base.units import GIB, MIB
 from strongroom.engine.content import BLOCKS, Content, GetMetadata
 from strongroom.engine.files import ContentReader, changed_extents, is_image
@@ -170,9 +171,15 @@ class TreeBackup:
             writer.add(key, data)
 
     def _items(self, folder: Folder, known: dict[bytes, Item]) -> Iterator[Item]:
-        for entry in folder.entries:
-            old = known.get(entry.name)
-            if old is not None and self._is_unchanged(entry, old):
+        olds = [known.get(entry.name) for entry in folder.entries]
+        same = [
+            old is not None and self._is_unchanged(entry, old) for entry, old in zip(folder.entries, olds, strict=True)
+        ]
+        if hasattr(folder, "expect") and not all(same):
+            fresh = [entry for entry, unchanged in zip(folder.entries, same, strict=True) if not unchanged]
+            cast(CutFolder, folder).expect(self._expected(fresh))
+        for entry, old, unchanged in zip(folder.entries, olds, same, strict=True):
+            if unchanged and old is not None:
                 item = Item(entry, old.attributes, old.content)
             else:
                 try:
@@ -185,6 +192,18 @@ class TreeBackup:
             if item.content is not None:
                 self.bytes_total += item.entry.size
             yield item
+
+    def _expected(self, entries: list[Entry]) -> list[tuple[Entry, bool]]:
+        """What `_read_entry` will ask for, unless something changes meanwhile: second names are not read again."""
+        expected = []
+        seen = set(self._links)
+        for entry in entries:
+            content = stat.S_ISREG(entry.mode)
+            if content and entry.nlink > 1:
+                content = (entry.dev, entry.ino) not in seen
+                seen.add((entry.dev, entry.ino))
+            expected.append((entry, content))
+        return expected
 
     def _is_unchanged(self, entry: Entry, old: Item) -> bool:
         """Earned by every field a write or a replacement would touch, and by time to notice it (RULINGS 15)."""

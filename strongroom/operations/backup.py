@@ -21,13 +21,12 @@ from strongroom.engine import BackupReport, BackupRequest
 from strongroom.engine import backup as engine_backup
 from strongroom.operations import measures
 from strongroom.operations.backup_labels import backup_labels, report_row, token_of
-from strongroom.operations.job import Job, require_foreign, source_ref
+from strongroom.operations.job import Job, driver_of, source_ref
 from strongroom.operations.locking import retain_root, tell_lock, tell_promises
 from strongroom.operations.machine_backup import back_up_machine, settle
 from strongroom.operations.machine_record import MACHINE
 from strongroom.operations.watched_store import Room
 from strongroom.sources.base import PointWanted
-from strongroom.sources.open import driver_for
 
 
 def run(job: Job) -> None:
@@ -58,8 +57,7 @@ def run(job: Job) -> None:
         return
     full = not plan.incremental or plan.parent is None
     wanted = PointWanted(parent_token=plan.parent.point_token if plan.parent else None, full=full)
-    require_foreign(tools, plan.resource.path)
-    driver = driver_for(plan.resource.type, plan.resource.path)
+    driver = driver_of(job, plan.resource)
     with driver.open_point(source_ref(plan.resource), wanted) as point:
         request = BackupRequest(
             backup_id=plan.backup_id,

@@ -30,7 +30,7 @@ def backup_labels(plan: BackupJob, token: bytes, consistency: str) -> dict[str, 
         "trigger": "policy" if plan.auto_trigger else "manual",
         "consistency": consistency,
         "token": token,
-    }
+    } | ({"paths": [path for path, _ in plan.resource.roots]} if plan.resource.roots else {})
 
 
 def token_of(root: Root) -> bytes:

@@ -13,9 +13,11 @@ from datetime import UTC, datetime, timedelta
 from strongroom.base.browsing import EntryView
 from strongroom.base.errors import EntryNotFound, InvalidRequest
 from strongroom.base.streams import Entry
+from strongroom.control.agent_identity import agent_obstacle
 from strongroom.control.reading import find_readable
 from strongroom.control.resource_binding import Look
 from strongroom.control.subjects import ResourceRef
+from strongroom.control.vault_kinds import NATIVE
 from strongroom.engine import BrowsedEntry
 from strongroom.engine.browse import entry as find_entry
 from strongroom.engine.browse import list_entries, read_file
@@ -98,10 +100,14 @@ class ResourceInspector:
     """Implements api.services.Inspector. Folders of the service itself cannot be protected, nor what lies around them:
     a restore would overwrite the state it runs on, and the store would back itself up."""
 
-    def __init__(self, forbidden: Sequence[bytes]) -> None:
+    def __init__(self, forbidden: Sequence[bytes], tools: Tools) -> None:
         self._forbidden = forbidden
+        self._tools = tools
 
     async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
+        if resource_type == NATIVE.type_name:
+            return Look(size_bytes=0, obstacle=await agent_obstacle(self._tools.database, path))
+
         def look() -> Look:
             resource = ResourceRef(
                 id=resource_id, type=resource_type, name="", path=path, options=options, worker_group="", size_bytes=0

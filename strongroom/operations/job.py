@@ -16,6 +16,7 @@ from strongroom.control.db import Database
 from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.tasks import Task, note_progress
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
+from strongroom.control.vault_kinds import NATIVE
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
 from strongroom.engine.catalogue import DomainPlace, find_domains, is_own_domain
 from strongroom.engine.copy import receive_domain
@@ -24,11 +25,14 @@ from strongroom.engine.open import load_wraps
 from strongroom.engine.pool import Pool
 from strongroom.engine.repository import Repository
 from strongroom.engine.store.base import Store
+from strongroom.operations.agents import Stations
 from strongroom.operations.monitor import JobMonitor
 from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
 from strongroom.operations.watched_store import Spend, WatchedStore, free
-from strongroom.sources.base import ResourceType, SourceOptions, SourceRef
+from strongroom.sources.base import Driver, ResourceType, SourceOptions, SourceRef
+from strongroom.sources.hosts.driver import HostDriver
+from strongroom.sources.open import driver_for
 
 log = structlog.get_logger("job")
 
@@ -44,6 +48,7 @@ def vault_prefix(project_id: str, vault_id: str) -> str:
 class Tools:
     """One a process: what jobs share. `pool` holds compressors and buffers under one byte budget (RULINGS 3).
 
+    stations       hosts with an agent
     index_folder   where copies of the vaults' indexes are kept, a folder a vault; they may be lost at any time
     peers          the other regions
     place          the state folder of this process, by its id (state.place_of)
@@ -60,6 +65,7 @@ class Tools:
     index_folder: str
     place: str | None = None
     own_places: tuple[bytes, ...] = ()
+    stations: Stations = field(default_factory=Stations)
     peers: Peers = field(default_factory=lambda: Peers({}, "", SystemClock()))
 
     def domains(self, vault: VaultRef) -> list[str | None]:
@@ -230,4 +236,14 @@ def source_ref(resource: ResourceRef) -> SourceRef:
             read_limit_bytes_s=options.get("read_limit_bytes_s"),
             privileged=bool(options.get("privileged", False)),
         ),
+        roots=resource.roots,
     )
+
+
+def driver_of(job: Job, resource: ResourceRef) -> Driver:
+    """Who reads and writes it: a driver here, or the agent on its host. Raises InvalidRequest for an unknown type, and
+    for places of our own."""
+    if resource.type == NATIVE.type_name:
+        return HostDriver(job.tools.stations.at(resource.id, resource.name), job.monitor.check)
+    require_foreign(job.tools, resource.path)
+    return driver_for(resource.type, resource.path)

@@ -21,15 +21,15 @@ from strongroom.base.errors import InvalidRequest, NotFound, SourceError, Strong
 from strongroom.base.streams import Path
 from strongroom.control import restores, tasks
 from strongroom.control.restores import RestoreJob
-from strongroom.engine import RestoreReport, restore_block, restore_tree
+from strongroom.engine import RestoreReport, Root, restore_block, restore_tree
 from strongroom.engine.repository import Repository
 from strongroom.engine.verify import find_lost
-from strongroom.operations.job import Job, require_foreign, source_ref
+from strongroom.operations.job import Job, driver_of, source_ref
 from strongroom.operations.machine_record import MACHINE
 from strongroom.operations.machine_restore import restore_machine
 from strongroom.operations.ranges import STATE_INTERVAL_S, merged
 from strongroom.sources.base import RestoreWanted, Target, TargetReport
-from strongroom.sources.open import driver_for, machine_driver_for
+from strongroom.sources.open import machine_driver_for
 
 LEFT_OUT_MAX = 100  # named in the row; the count is exact
 
@@ -41,8 +41,7 @@ def run(job: Job) -> None:
     if plan.target.type == MACHINE:
         restore_machine(job, plan)
         return
-    require_foreign(tools, plan.target.path)
-    driver = driver_for(plan.target.type, plan.target.path)
+    driver = driver_of(job, plan.target)
     started_s = tools.clock.monotonic_s()
     repository = tools.repository(plan.vault, task.id, domain_id=plan.domain_id)
     root = repository.load_root(plan.root)
@@ -58,6 +57,7 @@ def run(job: Job) -> None:
         sub_path=split(plan.target_path) if plan.target_path is not None else None,
         force=plan.force,
         done_ranges=tuple((int(o), int(n)) for o, n in task.state.get("done", ())),
+        roots=_roots_of(root),
     )
     prepared = driver.plan_restore(wanted)
     if prepared.staging is None:
@@ -88,11 +88,17 @@ def fail(job: Job, error: StrongroomError) -> None:
         tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=half))
         return
     try:
-        driver = machine_driver_for(place.path) if place.type == MACHINE else driver_for(place.type, place.path)
+        driver = machine_driver_for(place.path) if place.type == MACHINE else driver_of(job, place)
         driver.recover(source_ref(place), frozenset({job.task.id}))
     except (SourceError, InvalidRequest) as err:
         error.detail = f"{error.detail}; leftovers at the target not settled: {err}".lstrip("; ")
     tools.portal.call(restores.fail_restore(tools.database, job.task, error, tools.clock, half_restored=in_place))
+
+
+def _roots_of(root: Root) -> tuple[bytes, ...]:
+    """The paths of a host that a restore point was made of; none for anything else."""
+    paths = root.labels.get("paths", ())
+    return tuple(path for path in paths if isinstance(path, bytes)) if isinstance(paths, list | tuple) else ()
 
 
 def split(path: bytes) -> Path:

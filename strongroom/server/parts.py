@@ -5,7 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from strongroom.engine.pool import Pool
 from strongroom.engine.store.base import Store
 from strongroom.engine.store.open import open_store
 from strongroom.engine.store.retention import keeps_deleted
+from strongroom.operations.agents import Stations
 from strongroom.operations.job import Tools
 from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
@@ -50,6 +51,7 @@ class Parts:
     master: MasterKey
     pool: Pool
     peers: Peers
+    stations: Stations = field(default_factory=Stations)
 
     def tools(self, database: Database, portal: Portal) -> Tools:
         """What operations work with, on the loop and the pool of who asks."""
@@ -62,6 +64,7 @@ class Parts:
             clock=self.clock,
             settings=DomainSettings(),
             index_folder=str(self.settings.state_dir / INDEX_FOLDER),
+            stations=self.stations,
             place=self.place,
             own_places=_own_places(self.settings),
             peers=self.peers,

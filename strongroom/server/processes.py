@@ -21,6 +21,7 @@ from strongroom.control.db import require_sessions
 from strongroom.operations import trace
 from strongroom.operations.worker import Worker
 from strongroom.server import listener as http
+from strongroom.server.agents import agents_port
 from strongroom.server.parts import Parts, known, open_parts, probe_of
 from strongroom.server.request_side import request_side
 from strongroom.state import (
@@ -139,7 +140,7 @@ async def _serve(settings: Settings, url: str) -> int:
         dead: Literal["place", "all"] = "all" if settings.database_url is None else "place"
         worker = parts.worker(dead=dead, drain_s=0)  # nobody else would take over what it finishes
         probes, groups = {"worker": probe_of(worker)}, frozenset({settings.worker_group})
-        async with known(parts, "serve", settings.worker_group):
+        async with known(parts, "serve", settings.worker_group), agents_port(parts):
             try:
                 await _answer(parts, probes, groups, drain_s=0, worker=worker)
                 code = 0 if worker.alive else 1
@@ -182,7 +183,7 @@ async def _worker(settings: Settings, url: str) -> int:
     async with open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False, many=True) as parts:
         worker = parts.worker(dead="none", drain_s=settings.worker_drain_s)
         health = _Health(settings, parts, worker)
-        async with known(parts, "worker", settings.worker_group):
+        async with known(parts, "worker", settings.worker_group), agents_port(parts):
             try:
                 await asyncio.to_thread(worker.start)
                 await health.start()

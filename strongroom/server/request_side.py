@@ -15,7 +15,7 @@ from strongroom.api.catalogue_figures import MetricsAccess
 from strongroom.api.identity import IdentityApi
 from strongroom.api.keystone import KeystoneAuthenticator
 from strongroom.api.operation import Operation
-from strongroom.api.services import Authenticate, Limits, Probe, Services
+from strongroom.api.services import Authenticate, Limits, NewAgentToken, Probe, Services
 from strongroom.api.table import OPERATIONS
 from strongroom.config import Settings
 from strongroom.control.accounts import Accounts
@@ -30,6 +30,7 @@ from strongroom.operations.job import Tools
 from strongroom.operations.notify import check_target
 from strongroom.operations.portal import Portal
 from strongroom.operations.regions import RegionGate
+from strongroom.server.agents import agent_tokens
 from strongroom.server.parts import Parts
 from strongroom.state import note_endpoint, write_credentials
 
@@ -65,7 +66,7 @@ async def request_side(
         await accounts.bootstrap(settings.region, lambda first: write_credentials(settings, endpoint, first))
         note_endpoint(settings, endpoint)
         tools = parts.tools(database, Portal(asyncio.get_running_loop()))
-        services = _services(settings, tools, keystone or own, parts.probes() | probes, groups)
+        services = _services(settings, tools, keystone or own, parts.probes() | probes, groups, agent_tokens(parts))
         rows = _account_operations(settings, accounts, callers, logins, passwords, keys)
         yield RequestSide(app=build_app((*OPERATIONS, *rows), services), services=services)
     finally:
@@ -96,7 +97,12 @@ def _account_operations(
 
 
 def _services(
-    settings: Settings, tools: Tools, authenticate: Authenticate, probes: dict[str, Probe], groups: frozenset[str]
+    settings: Settings,
+    tools: Tools,
+    authenticate: Authenticate,
+    probes: dict[str, Probe],
+    groups: frozenset[str],
+    new_agent_token: NewAgentToken | None,
 ) -> Services:
     async def store_retains() -> bool:
         return await asyncio.to_thread(retains, tools.store)
@@ -111,7 +117,8 @@ def _services(
         authenticate=authenticate,
         browser=RestorePointBrowser(tools),
         retains=store_retains,
-        inspector=ResourceInspector(forbidden=tools.own_places),
+        inspector=ResourceInspector(forbidden=tools.own_places, tools=tools),
+        new_agent_token=new_agent_token,
         probes=probes,
         groups=groups,
         check_target=partial(check_target, outgoing=settings.outgoing),

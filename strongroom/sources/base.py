@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from strongroom.base.streams import BlockStream, BlockTarget, Path, Skipped, TreeStream, TreeTarget
 
-ResourceType = Literal["OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server"]
+ResourceType = Literal["OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server", "OS::Native::Server"]
 Kind = Literal["tree", "block"]
 Detail = str | int | bool | None
 DoneCallback = Callable[[int, int], None]  # (offset, length) in bytes: durable and read back
@@ -45,12 +45,16 @@ DEFAULT_OPTIONS = SourceOptions()
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRef:
-    """One registered resource: `path` is absolute, of bytes."""
+    """One registered resource: `path` is absolute, of bytes.
+
+    roots  of a host with an agent: (path, absolute paths below it that are left out)
+    """
 
     resource_id: str
     type: ResourceType
     path: bytes
     options: SourceOptions = DEFAULT_OPTIONS
+    roots: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +136,7 @@ class RestoreWanted:
                   None: back to their place
     force         go on although another process has the target open or the target is smaller
     done_ranges   block devices only: ranges an earlier attempt reported as done, sorted (offset, length)
+    roots         hosts only: the paths that the restore point was made of
     """
 
     task_id: str
@@ -144,6 +149,7 @@ class RestoreWanted:
     sub_path: Path | None = None
     force: bool = False
     done_ranges: tuple[tuple[int, int], ...] = ()
+    roots: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,17 @@ class OpenFolder:
         self._fd = fd
         self._pace = pace
 
+    def keep(self) -> "OpenFolder":
+        """The same, valid until `close`: its descriptor is its own."""
+        fd = os.open(b".", OPEN_FOLDER, dir_fd=self._fd)
+        return OpenFolder(self._root, self.path, fd, self._pace, self.entries, self.skipped)
+
+    def close(self) -> None:
+        """Of one that was kept. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
     def attributes(self, entry: Entry) -> Attributes:
         try:
             return read_attributes(self._fd, entry)
@@ -125,9 +136,15 @@ class OpenFolder:
 
 
 class FolderTree:
-    """The tree below an open folder; TreeStream. `root_fd` stays the caller's, `unchanged_before_ns` is his promise."""
+    """The tree below an open folder; TreeStream. `root_fd` stays the caller's, `unchanged_before_ns` is his promise.
 
-    def __init__(self, root_fd: int, root: bytes, options: SourceOptions, unchanged_before_ns: int) -> None:
+    above: where that folder lies below `root`, when it is a part of a larger tree: paths begin with it.
+    """
+
+    def __init__(
+        self, root_fd: int, root: bytes, options: SourceOptions, unchanged_before_ns: int, above: Path = ()
+    ) -> None:
+        self._above = above
         self.unchanged_before_ns = unchanged_before_ns
         self._root_fd = root_fd
         self._root = root
@@ -172,7 +189,7 @@ class FolderTree:
         except OSError as err:
             if err.errno in _FOLDER_GONE:
                 return False
-            raise source_error(err, below(self._root, (*descent.path, name)), "read") from err
+            raise source_error(err, below(self._root, (*self._above, *descent.path, name)), "read") from err
         return True
 
     def _parts(self, descent: Descent, subfolders: list[bytes]) -> Iterator[OpenFolder]:
@@ -191,14 +208,14 @@ class FolderTree:
                 part = _lstat_names(fd, names[start : start + FOLDER_PART_ENTRIES_MAX])
                 yield self._folder(fd, path, part, subfolders)
         except OSError as err:
-            raise source_error(err, below(self._root, path), "list") from err
+            raise source_error(err, below(self._root, (*self._above, *path)), "list") from err
         subfolders.reverse()
 
     def _folder(self, fd: int, path: Path, entries: list[Entry], subfolders: list[bytes]) -> OpenFolder:
         """Leave out what does not belong into a backup, and note the folders to go into."""
         if self._are_plain(entries):
             subfolders += [entry[0] for entry in entries if entry[1] & _TYPE == stat.S_IFDIR]
-            return OpenFolder(self._root, path, fd, self._pace, entries, ())
+            return OpenFolder(self._root, (*self._above, *path), fd, self._pace, entries, ())
         kept: list[Entry] = []
         skipped: list[Skipped] = []
         patterns = self._patterns
@@ -209,15 +226,17 @@ class FolderTree:
             if patterns and is_excluded(patterns, path, name, is_folder=kind == stat.S_IFDIR):
                 continue
             if kind == stat.S_IFSOCK:
-                skipped.append(Skipped((*path, name), "a socket lives only with the program that made it"))
+                skipped.append(
+                    Skipped((*self._above, *path, name), "a socket lives only with the program that made it")
+                )
                 continue
             if kind == stat.S_IFDIR:
                 if self._one_file_system and entry.dev != self._device:
-                    skipped.append(Skipped((*path, name), "the content is on another file system"))
+                    skipped.append(Skipped((*self._above, *path, name), "the content is on another file system"))
                 else:
                     subfolders.append(name)
             kept.append(entry)
-        return OpenFolder(self._root, path, fd, self._pace, kept, skipped)
+        return OpenFolder(self._root, (*self._above, *path), fd, self._pace, kept, skipped)
 
     def _are_plain(self, entries: list[Entry]) -> bool:
         """Whether nothing of them can have to be left out: so it is of nearly every folder. `entries` by name."""

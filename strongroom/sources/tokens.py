@@ -15,7 +15,7 @@ NETWORK_KINDS = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "lust
 
 LOCAL_KINDS = ("fuse.zfs",)  # by this host's clock, although a program serves them
 
-TokenKind = Literal["folder", "image", "device", "qcow2", "rbd", "cinder"]
+TokenKind = Literal["folder", "image", "device", "qcow2", "rbd", "cinder", "host"]
 Values = dict[str, int | bool | str]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
