@@ -182,6 +182,7 @@ class Cinder:
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
+                cwd=self._folder,  # where RabbitMQ leaves what it has to say
                 env=environ,
                 stdout=log,
                 stderr=log,
