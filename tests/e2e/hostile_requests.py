@@ -426,6 +426,7 @@ def _tenant_of(world: World) -> Tenant:
         log=world.log,
         policy=MISSING,
         agent=MISSING,
+        notification=MISSING,
         lent=world.second,
         receivers=(world.bob.project, "f" * 32),
         names=(),

@@ -40,6 +40,8 @@ NOT_OURS = {
 # Members that an operation reads only for sources that there are none of, or that decide nothing here.
 IGNORED = {
     ("restore_backup", "backup_id"): "of the mappings of a server's disks",
+    ("restore_part", "backup_id"): "of the mappings of a server's disks",
+    ("restore_part", "volume_id"): "of the mappings of a server's disks",
     ("associate_vault_policy", "destination_vault_id"): "a vault of the other region, which decides",
     ("import_backup", "resource_id"): "compared with what the restore point says of itself",
 }

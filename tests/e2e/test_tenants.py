@@ -11,13 +11,14 @@ import httpx
 import psycopg
 import pytest
 from every_operation import every_operation
-from harness import Client, make_tree
+from harness import Client, make_tree, wait_until
 from hostile_world import PASSING_TABLES, World, connect
 from reliability import report
 from tenant_matrix import HOOK, Asked, Tenant, asked_soundly, needs_credentials, of_project, places
 
 from strongroom.api.operation import AUTHENTICATED, Operation
 from strongroom.control.access import ACTION_ADMIN, ROLE_TENANT_ADMIN, allowed
+from strongroom.control.names import TAG_KEY_LENGTH_MAX
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -34,15 +35,11 @@ OF_OTHERS = [o for o in EVERY if o not in (*OF_TENANTS, *OF_ANYBODY) and needs_c
 # its row in the matrix proves nothing.
 REFUSED_WITH_OWN = {
     "cancel_task": "the task ended long ago",
-    "delete_backup": "it is being restored",
-    "restore_part": "the backup is being restored to another place",
-    "remove_vault_resource": "it is being backed up",
     "update_member_status": "only who receives a backup decides",
     "copy_backup": "the server knows no other region",
     "copy_checkpoint": "the server knows no other region",
     "check_region": "the server knows no other region",
-    "migrate_vault_resource": "it is being backed up",
-    "import_backup": "the time of the vault's backups is being changed",
+    "new_agent_enrolment": "the server listens to no agents",
     **{
         f"{verb}_organization_policy": "the administrator of the domain may"
         for verb in ("create", "show", "update", "delete")
@@ -50,8 +47,19 @@ REFUSED_WITH_OWN = {
     "list_organization_policies": "the administrator of the domain may",
     "list_organization_policy_detail": "the administrator of the domain may",
 }
+# Each begins something that others wait for: which is first through is chance, and the others say that they wait.
+IN_EACH_OTHERS_WAY = {
+    *("create_checkpoint", "import_checkpoint", "import_backup", "restore_backup", "restore_part", "delete_backup"),
+    *("migrate_vault_resource", "remove_vault_resource", "delete_vault"),
+}
+BUSY_WORDS = (" being ", " is busy", "already running", "a running restore")
 PUBLIC_PATHS = {"/", "/v3", "/{api_version}", "/v3/auth/tokens", "/healthz", "/readyz", "/metrics"}
-LAST = ("remove_vault_resource", "delete_vault")  # what stands in the way of others
+LAST = (
+    "migrate_vault_resource",
+    "remove_vault_resource",
+    "delete_backup",
+    "delete_vault",
+)  # what stands in the way of others
 PASSING_HEADERS = frozenset({"x-request-id", "date"})
 
 
@@ -170,6 +178,14 @@ class Neighbours:
         content = None if asked.body is None else json.dumps(asked.body).encode()
         return self.bob_client.http.request(asked.operation.method, asked.url, content=content)
 
+    def settle(self) -> None:
+        """No task of bob's is open, of which other tests begin some."""
+        self.bob_client.quiet()
+        tasks = f"/ext/v1/{self.bob.project}/tasks"
+        wait_until(
+            lambda: not self.bob_client.ok("GET", tasks, open="true", operation_type="prune")["tasks"], "prunes ended"
+        )
+
     def begin(self, asked: Asked) -> tuple[int, str]:
         """Status, and the text of a refusal: what is carried out may answer without end."""
         content = None if asked.body is None else json.dumps(asked.body).encode()
@@ -186,6 +202,7 @@ def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Neighbours]
 
 @pytest.fixture
 def digests(neighbours: Neighbours) -> Iterator[Digests]:
+    neighbours.settle()
     with connect(neighbours.world.server.state) as conn:
         yield Digests(conn, neighbours.bob.project, neighbours.carol.project)
 
@@ -194,6 +211,7 @@ def shown(answer: httpx.Response, value: str) -> tuple[int, list[tuple[str, str]
     """Everything a client sees, with the id it sent and that of the request left out."""
     headers = [(name, text) for name, text in answer.headers.items() if name not in PASSING_HEADERS]
     text = answer.text.replace(value, "ID").replace(json.dumps(value)[1:-1], "ID")
+    text = text.replace(value[:TAG_KEY_LENGTH_MAX], "ID")  # a refusal says no more of a key that cannot be
     return answer.status_code, headers, text.replace(answer.headers["x-request-id"], "REQUEST")
 
 
@@ -268,6 +286,8 @@ def test_what_the_matrix_asks_for_works_with_ones_own(neighbours: Neighbours) ->
     failed = []
     for operation in rows:
         status, text = neighbours.begin(asked_soundly(operation, neighbours.bob)[0])
+        if operation.name in IN_EACH_OTHERS_WAY and any(word in text for word in BUSY_WORDS):
+            continue
         if (status < 300) == (operation.name in REFUSED_WITH_OWN):
             failed.append(f"{operation.name}: {status} {text}")
     assert not failed, "\n".join(failed)
