@@ -1,8 +1,10 @@
 """A real Cinder (API, scheduler, volume) with a real Keystone and RabbitMQ, SQLite, on free ports of loopback."""
 
+import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -100,8 +102,9 @@ class Cinder:
             raise
 
     def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.kill()
+        for process in reversed(self._processes):  # with what it started: RabbitMQ's program is a script
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self._processes.clear()
         self.keystone.stop()
@@ -186,6 +189,7 @@ class Cinder:
                 env=environ,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
                 preexec_fn=end_with_starter,  # noqa: PLW1509 -- as lifeline says
             )
         self._processes.append(process)
