@@ -89,12 +89,6 @@ class Intake:
         """Whether a data chunk need not be put."""
         return self._index.knows(chunk_id[:KEY_BYTES])
 
-    def knows_as(self, chunk_id: bytes, length: int) -> bool:
-        """`knows`, of this length as far as the index tells it: of what this very backup stored it does not yet."""
-        key = chunk_id[:KEY_BYTES]
-        place = self._index.place(key)
-        return self._index.knows(key) and (place is None or place.length == length)
-
     def put_metadata(self, chunk: bytes) -> bytes:
         """Store a metadata chunk unless it is known; its id."""
         chunk_id = self.chunker.metadata_id(chunk)

@@ -187,20 +187,6 @@ def test_a_chunk_under_a_false_name_is_refused(repository: Repository, lie: Liar
         lie.backup(repository)
 
 
-def test_a_known_chunk_of_another_length_is_refused(repository: Repository) -> None:
-    """A restore point that describes what is stored wrongly would be reported, and could not be restored."""
-    data = b"0123456789"
-    with repository.session("backup", None) as session:
-        chunk_id = session.chunker.data_id(data)
-    walked = m.WalkedFolder((), [FILE], ())
-    Liar().walks(walked).says(*offer(chunk_id, 10)).says(m.Chunks(1, 1), data).backup(repository)
-    assert Liar().walks(walked).says(*offer(chunk_id, 10)).backup(repository).bytes_new == 0
-    short = FILE._replace(size=4)
-    liar = Liar().walks(m.WalkedFolder((), [short], ())).says(*offer(chunk_id, 4, entry=short))
-    with pytest.raises(SourceChanged, match="not stored"):
-        liar.backup(repository)
-
-
 @pytest.mark.parametrize("name", [b"..", b".", b"", b"a/b", b"a\0b", b"x" * 256])
 def test_names_that_are_none_are_refused(repository: Repository, name: bytes) -> None:
     """A restore point must not hold what leads out of its folder."""
