@@ -399,6 +399,10 @@ class TargetBusy(SourceError):
     code = "BackupService.2011"
 
 
+class AttemptAlive(TargetBusy):
+    """An earlier attempt of this very task still holds the target: frozen, most likely. It will let go."""
+
+
 class TargetTooSmall(SourceError):
     """The backup does not fit."""
 

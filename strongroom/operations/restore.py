@@ -17,7 +17,7 @@ A machine has several disks and a state of its own, so it has its own story (mac
 import threading
 from typing import Any
 
-from strongroom.base.errors import InvalidRequest, NotFound, SourceError, StrongroomError
+from strongroom.base.errors import AttemptAlive, ComeAgain, InvalidRequest, NotFound, SourceError, StrongroomError
 from strongroom.base.streams import Path
 from strongroom.control import restores, tasks
 from strongroom.control.restores import RestoreJob
@@ -31,11 +31,19 @@ from strongroom.operations.ranges import STATE_INTERVAL_S, merged
 from strongroom.sources.base import RestoreWanted, Target, TargetReport
 from strongroom.sources.open import machine_driver_for
 
+ALIVE_AGAIN_S = 2.0  # until an earlier attempt, frozen or slow to stop, has let go of the target
 LEFT_OUT_MAX = 100  # named in the row; the count is exact
 
 
 def run(job: Job) -> None:
-    """One attempt. Raises what stops it."""
+    """One attempt. Raises what stops it; ComeAgain as long as an earlier attempt holds the target."""
+    try:
+        _attempt(job)
+    except AttemptAlive as err:
+        raise ComeAgain(delay_s=ALIVE_AGAIN_S) from err
+
+
+def _attempt(job: Job) -> None:
     tools, task = job.tools, job.task
     plan = tools.portal.call(restores.start_restore(tools.database, task))
     if plan.target.type == MACHINE:

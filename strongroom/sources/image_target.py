@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from strongroom.base.direct import DirectWriter, pwrite_full
-from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
+from strongroom.base.errors import AttemptAlive, SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
 from strongroom.base.units import human_bytes
 from strongroom.sources.base import Kind, Recovered, RestorePlan, RestoreWanted, SourceRef, TargetReport
 from strongroom.sources.disk import open_image
@@ -21,6 +21,9 @@ from strongroom.sources.stage import lock_file, stage_name
 from strongroom.sources.swap import Trace
 
 _ZEROS = bytes(1 << 20)
+
+
+_ALIVE = "Another process is restoring this image for the same task. Wait for it to end."
 
 
 class ImageTarget:
@@ -42,11 +45,8 @@ class ImageTarget:
         try:
             self._folder_fd = os.open(os.path.dirname(path) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._fds.callback(os.close, self._folder_fd)
-            remove_leftover(self._folder_fd, self._name)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self._name, flags, 0o600, dir_fd=self._folder_fd)
+            self._fd = make_staged(self._folder_fd, self._name)
             self._fds.callback(os.close, self._fd)
-            lock_file(self._fd)  # nobody else can have it: it was made by this call
             self._begin()
         except OSError as err:
             self._fds.close()
@@ -139,8 +139,23 @@ class ImageTarget:
             raise target_error(err, self._path, "give the old owner and mode to the new") from err
 
 
+def make_staged(folder_fd: int, name: bytes) -> int:
+    """A new and locked file; what an earlier attempt left is removed. Raises AttemptAlive when another attempt has one
+    or makes one at this moment, TargetDenied, OSError."""
+    remove_leftover(folder_fd, name)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, 0o600, dir_fd=folder_fd)
+    except FileExistsError as err:
+        raise AttemptAlive(reason=_ALIVE) from err
+    if not lock_file(fd):  # another attempt found it before it was locked, and removes it
+        os.close(fd)
+        raise AttemptAlive(reason=_ALIVE)
+    return fd
+
+
 def remove_leftover(folder_fd: int, name: bytes) -> bool:
-    """Remove what an earlier attempt of the same task left. Raises TargetBusy when that is alive, TargetDenied."""
+    """Remove what an earlier attempt of the same task left. Raises AttemptAlive when that is alive, TargetDenied."""
     try:
         fd = os.open(name, OPEN_READ, dir_fd=folder_fd)
     except FileNotFoundError:
@@ -149,7 +164,7 @@ def remove_leftover(folder_fd: int, name: bytes) -> bool:
         if not stat.S_ISREG(os.fstat(fd).st_mode):  # its owner may be the old image's already, so it is no sign
             raise TargetDenied(reason=f"{shown(name)} beside the image is not a file of the service. Move it away.")
         if not lock_file(fd):
-            raise TargetBusy(reason="Another process is restoring this image for the same task. Wait for it to end.")
+            raise AttemptAlive(reason=_ALIVE)
         os.unlink(name, dir_fd=folder_fd)
         return True
     finally:

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 
-from strongroom.base.errors import InvalidRequest, TargetBusy
+from strongroom.base.errors import AttemptAlive, InvalidRequest
 from strongroom.sources.base import STAGING_PREFIX
 from strongroom.sources.inodes import OPEN_FOLDER, list_names
 from strongroom.sources.journal import JOURNAL, Journal, is_ours, load_journal, write_journal
@@ -25,7 +25,9 @@ from strongroom.sources.removal import remove_tree
 
 NEW, OLD, LOCK = b"new", b"old", b"lock"
 _TASK = re.compile(rb"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-_BUSY = "Another process is restoring this resource for the same task. Wait for it to end."
+_ALIVE = "Another process is restoring this resource for the same task. Wait for it to end."
+# What two processes meet that make and remove one staging place at once: made before, taken away, not empty.
+_CONTESTED = (errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY)
 
 
 def stage_name(task_id: str) -> bytes:
@@ -61,21 +63,31 @@ class Stage:
 
     @classmethod
     def make(cls, root_fd: int, name: bytes) -> "Stage":
-        """A fresh one, with a journal that says "staging". Raises OSError, FileExistsError included."""
-        os.mkdir(name, 0o700, dir_fd=root_fd)
-        stage = cls(root_fd, name, os.open(name, OPEN_FOLDER, dir_fd=root_fd))
-        make_plain(stage.fd)
-        stage._lock(create=True)
-        write_journal(stage.fd, Journal(state="staging"))
-        os.mkdir(NEW, 0o700, dir_fd=stage.fd)
-        os.mkdir(OLD, 0o700, dir_fd=stage.fd)
-        os.fsync(root_fd)
-        stage._open_sides()
+        """A fresh one, with a journal that says "staging". Raises AttemptAlive when another process makes or removes
+        the same at this moment (one that was frozen and woke up), OSError, FileExistsError for what is not ours."""
+        try:
+            os.mkdir(name, 0o700, dir_fd=root_fd)
+            stage = cls(root_fd, name, os.open(name, OPEN_FOLDER, dir_fd=root_fd))
+            try:
+                make_plain(stage.fd)
+                stage._lock(create=True)
+                write_journal(stage.fd, Journal(state="staging"))
+                os.mkdir(NEW, 0o700, dir_fd=stage.fd)
+                os.mkdir(OLD, 0o700, dir_fd=stage.fd)
+                os.fsync(root_fd)
+                stage._open_sides()
+            except OSError:
+                stage.close()
+                raise
+        except OSError as err:
+            if _contested(root_fd, name, err):
+                raise AttemptAlive(reason=_ALIVE) from err
+            raise
         return stage
 
     @classmethod
     def find(cls, root_fd: int, name: bytes) -> "Stage | None":
-        """One that is left over; None when there is none, or none of ours. Raises TargetBusy when it is in use."""
+        """One that is left over; None when there is none, or none of ours. Raises AttemptAlive when it is in use."""
         try:
             fd = os.open(name, OPEN_FOLDER, dir_fd=root_fd)
         except OSError as err:
@@ -97,13 +109,17 @@ class Stage:
         return not list_names(self.fd)
 
     def remove(self) -> None:
-        """Remove it with all that is in it, and close it. After OSError or TargetDenied it can be tried again."""
+        """Remove it with all that is in it, and close it. After OSError or TargetDenied it can be tried again; one that
+        another process removes at the same time, after the lock went, is gone all the same."""
         for name in (OLD, NEW, LOCK, JOURNAL):
             remove_tree(self.fd, name)
         remove_tree(self.fd, JOURNAL + b".new")
-        found = os.stat(self.name, dir_fd=self._root_fd, follow_symlinks=False)
-        if (found.st_dev, found.st_ino) == self._identity:
-            os.rmdir(self.name, dir_fd=self._root_fd)
+        if self._has_its_name():
+            try:
+                os.rmdir(self.name, dir_fd=self._root_fd)
+            except OSError:
+                if self._has_its_name():
+                    raise
         os.fsync(self._root_fd)
         self.close()
 
@@ -111,6 +127,14 @@ class Stage:
         """Let go of lock and descriptors; idempotent."""
         self._fds.close()
         self.fd = self.new_fd = self.old_fd = -1
+
+    def _has_its_name(self) -> bool:
+        """Whether what has the name is this one, not another attempt's."""
+        try:
+            found = os.stat(self.name, dir_fd=self._root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
 
     def _lock(self, *, create: bool) -> None:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -121,7 +145,7 @@ class Stage:
         self._fds.callback(os.close, fd)
         if not lock_file(fd):
             self.close()
-            raise TargetBusy(reason=_BUSY)
+            raise AttemptAlive(reason=_ALIVE)
 
     def _open_sides(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -132,6 +156,17 @@ class Stage:
     def _keep(self, fd: int) -> int:
         self._fds.callback(os.close, fd)
         return fd
+
+
+def _contested(root_fd: int, name: bytes, err: OSError) -> bool:
+    """Whether another process of this service is at the same staging place, and not somebody's thing of that name."""
+    if err.errno not in _CONTESTED:
+        return False
+    try:
+        found = os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return os.fstat(root_fd).st_nlink > 0  # the root itself may be what went
+    return stat.S_ISDIR(found.st_mode) and is_ours(found)
 
 
 def find_stages(root_fd: int) -> list[bytes]:

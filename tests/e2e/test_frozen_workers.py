@@ -30,9 +30,9 @@ def roots(store: Path) -> set[str]:
     return {path.name for path in store.rglob("roots/*")}
 
 
-def freeze(world: Many, operation: str, point: int, begin: Callable[[], object]) -> tuple[WorkerProcess, WorkerProcess]:
+def freeze(world: Many, operation: str, point: str, begin: Callable[[], object]) -> tuple[WorkerProcess, WorkerProcess]:
     """Only one worker is there when the work begins, and it freezes in the middle; then there is another one."""
-    victim = world.worker(kill_at=f"{operation}:store:{point}:stop")
+    victim = world.worker(kill_at=f"{operation}:{point}:stop")
     begin()
     wait_until(lambda: frozen(victim), f"the worker is frozen in {operation}")
     return victim, world.worker()
@@ -89,7 +89,7 @@ def test_a_frozen_backup(tmp_path: Path, postgres_url: str, point: int) -> None:
         story = Story(world, tmp_path)
         make_tree(story.source, 2)
         client, store = story.client, tmp_path / "store"
-        victim, other = freeze(world, "backup", point, lambda: client.checkpoint(story.vault))
+        victim, other = freeze(world, "backup", f"store:{point}", lambda: client.checkpoint(story.vault))
         client.quiet()
         made = [b for b in client.backups() if b["id"] != story.backup["id"]]
         assert [b["status"] for b in made] == ["available"]
@@ -102,23 +102,29 @@ def test_a_frozen_backup(tmp_path: Path, postgres_url: str, point: int) -> None:
         restores_to(client, story.backup["id"], story.target, story.place, story.first)
 
 
-def test_a_frozen_restore(tmp_path: Path, postgres_url: str) -> None:
-    """The sleeper holds the staging place of its attempt; thawed, it lets go, and the other worker's attempt is the one
-    that changes the target."""
+@pytest.mark.parametrize("point", ["store:1", "files:6"])
+def test_a_frozen_restore(tmp_path: Path, postgres_url: str, point: str) -> None:
+    """A sleeper that had not begun at the target does nothing there any more. One that holds its staging place makes
+    the other attempt come again, until, thawed, it lets go."""
     with many(tmp_path, postgres_url) as world:
         story = Story(world, tmp_path)
         empty(story.source)
         (story.source / "kept until the swap").write_bytes(b"x")
-        client, url = story.client, postgres_url
+        client = story.client
         job: list[str] = []
         path = f"backups/{story.backup['id']}/restore"
         body = {"restore": {"resource_id": story.resource}}
-        victim, other = freeze(world, "restore", 3, lambda: job.append(client.ok("POST", path, body)["job_id"]))
-        wait_until(lambda: generation(url, "restore") >= 2, "another worker took over")
-        assert os.listdir(story.source) != [] and (story.source / "kept until the swap").exists()
-        thaw(victim)
-        assert client.ended(job[0])["status"] == "success"
+        victim, other = freeze(world, "restore", point, lambda: job.append(client.ok("POST", path, body)["job_id"]))
+        wait_until(lambda: generation(postgres_url, "restore") >= 2, "another worker took over")
+        if point == "files:6":
+            wait_until(lambda: generation(postgres_url, "restore") >= 4, "it comes again")
+            assert (story.source / "kept until the swap").exists(), "changed while another attempt holds it"
+            thaw(victim)
+        ended = client.ended(job[0])
+        assert ended["status"] == "success", ended["error_info"]
         assert contents(story.source) == story.first
+        thaw(victim)
+        wait_until(lambda: "task left to a newer attempt" in victim.log_path.read_text(), "the worker noticed")
         assert victim.stop() == 0 and other.stop() == 0
         assert contents(story.source) == story.first
 
@@ -140,7 +146,7 @@ def test_a_frozen_delete_or_prune(tmp_path: Path, postgres_url: str, operation: 
         client.quiet()
         assert worker.stop() == 0
         path = f"backups/{story.backup['id']}"
-        victim, other = freeze(world, operation, point, lambda: client.ok("DELETE", path))
+        victim, other = freeze(world, operation, f"store:{point}", lambda: client.ok("DELETE", path))
         wait_until(lambda: generation(postgres_url, operation) >= 2, "another worker took over")
         client.quiet()
         make_tree(story.source, 4)

@@ -13,12 +13,12 @@ from collections.abc import Iterable
 
 from strongroom.base.errors import SourceError, TargetBusy, TargetDenied
 from strongroom.sources.disk import open_image
-from strongroom.sources.image_target import remove_leftover, removed
+from strongroom.sources.image_target import make_staged, removed
 from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, read_xattrs
 from strongroom.sources.machines.libvirt.serving import image_node, run_tool, served
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.oserrors import target_error
-from strongroom.sources.stage import lock_file, stage_name
+from strongroom.sources.stage import stage_name
 
 READY = "ready"
 NEW = "new-"  # before the device, where the image is to be one of a new machine
@@ -40,14 +40,12 @@ class StagedImage:
         self.path = os.path.join(folder, self.name)
         self._closing = contextlib.ExitStack()
         self._sealed = False
+        self._fd = -1
         try:
             self._folder_fd = os.open(folder, OPEN_FOLDER)
             self._closing.callback(os.close, self._folder_fd)
-            remove_leftover(self._folder_fd, os.fsencode(self.name))
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self.name, flags, 0o600, dir_fd=self._folder_fd)
+            self._fd = make_staged(self._folder_fd, os.fsencode(self.name))
             self._closing.callback(os.close, self._fd)
-            lock_file(self._fd)  # nobody else can have it: it was made by this call
             run_tool(["qemu-img", "create", "-q", "-f", image_format, self.path, str(size)])
             node = image_node(self.path, image_format, share=False)
             self._serving = self._closing.enter_context(served(node, writable=True))
@@ -74,8 +72,9 @@ class StagedImage:
 
     def discard(self) -> None:
         """Remove it, if it still has its staging name. Idempotent."""
-        with contextlib.suppress(OSError):
-            os.unlink(self.path)
+        if self._fd >= 0:  # else what has the name is another attempt's
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
         self._closing.close()
 
     def close(self) -> None:
