@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from strongroom.base.clock import Clock, SystemClock
-from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
+from strongroom.base.errors import SourceError, SourceGone, TargetBusy
 from strongroom.base.units import human_bytes
 from strongroom.sources.base import (
     Detail,
@@ -30,7 +30,7 @@ from strongroom.sources.base import (
     SourceRef,
     TargetReport,
 )
-from strongroom.sources.device_target import DeviceWriter, OpenDevice
+from strongroom.sources.device_target import DeviceWriter, OpenDevice, look_in_place
 from strongroom.sources.disk import DiskStream, flush_quietly
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import shown, source_error, target_error
@@ -180,16 +180,7 @@ class DeviceDriver:
         return DevicePoint(ref, wanted, self._clock)
 
     def plan_restore(self, wanted: RestoreWanted) -> RestorePlan:
-        size, conflicts = _look(wanted)
-        return RestorePlan(
-            wanted=wanted,
-            staging=None,
-            needed_bytes=wanted.size_bytes,
-            free_bytes=size,
-            target_size=size,
-            warnings=("The device is written in place: until the restore has ended it is neither old nor new.",),
-            conflicts=tuple(conflict.message for conflict in conflicts),
-        )
+        return _look(wanted)[0]
 
     def open_target(self, plan: RestorePlan, on_done: DoneCallback | None = None) -> DeviceTarget:
         _, conflicts = _look(plan.wanted)  # what the plan saw may be long ago
@@ -223,33 +214,25 @@ def size_of(fd: int) -> int:
     return os.lseek(fd, 0, os.SEEK_END)
 
 
-def _look(wanted: RestoreWanted) -> tuple[int, list[SourceError]]:
-    """Size of the device, and what speaks against the restore."""
+def _look(wanted: RestoreWanted) -> tuple[RestorePlan, list[SourceError]]:
     path = wanted.target.path
-    conflicts: list[SourceError] = []
+    in_use: SourceError | None = None
     fd = open_device(path, os.O_RDONLY)
     try:
         size = size_of(fd)
         if not wanted.force:
             holders = find_openers(fd).holders
             if holders:
-                conflicts.append(_busy(path, ", ".join(holders)))
+                in_use = _busy(path, ", ".join(holders))
             else:
                 os.close(open_device(path, os.O_RDWR | os.O_EXCL))
     except SourceError as err:
-        conflicts.append(err)
+        in_use = err
     except OSError as err:
         raise source_error(err, path, "look at") from err
     finally:
         os.close(fd)
-    if wanted.kind != "block":
-        conflicts.append(TargetDenied(reason="A folder cannot be restored into a disk. Choose a folder as the target."))
-    elif size < wanted.size_bytes:
-        reason = (
-            f"The backup has {human_bytes(wanted.size_bytes)}, the target {human_bytes(size)}. Choose a larger one."
-        )
-        conflicts.append(TargetTooSmall(reason=reason))
-    return size, conflicts
+    return look_in_place(wanted, "device", size, in_use)
 
 
 def _busy(path: bytes, detail: str) -> TargetBusy:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from strongroom.base.direct import pwrite_full
-from strongroom.base.errors import SourceError, TargetTooSmall
+from strongroom.base.errors import SourceError, TargetDenied, TargetTooSmall
 from strongroom.base.units import KIB, MIB, human_bytes
-from strongroom.sources.base import DoneCallback
+from strongroom.sources.base import DoneCallback, RestorePlan, RestoreWanted
 from strongroom.sources.inodes import pread_full
 from strongroom.sources.oserrors import shown, target_error
 
@@ -168,6 +168,33 @@ class DeviceWriter:
     def _require_inside(self, offset: int, length: int) -> None:
         if offset < 0 or offset + length > self.size:
             raise TargetTooSmall(reason=f"The backup goes beyond the {human_bytes(self.size)} of the target.")
+
+
+def look_in_place(
+    wanted: RestoreWanted, noun: str, size: int, in_use: SourceError | None
+) -> tuple[RestorePlan, list[SourceError]]:
+    """What would be done to a disk of `size` bytes that is written in place, and what stands against it.
+
+    noun: what the tenant calls the disk. in_use: why it cannot be written now, None when it can.
+    """
+    conflicts = [in_use] if in_use is not None else []
+    if wanted.kind != "block":
+        conflicts.append(TargetDenied(reason="A folder cannot be restored into a disk. Choose a folder as the target."))
+    elif size < wanted.size_bytes:
+        reason = (
+            f"The backup has {human_bytes(wanted.size_bytes)}, the target {human_bytes(size)}. Choose a larger one."
+        )
+        conflicts.append(TargetTooSmall(reason=reason))
+    plan = RestorePlan(
+        wanted=wanted,
+        staging=None,
+        needed_bytes=wanted.size_bytes,
+        free_bytes=size,
+        target_size=size,
+        warnings=(f"The {noun} is written in place: until the restore has ended it is neither old nor new.",),
+        conflicts=tuple(conflict.message for conflict in conflicts),
+    )
+    return plan, conflicts
 
 
 def _digest(data: memoryview) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from strongroom.base.clock import Clock, SystemClock
-from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
+from strongroom.base.errors import SourceError, SourceGone, TargetBusy
 from strongroom.base.streams import Extent
 from strongroom.base.units import human_bytes
 from strongroom.sources.base import (
@@ -30,7 +30,7 @@ from strongroom.sources.base import (
     SourceRef,
     TargetReport,
 )
-from strongroom.sources.device_target import DeviceWriter
+from strongroom.sources.device_target import DeviceWriter, look_in_place
 from strongroom.sources.disk import only_changed
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.oserrors import shown
@@ -195,16 +195,7 @@ class RbdDriver:
         return RbdPoint(ref, wanted, self._clock)
 
     def plan_restore(self, wanted: RestoreWanted) -> RestorePlan:
-        size, conflicts = _look(wanted)
-        return RestorePlan(
-            wanted=wanted,
-            staging=None,
-            needed_bytes=wanted.size_bytes,
-            free_bytes=size,
-            target_size=size,
-            warnings=("The image is written in place: until the restore has ended it is neither old nor new.",),
-            conflicts=tuple(conflict.message for conflict in conflicts),
-        )
+        return _look(wanted)[0]
 
     def open_target(self, plan: RestorePlan, on_done: DoneCallback | None = None) -> RbdTarget:
         _, conflicts = _look(plan.wanted)  # what the plan saw may be long ago
@@ -216,26 +207,16 @@ class RbdDriver:
         return ()  # snapshots are released by the next point, which knows the one to keep
 
 
-def _look(wanted: RestoreWanted) -> tuple[int, list[SourceError]]:
-    """Size of the image, and what speaks against the restore."""
+def _look(wanted: RestoreWanted) -> tuple[RestorePlan, list[SourceError]]:
     address = parse_address(wanted.target.path)
     size = int(image_facts(address)["size"])
-    conflicts: list[SourceError] = []
+    in_use: SourceError | None = None
     if not wanted.force and _stays_open(address):
-        conflicts.append(
-            TargetBusy(
-                reason=f"{shown(wanted.target.path)} is in use. Stop what uses the disk, or force the restore.",
-                detail="the image has watchers",
-            )
+        in_use = TargetBusy(
+            reason=f"{shown(wanted.target.path)} is in use. Stop what uses the disk, or force the restore.",
+            detail="the image has watchers",
         )
-    if wanted.kind != "block":
-        conflicts.append(TargetDenied(reason="A folder cannot be restored into a disk. Choose a folder as the target."))
-    elif size < wanted.size_bytes:
-        reason = (
-            f"The backup has {human_bytes(wanted.size_bytes)}, the target {human_bytes(size)}. Choose a larger one."
-        )
-        conflicts.append(TargetTooSmall(reason=reason))
-    return size, conflicts
+    return look_in_place(wanted, "image", size, in_use)
 
 
 def _stays_open(address: RbdAddress) -> bool:

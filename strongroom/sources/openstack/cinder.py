@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from strongroom.base.clock import Clock, SystemClock
-from strongroom.base.errors import SourceError, SourceGone, TargetBusy, TargetDenied, TargetTooSmall
+from strongroom.base.errors import SourceError, SourceGone, TargetBusy
 from strongroom.base.units import GIB, human_bytes
 from strongroom.sources.base import (
     Detail,
@@ -31,7 +31,7 @@ from strongroom.sources.base import (
     SourceRef,
     TargetReport,
 )
-from strongroom.sources.device_target import DeviceWriter, OpenDevice
+from strongroom.sources.device_target import DeviceWriter, OpenDevice, look_in_place
 from strongroom.sources.disk import DiskStream
 from strongroom.sources.machines.base import PREFIX
 from strongroom.sources.openstack.attachment import MARK, Attachment, attachments_of, delete_attachment
@@ -211,16 +211,7 @@ class CinderDriver:
 
     def plan_restore(self, wanted: RestoreWanted) -> RestorePlan:
         address = Address.parse(wanted.target.path)
-        size, conflicts = _look(connect(address.cloud), address, wanted)
-        return RestorePlan(
-            wanted=wanted,
-            staging=None,
-            needed_bytes=wanted.size_bytes,
-            free_bytes=size,
-            target_size=size,
-            warnings=("The volume is written in place: until the restore has ended it is neither old nor new.",),
-            conflicts=tuple(conflict.message for conflict in conflicts),
-        )
+        return _look(connect(address.cloud), address, wanted)[0]
 
     def open_target(self, plan: RestorePlan, on_done: DoneCallback | None = None) -> CinderTarget:
         address = Address.parse(plan.wanted.target.path)
@@ -271,24 +262,14 @@ def _release(storage: Any, address: Address) -> None:
         _wait(storage.get_volume, address.volume_id, "available", GONE_S_MAX)
 
 
-def _look(storage: Any, address: Address, wanted: RestoreWanted) -> tuple[int, list[SourceError]]:
-    """Size of the volume, and what speaks against the restore."""
+def _look(storage: Any, address: Address, wanted: RestoreWanted) -> tuple[RestorePlan, list[SourceError]]:
     with errors(f"volume {address.volume_id}"):
         volume = storage.get_volume(address.volume_id)
-    size = volume.size * GIB
-    conflicts: list[SourceError] = []
+    in_use: SourceError | None = None
     ours = MARK in (volume.metadata or {})
     if volume.status != "available" and not ours:
-        reason = f"The volume is {volume.status}. Detach it from its server, then restore again."
-        conflicts.append(TargetBusy(reason=reason))
-    if wanted.kind != "block":
-        conflicts.append(TargetDenied(reason="A folder cannot be restored into a disk. Choose a folder as the target."))
-    elif size < wanted.size_bytes:
-        reason = (
-            f"The backup has {human_bytes(wanted.size_bytes)}, the target {human_bytes(size)}. Choose a larger one."
-        )
-        conflicts.append(TargetTooSmall(reason=reason))
-    return size, conflicts
+        in_use = TargetBusy(reason=f"The volume is {volume.status}. Detach it from its server, then restore again.")
+    return look_in_place(wanted, "volume", volume.size * GIB, in_use)
 
 
 def _name(ref: SourceRef) -> str:
