@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up what they need; the second time that costs nothing.
 #   setup      .venv from the hashed lock file, and the program itself: .venv/bin/strongroom
 #   demo       setup, then back up, damage and restore real data on a real server; under a minute
+#   machine    a small virtual machine for the README's tour, in ~/strongroom-machine; machine-off ends it
 #   test       setup, the tests' packages, then every check but the long ones
 #   test-sources  guests booted without KVM, a Ceph: what restore points of real machines and volumes hold; half an hour
 #   reliability  the fault suites in full, then docs/RELIABILITY.md from their counts; an hour or two
@@ -57,6 +58,17 @@ demo: setup
 	@.ci/system-packages mkfs.ext4:e2fsprogs unshare:util-linux
 	@$(BIN)/strongroom demo
 
+# It runs beside the server and as the same user: MACHINE is its folder.
+.PHONY: machine machine-off
+MACHINE ?= $(HOME)/strongroom-machine
+machine:
+	@.ci/system-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static mkfs.ext4:e2fsprogs
+	@.ci/guest-kernel .guest
+	@.ci/machine on "$(MACHINE)" .guest
+
+machine-off:
+	@.ci/machine off "$(MACHINE)"
+
 lint: .venv/.test-done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -89,7 +101,7 @@ guests:
 	@.ci/guest-kernel .guest
 
 test-sources: .venv/.test-done guests
-	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py
+	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py tests/e2e/test_machines.py tests/e2e/test_readme.py
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done
