@@ -65,6 +65,14 @@ _READY = """
           SELECT 1 FROM operation_logs o WHERE o.lender_vault_id = t.vault_id AND o.status = 'running'
              AND o.lease_until >= now()))"""
 
+# Whether there is anything to look for: what a worker without work asks, every two seconds and at every new task. The
+# walks below would say the same, but PostgreSQL plans them for milliseconds each time.
+_ANYTHING = """
+    SELECT EXISTS (SELECT 1 FROM operation_logs t WHERE t.status = 'waiting' AND t.worker_group = ANY(%(groups)s))
+        OR EXISTS (SELECT 1 FROM operation_logs t WHERE t.status = 'running' AND t.lease_until < now()
+            AND t.worker_group = ANY(%(groups)s))
+"""
+
 _LAPSED = f"""
     SELECT t.id, t.project_id, t.vault_id, t.source_host FROM operation_logs t
     WHERE t.status = 'running' AND t.lease_until < now() AND t.worker_group = ANY(%(groups)s)
@@ -133,12 +141,14 @@ async def claim(
 
     after   the project that was served last: the turn goes on behind it
     """
-    limits, running = limits or RunningLimits(), None
+    limits, running, groups = limits or RunningLimits(), None, [group, ANY_GROUP]
+    if not (await database.fetch(_ANYTHING, {"groups": groups}))[0][0]:
+        return None
     for _ in range(_TRIES):
         # A transaction each: locks of a try that failed are none of the next one's.
         async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
             running = running or await _count_running(cursor, limits)
-            found = await _find(cursor, running, [group, ANY_GROUP], after)
+            found = await _find(cursor, running, groups, after)
             if found is None:
                 return None
             if await _has_place(cursor, found, limits, running):

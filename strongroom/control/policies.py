@@ -251,7 +251,7 @@ async def apply_policy(
     destination: Destination | None = None,
 ) -> None:
     """Apply one policy to a vault whose lock is held. Applied again it changes nothing, a due run included."""
-    policy = await _require_policy(conn, vault.project_id, policy_id, lock="FOR SHARE")
+    policy = await _require_policy(conn, vault.project_id, policy_id, lock="FOR SHARE", with_vaults=False)
     await _require_fit(conn, vault, policy, destination)
     destination_vault_id = destination.vault_id if destination and policy.operation_type == "replication" else None
     if vault.locked and policy.operation_type == "backup":
@@ -293,7 +293,7 @@ async def lock_policy_of(
 ) -> tuple[Policy, datetime] | None:
     """The policy of a kind applied to a vault whose lock is held, and since when; None: there is none.
 
-    Neither changes until the transaction ends.
+    Neither changes until the transaction ends. Its vaults are not read: each of ten thousand would read all of them.
     """
     found = await conn.execute(
         "SELECT a.policy_id, a.created_at FROM policy_vaults a JOIN policies p ON p.id = a.policy_id "
@@ -303,7 +303,7 @@ async def lock_policy_of(
     row = await found.fetchone()
     if row is None:
         return None
-    return await _require_policy(conn, vault.project_id, row[0]), row[1]
+    return await _require_policy(conn, vault.project_id, row[0], with_vaults=False), row[1]
 
 
 async def unbind_vault(conn: AsyncConnection[Any], vault: VaultRef) -> None:
@@ -381,16 +381,24 @@ def destination_of(policy: Policy) -> tuple[str, str]:
 
 
 async def _require_policy(
-    conn: AsyncConnection[Any], project_id: str, policy_id: str, *, lock: LiteralString = ""
+    conn: AsyncConnection[Any], project_id: str, policy_id: str, *, lock: LiteralString = "", with_vaults: bool = True
 ) -> Policy:
-    found = await _load(conn, project_id, f"AND id = %(policy)s {lock}", {"policy": policy_id})
+    values: dict[str, object] = {"policy": policy_id}
+    found = await _load(conn, project_id, f"AND id = %(policy)s {lock}", values, with_vaults=with_vaults)
     if not found:
         raise PolicyNotFound(id=policy_id)
     return found[0]
 
 
-async def _load(conn: AsyncConnection[Any], project_id: str, condition: str, values: dict[str, object]) -> list[Policy]:
-    """Policies with their vaults; `condition` is ours."""
+async def _load(
+    conn: AsyncConnection[Any],
+    project_id: str,
+    condition: str,
+    values: dict[str, object],
+    *,
+    with_vaults: bool = True,
+) -> list[Policy]:
+    """Policies, with their vaults if those are wanted; `condition` is ours."""
     async with conn.cursor(row_factory=dict_row) as cursor:
         tail = condition if "FOR " in condition else f"{condition} ORDER BY created_at DESC, id DESC"
         await cursor.execute(
@@ -398,6 +406,8 @@ async def _load(conn: AsyncConnection[Any], project_id: str, condition: str, val
             {"project": project_id, **values},
         )
         rows = await cursor.fetchall()
+        if not with_vaults:
+            return [_policy(row, ()) for row in rows]
         await cursor.execute(
             "SELECT policy_id, vault_id, destination_vault_id FROM policy_vaults WHERE project_id = %s "
             "AND policy_id = ANY(%s) ORDER BY created_at, vault_id",

@@ -13,6 +13,7 @@ from strongroom.control.claiming import RunningLimits
 from strongroom.control.tasks import ATTEMPTS_MAX, NewTask, Task
 
 FLOOD = 10_000
+BLOCKS_IDLE_MAX = 10
 BLOCKS_MAX = 400  # of 8 KiB, read by one look for a task; the table alone has twice as many
 
 
@@ -86,6 +87,16 @@ async def test_a_flood_of_one_tenant_holds_up_no_other(world: World) -> None:
         served[after] += 1
         await end(world, task)
     assert set(served) == {world.project, *small}
+
+
+async def test_a_worker_without_work_asks_little(world: World) -> None:
+    """However many tasks wait for workers of other groups, to find nothing reads a few blocks."""
+    vault = await world.add_vault()
+    await add(world, vault, world.project, FLOOD, worker_group="elsewhere")
+    assert await claim(world) is None
+    assert await blocks_read(world, claiming._ANYTHING, groups=["default", "*"]) < BLOCKS_IDLE_MAX
+    await add(world, vault, world.project)
+    assert await claim(world) is not None
 
 
 async def test_the_turn_goes_round(world: World) -> None:

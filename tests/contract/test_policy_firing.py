@@ -17,7 +17,7 @@ from policies_world import add_policy, change_policy, next_of, run_once, tick, w
 from strongroom.base.errors import StrongroomError, Unavailable
 from strongroom.base.ids import new_id
 from strongroom.base.units import GIB
-from strongroom.control import firing, policies, vaults
+from strongroom.control import firing, policies, subjects, vaults
 from strongroom.control.db import Database
 from strongroom.control.policy_rules import Trigger
 
@@ -52,6 +52,30 @@ async def test_a_due_run_is_the_rows_of_an_automatic_checkpoint(world: World) ->
     at = await next_of(world, vault)
     assert (at.hour, at.minute) == (2, 0)
     assert timedelta(hours=23) < at - world.clock.at < timedelta(hours=24)
+
+
+async def test_a_vault_of_a_policy_of_many_is_as_soon_looked_up_as_the_only_one(world: World) -> None:
+    """Firing and retention of one vault read its own row of the policy, not those of the policy's five hundred."""
+    vault = await world.add_vault([await world.add_resource()])
+    policy = await add_policy(world, vault)
+    for table, column in (("vaults", "id"), ("policy_vaults", "vault_id")):
+        await world.execute(
+            f"INSERT INTO {table} SELECT (jsonb_populate_record(t, jsonb_build_object('{column}', 'other-' || n))).* "
+            f"FROM {table} t, generate_series(1, 500) n WHERE t.{column} = %s",
+            vault,
+        )
+    await world.execute("ANALYZE policy_vaults")
+    async with world.database.transaction() as conn:
+        locked = await subjects.lock_vault(conn, world.project, vault)
+        found = await policies.lock_policy_of(conn, locked)
+        read = await conn.execute(
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'policy_vaults'"
+        )
+        row = await read.fetchone()
+    assert found is not None
+    assert found[0].id == policy
+    assert row is not None
+    assert row[0] < 10
 
 
 async def test_after_downtime_a_vault_runs_once_and_goes_on_by_its_schedule(world: World) -> None:
