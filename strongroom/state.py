@@ -41,7 +41,6 @@ CREDENTIALS = "credentials.json"  # made by the first start
 INDEX_FOLDER = "cache/index"  # copies of the vaults' indexes: may be deleted at any time, are made again
 MOVE = "migrate.json"  # where the installation moves to, or has moved
 PLACE = "place"  # the id of this folder
-EXPORT_MARK = "master.key.exported"  # holds the id of the key that was exported
 
 
 def configure_logging(settings: Settings) -> None:
@@ -302,6 +301,11 @@ def _write_whole(path: Path, data: bytes) -> None:
         os.link(new, path)
     finally:
         new.unlink()
+
+
+def export_mark(settings: Settings) -> Path:
+    """Holds the id of the key that was exported. It lies beside the key: who shares or moves the one has the other."""
+    return settings.master_key_file.with_name(f"{settings.master_key_file.name}.exported")
 
 
 def write_new(path: Path, data: bytes) -> None:

@@ -30,8 +30,8 @@ from strongroom.operations import rotation, trace
 from strongroom.operations.rebuild import Rebuilt, rebuild_rows
 from strongroom.operations.self_backup import Restored, copy_self, find_copy, load_copy, save_newer, settle_with_store
 from strongroom.state import (
-    EXPORT_MARK,
     configure_logging,
+    export_mark,
     load_master_key,
     prepare_state,
     require_settled,
@@ -56,9 +56,15 @@ def export_key(settings: Settings, out_path: Path) -> int:
     """Copy the master key into a new file (0600) that is to be kept elsewhere, and note that it was done."""
     key = MasterKey.load(settings.master_key_file)
     _export(out_path, settings.master_key_file.read_bytes())
-    mark = settings.state_dir / EXPORT_MARK
-    mark.unlink(missing_ok=True)
-    write_new(mark, key.key_id.hex().encode())
+    mark = export_mark(settings)
+    try:
+        mark.unlink(missing_ok=True)
+        write_new(mark, key.key_id.hex().encode())
+    except OSError as err:
+        raise ConfigError(
+            reason=f"{out_path} is written and complete, but {mark} is not, so servers go on warning: {err.strerror}. "
+            "Run this as the owner of the key's folder."
+        ) from err
     return 0
 
 
@@ -89,7 +95,7 @@ async def _rotate_key(settings: Settings, url: str) -> rotation.Rotation:
     async with await Database.open(url, max_size=2) as database:
         if settings.database_url is not None:  # one in the state folder is used by nobody else: its lock is ours
             await programs.require_none(database)
-        (settings.state_dir / EXPORT_MARK).unlink(missing_ok=True)  # before: a warning too many costs nothing
+        export_mark(settings).unlink(missing_ok=True)  # before: a warning too many costs nothing
         return await rotation.rotate(database, open_store(settings.store_url, settings.s3), settings.master_key_file)
 
 
@@ -99,7 +105,7 @@ def forget_old_keys(settings: Settings) -> int:
     prepare_state(settings)
     with state_lock(settings):
         require_settled(settings)
-        mark = settings.state_dir / EXPORT_MARK
+        mark = export_mark(settings)
         if not mark.exists() or mark.read_text() != MasterKey.load(settings.master_key_file).key_id.hex():
             raise ConfigError(
                 reason="The present master key was never exported, and after this no other one opens the store. "

@@ -26,8 +26,8 @@ from strongroom.server.parts import Parts, known, open_parts, probe_of
 from strongroom.server.request_side import request_side
 from strongroom.state import (
     CREDENTIALS,
-    EXPORT_MARK,
     configure_logging,
+    export_mark,
     prepare_state,
     require_settled,
     running_database,
@@ -251,10 +251,10 @@ def _endpoint(settings: Settings, listens: str) -> str:
 def _announce(settings: Settings, endpoint: str) -> None:
     """What a person reads and a script waits for. On stdout; the log is on stderr."""
     lines = [f"Strongroom listens on {endpoint}"]
-    credentials, mark = settings.state_dir / CREDENTIALS, settings.state_dir / EXPORT_MARK
+    credentials = settings.state_dir / CREDENTIALS
     if credentials.exists():
         lines.append(f"Credentials: {credentials}")
-    if not mark.exists():
+    if not export_mark(settings).exists():
         lines.append(
             "Warning: the master key was never exported. Without it no restore point can be read. "
             "Run `strongroom export-key FILE` and keep the file on another machine."
