@@ -1,13 +1,14 @@
 """Reading all of a QEMU machine's disk, as a full backup does, beside `qemu-img convert` of the same image to nowhere.
 
-    python -m bench.machine_reads [--mib 1024] [--repeat 3] [--dir .bench]
+    python -m bench.machine_reads [--mib 1024] [--repeat 3] [--format qcow2] [--dir .bench]
 
-One qcow2 disk of noise, in a QEMU without a guest. Three readers take turns, each with the image dropped from the page
+One disk of noise, in a QEMU without a guest. Three readers take turns, each with the image dropped from the page
 cache before ("cold") and left in it ("warm"):
 
     image      qemu-img convert IMAGE to null-co, with the machine stopped: nothing is copied out of QEMU's block layer
     export     qemu-img convert of QEMU's own NBD export of the disk to null-co: the same way as ours, in C
-    driver     the driver's point: filter, export, our client, every byte copied to memory as the engine reads it
+    driver     the driver's point, every byte copied to memory as the engine reads it: of the image, proven afterwards
+    over nbd   the same with scratch files in memory (tmpfs), where nothing can be proven: all of it comes over NBD
 """
 
 import argparse
@@ -30,18 +31,19 @@ from strongroom.sources.machines.qmp import QmpClient
 from strongroom.sources.open import driver_for
 
 MIB = 1 << 20
-BUFFER_BYTES = 4 * MIB  # the engine's segment
+BUFFER_BYTES = MIB  # as the engine reads: 16 blocks at once
 
 
 class Bench:
-    def __init__(self, folder: Path, size: int) -> None:
+    def __init__(self, folder: Path, size: int, form: str) -> None:
         self.folder = folder
         self.size = size
-        self.image = folder / "disk.qcow2"
-        raw = folder / "disk.raw"
+        self.format = form
+        self.image = folder / f"disk.{form}"
+        raw = folder / "noise"
         with open(raw, "wb") as file:
             file.writelines(os.urandom(MIB) for _ in range(size // MIB))
-        subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, self.image], check=True)
+        subprocess.run(["qemu-img", "convert", "-O", form, raw, self.image], check=True)
         raw.unlink()
 
     def drop(self) -> None:
@@ -53,10 +55,12 @@ class Bench:
     def convert(self, source: str) -> None:
         """To a target that takes everything and keeps nothing."""
         target = "json:" + json.dumps({"driver": "null-co", "size": self.size})
-        subprocess.run(["qemu-img", "convert", "-n", "--target-image-opts", source, _options(target)], check=True)
+        command = ["qemu-img", "convert", "-n", "--target-image-opts"]
+        command += ["-f", self.format] if source == str(self.image) else []
+        subprocess.run([*command, source, _options(target)], check=True)
 
     def machine(self) -> "subprocess.Popen[bytes]":
-        node = {"driver": "qcow2", "node-name": "disk", "file": {"driver": "file", "filename": str(self.image)}}
+        node = {"driver": self.format, "node-name": "disk", "file": {"driver": "file", "filename": str(self.image)}}
         command = ["qemu-system-x86_64", "-accel", "tcg", "-S", "-m", "32", "-display", "none", "-nodefaults"]
         command += ["-qmp", f"unix:{self.folder / 'qmp'},server=on,wait=off"]
         command += ["-blockdev", json.dumps(node), "-device", "virtio-blk-pci,drive=disk,id=vd0"]
@@ -87,12 +91,12 @@ class Bench:
             for name in ("qmp", "nbd"):
                 (self.folder / name).unlink(missing_ok=True)
 
-    def read_point(self) -> float:
+    def read_point(self, scratch: Path | None = None) -> float:
         process = self.machine()
         ref = SourceRef(
             resource_id="bench",
             type="OS::Nova::Server",
-            path=f"qemu:{self.folder / 'qmp'}?scratch={self.folder}".encode(),
+            path=f"qemu:{self.folder / 'qmp'}?scratch={scratch or self.folder}".encode(),
         )
         try:
             buffer = memoryview(bytearray(BUFFER_BYTES))
@@ -120,15 +124,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--format", choices=("qcow2", "raw"), default="qcow2")
     parser.add_argument("--dir", type=Path, default=Path(".bench"))
     asked = parser.parse_args()
     asked.dir.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.dir.resolve(), prefix="m-") as folder:
-        bench = Bench(Path(folder), asked.mib * MIB)
+        bench = Bench(Path(folder), asked.mib * MIB, asked.format)
         readers: dict[str, Callable[[], float]] = {
             "image": bench.read_image,
             "export": bench.read_export,
             "driver": bench.read_point,
+            "over nbd": partial(bench.read_point, Path("/dev/shm")),
         }
         found: dict[tuple[str, str], list[float]] = {}
         for _ in range(asked.repeat):

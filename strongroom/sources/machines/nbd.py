@@ -93,6 +93,7 @@ class NbdClient:
     ) -> None:
         self.size = export.size
         self.read_only = bool(export.flags & wire.FLAG_READ_ONLY)
+        self.told_bytes = 0  # how far extents() has been answered: the next question of it begins there
         self._export = export
         self._numbers = {name: number for number, name in export.contexts.items()}
         self._dirty = dirty
@@ -203,26 +204,25 @@ class NbdClient:
     def _extents(self) -> Iterator[Extent]:
         allocation = self._numbers.get(wire.BASE_ALLOCATION)
         dirty = self._numbers.get(self._dirty) if self._dirty is not None else None
-        if allocation is None and dirty is None:
-            if self.size:
-                yield Extent(0, self.size, ExtentKind.DATA)
-            return
         offset = 0
-        while offset < self.size:
+        while offset < self.size and (allocation is not None or dirty is not None):
             length = min(STATUS_STEP_BYTES, self.size - offset)
             request = self._send(_Request(wire.BLOCK_STATUS, offset, length))
             self._await([request])
-            began = offset
-            for extent in _merged(
+            found = _merged(
                 iter([(length, 0)]) if allocation is None else _ranges_of(request, allocation),
                 iter([(length, wire.DIRTY)]) if dirty is None else _ranges_of(request, dirty),
                 offset,
                 offset + length,
-            ):
-                yield extent
-                offset += extent.length
-            if offset == began:
+            )
+            extents = list(found)
+            if not extents:
                 raise broken_rules(f"a status that says nothing of {length} bytes at {offset}")
+            offset = self.told_bytes = extents[-1].offset + extents[-1].length
+            yield from extents
+        self.told_bytes = self.size
+        if offset < self.size:
+            yield Extent(offset, self.size - offset, ExtentKind.DATA)
 
     # --- writing ---
 

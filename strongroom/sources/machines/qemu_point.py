@@ -22,7 +22,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from strongroom.base.clock import Clock
 from strongroom.base.errors import SourceError
@@ -30,8 +30,9 @@ from strongroom.base.streams import BlockStream, Extent
 from strongroom.base.units import KIB, human_bytes
 from strongroom.sources.base import Detail, SourceRef
 from strongroom.sources.machines.ahead import ReadAhead
-from strongroom.sources.machines.base import PREFIX, Consistency, Disk, DiskPoint, MachineWanted
+from strongroom.sources.machines.base import Consistency, Disk, DiskPoint, MachineWanted
 from strongroom.sources.machines.hold import hold_guest
+from strongroom.sources.machines.image_reads import OpenedImage, PointReader, open_image
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.machines.nbd_wire import UnixAddress
 from strongroom.sources.machines.qemu_leftovers import (
@@ -60,11 +61,13 @@ from strongroom.sources.machines.qemu_view import (
     require_safe,
 )
 from strongroom.sources.machines.qmp import QmpClient, undoing
+from strongroom.sources.machines.scratch import Scratch, add_scratch, open_scratch, shows_copies
 from strongroom.sources.tokens import nanoseconds
 
 GRANULARITY_BYTES = 64 * KIB  # of bitmaps: the engine's blocks of disks
 CBW_TIMEOUT_S = 15  # a guest waits no longer for the scratch file: Linux gives a SCSI disk 30 s
 TOKEN_BYTES_MAX = 1024
+_STOPPABLE = ("running", "paused", "prelaunch")  # states in which a `stop` does no more than pause and flush
 
 
 @dataclass(kw_only=True)
@@ -83,7 +86,7 @@ class _Opened:
 class QemuDiskPoint:
     """DiskPoint; its stream is this object's own."""
 
-    def __init__(self, opened: _Opened, client: NbdClient) -> None:
+    def __init__(self, opened: _Opened, client: NbdClient, scratch: Scratch, image: OpenedImage | None) -> None:
         assert opened.scratch is not None
         self.disk: Disk = opened.source.disk
         self.token = dump_token(opened.new, self.disk.size_bytes)
@@ -91,8 +94,10 @@ class QemuDiskPoint:
         self.size = client.size
         self.stream: BlockStream = self
         self._client = client
-        self._ahead = ReadAhead(client)
         self._scratch = opened.scratch
+        self._image = image
+        self._reader = PointReader(client, scratch, image)
+        self._ahead = ReadAhead(client, self._reader, image=image is not None)
         self._format = opened.source.format
         self._persistent = opened.source.persistent
 
@@ -111,11 +116,16 @@ class QemuDiskPoint:
             "incremental_survives_restart": self._persistent,
             "scratch_bytes": os.fstat(self._scratch.fileno()).st_blocks * 512,
             "read_bytes": self._ahead.read_bytes,
+            "image_read_bytes": self._reader.image_bytes,
+            "read_again_bytes": self._reader.again_bytes,
         }
 
     def close(self) -> None:
         self._ahead.close()
         self._client.close()
+        self._ahead.wait_closed()
+        if self._image is not None:
+            self._image.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -175,6 +185,10 @@ class QemuPoint:
         self.definition = dump_definition(facts)
         self._disks = [self._prepare(number, disk, wanted) for number, disk in enumerate(chosen)]
         listener = self._start_server() if chosen else ""
+        self._shows_copies = bool(chosen) and shows_copies(monitor, self._address.scratch)
+        self._flushed = facts["status"] in _STOPPABLE
+        if self._flushed and facts["status"] != "running":
+            monitor.execute("stop")  # QEMU writes out what it keeps of the images in memory, as at every pause
         with hold_guest(monitor, agent, freeze=wanted.application and bool(chosen)) as held:
             self.taken_at_ns = nanoseconds(clock.now())
             self._switch()
@@ -190,24 +204,15 @@ class QemuPoint:
         kept = _kept(disk, wanted)
         if kept:  # else it is not known which of them somebody relies on; commit() knows
             remove_bitmaps(self._monitor, disk.node, disk.bitmaps, self._owner, keep=kept)
-        opened.scratch = _open_scratch(self._address.scratch, disk.disk.size_bytes)
+        opened.scratch = open_scratch(self._address.scratch, disk.disk.size_bytes)
         self._undo.callback(opened.scratch.close)
-        self._add_scratch(f"{SCRATCH}{number}", opened.scratch.fileno())
+        add_scratch(self._monitor, f"{SCRATCH}{number}", opened.scratch.fileno())
         self._on_undo("blockdev-del", {"node-name": f"{SCRATCH}{number}"})
         bitmap = {"node": disk.node, "name": f"{BITMAP}{number}"}
         more = {"granularity": GRANULARITY_BYTES, "persistent": False, "disabled": True}
         self._monitor.execute("block-dirty-bitmap-add", {**bitmap, **more})
         self._on_undo("block-dirty-bitmap-remove", bitmap)
         return opened
-
-    def _add_scratch(self, name: str, fd: int) -> None:
-        """A node on an open file. The set that hands it over goes at once: the node has its own descriptor by then."""
-        number = self._monitor.execute("add-fd", fds=[fd])["fdset-id"]
-        try:
-            file = {"driver": "file", "filename": f"/dev/fdset/{number}", "node-name": f"{name}.file"}
-            self._monitor.execute("blockdev-add", {"driver": "raw", "node-name": name, "file": file})
-        finally:
-            self._monitor.execute("remove-fd", {"fdset-id": number})
 
     def _start_server(self) -> str:
         """QEMU's NBD server on a socket of ours; its path, which nobody but us may enter."""
@@ -266,9 +271,20 @@ class QemuPoint:
         self._undo.callback(undoing, remove_export, self._monitor, number)
         changed = bitmap if disk.parent is not None else None
         client = NbdClient.connect(UnixAddress(path=listener), f"disk{disk.number}", bitmap=changed)
-        point = QemuDiskPoint(disk, client)
+        assert disk.scratch is not None
+        scratch = Scratch(disk.scratch.fileno(), shows_copies=self._shows_copies, qemu=self._monitor.version)
+        point = QemuDiskPoint(disk, client, scratch, self._open_image(disk.source))
         self._undo.callback(point.close)
         return point
+
+    def _open_image(self, disk: QemuDisk) -> OpenedImage | None:
+        """Beside QEMU, where both see the same file. A qcow2 image's tables must have been written out at the point."""
+        if not self._shows_copies or not disk.image.startswith("/"):
+            return None
+        if disk.format == "qcow2" and not self._flushed:
+            return None
+        kind: Literal["raw", "qcow2"] = "raw" if disk.format == "raw" else "qcow2"
+        return open_image(disk.image, kind, self._monitor.pid, direct=disk.direct)
 
     # --- the end ---
 
@@ -343,17 +359,3 @@ def _kept(disk: QemuDisk, wanted: MachineWanted) -> str | None:
 
 def _is_wanted(disk: Disk, wanted: MachineWanted) -> bool:
     return (wanted.included is None or disk.id in wanted.included) and disk.id not in wanted.excluded
-
-
-def _open_scratch(folder: str, size: int) -> BinaryIO:
-    """A sparse file without a name."""
-    try:
-        file = tempfile.TemporaryFile(dir=folder, prefix=PREFIX)  # noqa: SIM115 -- the point closes it
-        file.truncate(size)
-    except OSError as err:
-        raise SourceError(
-            reason=f"No scratch file of {human_bytes(size)} could be made in {folder}: {os.strerror(err.errno or 0)}. "
-            "Name another folder (scratch= in the address of the machine).",
-            detail=repr(err),
-        ) from err
-    return file

@@ -53,6 +53,8 @@ class QemuDisk:
     bitmaps     by name: what QEMU says of each
     persistent  the image can keep a bitmap over an end of QEMU
     in_thread   its requests run in an I/O thread of their own
+    image       path of the file or device that holds all of it, as QEMU names it; "" where that is not so simple
+    direct      QEMU reads and writes that past the page cache
     """
 
     disk: Disk
@@ -62,6 +64,8 @@ class QemuDisk:
     bitmaps: Mapping[str, Mapping[str, Any]]
     persistent: bool
     in_thread: bool = False
+    image: str = ""
+    direct: bool = False
 
 
 def parse_address(path: bytes) -> QemuAddress:
@@ -136,6 +140,8 @@ def _disk(ref: SourceRef, entry: Mapping[str, Any], is_boot: bool, in_thread: bo
         bitmaps={each["name"]: each for each in inserted.get("dirty-bitmaps") or () if each.get("name")},
         persistent=inserted.get("drv") == "qcow2" and data.get("compat") != "0.10" and not inserted.get("ro"),
         in_thread=in_thread,
+        image=str(image.get("filename") or "") if inserted.get("drv") in ("raw", "qcow2") else "",
+        direct=bool((inserted.get("cache") or {}).get("direct")),
     )
 
 
