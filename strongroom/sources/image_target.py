@@ -23,6 +23,7 @@ from strongroom.sources.swap import Trace
 _ZEROS = bytes(1 << 20)
 
 
+_NO_OLD = "There was no old image: the new one belongs to the service and nobody else may read it."
 _ALIVE = "Another process is restoring this image for the same task. Wait for it to end."
 
 
@@ -40,7 +41,8 @@ class ImageTarget:
         self._base = os.path.basename(path)
         self._name = stage_name(plan.wanted.task_id)
         self._written = 0
-        self._moved = False
+        self._moved = self._kept = self._sealed = False
+        self._warnings: list[str] = []
         self._fds = contextlib.ExitStack()
         try:
             self._folder_fd = os.open(os.path.dirname(path) or b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -70,7 +72,7 @@ class ImageTarget:
 
     def __exit__(self, *exc_info: object) -> None:
         try:
-            if not self._moved:
+            if not self._moved and not self._kept:
                 self._trace("roll back")
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._name, dir_fd=self._folder_fd)
@@ -104,12 +106,26 @@ class ImageTarget:
             raise target_error(err, self._path, "write") from err
 
     def finish(self) -> TargetReport:
+        self.seal()
+        try:
+            self._trace("rename")
+            os.rename(self._name, self._base, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
+            self._moved = True
+            self._trace("sync folder")
+            os.fsync(self._folder_fd)
+        except OSError as err:
+            raise target_error(err, self._path, "replace") from err
+        return TargetReport(written_bytes=self._written, warnings=tuple(self._warnings))
+
+    def seal(self) -> None:
+        """All of `finish` but the rename: whole, durable, with the old one's owner. Idempotent."""
+        if self._sealed:
+            return
         self.flush()
-        warnings = []
         try:
             old_fd = open_image(self._path)
         except SourceGone:
-            warnings.append("There was no old image: the new one belongs to the service and nobody else may read it.")
+            self._warnings.append(_NO_OLD)
         else:
             with contextlib.ExitStack() as closing:
                 closing.callback(os.close, old_fd)
@@ -117,15 +133,15 @@ class ImageTarget:
                     _require_unused(old_fd, self._path)
                 self._take_over(old_fd)
         try:
-            self._trace("rename")
             os.fsync(self._fd)
-            os.rename(self._name, self._base, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd)
-            self._moved = True
-            self._trace("sync folder")
-            os.fsync(self._folder_fd)
         except OSError as err:
-            raise target_error(err, self._path, "replace") from err
-        return TargetReport(written_bytes=self._written, warnings=tuple(warnings))
+            raise target_error(err, self._path, "write") from err
+        self._sealed = True
+
+    def keep(self) -> tuple[str, str]:
+        """It stays beside its place from now on, whatever happens: (staged, place), for who moves it then."""
+        self._kept = True
+        return os.fsdecode(os.path.join(os.path.dirname(self._path), self._name)), os.fsdecode(self._path)
 
     def _take_over(self, old_fd: int) -> None:
         """Owner, mode and attributes of the old image, so that whoever used it can use the new one."""

@@ -8,7 +8,6 @@ import os
 
 from strongroom.base.errors import SourceError
 from strongroom.base.units import KIB
-from strongroom.sources.base import TargetReport
 from strongroom.sources.disk import open_image
 from strongroom.sources.image_target import ImageTarget, require_inside
 from strongroom.sources.qcow2_header import load_header
@@ -43,10 +42,11 @@ class Qcow2Target(ImageTarget):
             return
         super().flush()
 
-    def finish(self) -> TargetReport:
-        self._serving.finish()
-        self._ended = True
-        return super().finish()
+    def seal(self) -> None:
+        if not self._ended:
+            self._serving.finish()
+            self._ended = True
+        super().seal()
 
 
 def _cluster_bytes(path: bytes) -> int:

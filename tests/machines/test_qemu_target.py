@@ -16,14 +16,17 @@ from qemu_world import MIB, Machine, image_bytes, read_point, reasons, tokens, w
 
 from strongroom.base.errors import SourceError, TargetBusy, TargetDenied
 from strongroom.base.streams import BlockTarget
-from strongroom.sources.base import SourceRef
+from strongroom.sources.base import Driver, SourceRef
+from strongroom.sources.image import ImageDriver
 from strongroom.sources.machines.base import DiskWanted, MachinePoint, MachineRestoreWanted
 from strongroom.sources.machines.nbd_wire import UnixAddress
 from strongroom.sources.machines.qemu import QemuDriver
 from strongroom.sources.open import driver_for
+from strongroom.sources.qcow2 import Qcow2Driver
 
 DRIVER = QemuDriver(partial(driver_for, "OS::Cinder::Volume"))
 SEED = int(os.environ.get("STRONGROOM_TEST_SEED", "1"))
+DIED = 9
 TASK = "6f3c1a52-0000-4000-8000-000000000001"
 
 
@@ -177,6 +180,78 @@ def test_a_restore_that_is_given_up_changes_nothing(machine: Machine, kept: Kept
     with DRIVER.open_target(DRIVER.plan_restore(kept.wanted(machine.ref())), {}) as target:
         kept.write_into(dict(target.disks))
     assert image_bytes(machine.disks["vd0"], machine.folder) == bytes(machine.content["vd0"])
+
+
+def die_restoring(kept: Kept, ref: SourceRef, step: int) -> None:
+    """A process that restores, and is gone at the step: the renames and what makes each of them durable."""
+    steps = iter(range(1, step + 1))
+
+    def trace(_: str) -> None:
+        if next(steps) == step:
+            os._exit(DIED)
+
+    def driver_of(path: bytes) -> Driver:
+        return Qcow2Driver(trace=trace) if path.endswith(b"qcow2") else ImageDriver(trace=trace)
+
+    child = os.fork()
+    if not child:
+        try:
+            driver = QemuDriver(driver_of)
+            with driver.open_target(driver.plan_restore(kept.wanted(ref)), {}) as target:
+                kept.write_into(dict(target.disks))
+                target.finish()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == DIED
+
+
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.long) for step in (1, 2, 4))])
+def test_a_death_among_the_renames_leaves_no_disks_of_two_moments(machine: Machine, kept: Kept, step: int) -> None:
+    """They go forward by the next attempt before it does anything else, and by `recover`; not below a machine that was
+    started in between."""
+    ref = machine.ref()
+    names = {path.name for path in machine.folder.iterdir()}
+    for settled_by in ("attempt", "recover"):
+        for disk in ("vd0", "vd1"):
+            machine.write(disk, 0, 8 * MIB, 60 + step)
+        machine.quit()
+        die_restoring(kept, ref, step)
+        found = {disk: image_bytes(path, machine.folder) for disk, path in machine.disks.items()}
+        assert [found[disk] == kept.content[disk] for disk in ("vd0", "vd1")] == [step > 1, step > 3]
+        if settled_by == "recover":
+            machine.start()
+            with pytest.raises(TargetBusy, match="of two moments"):
+                DRIVER.recover(ref, frozenset({TASK}))
+            machine.quit()
+            assert DRIVER.recover(ref, frozenset({"another"})) == ()
+            (settled,) = DRIVER.recover(ref, frozenset({TASK}))
+            assert (settled.task_id, settled.outcome) == (TASK, "forward")
+        else:
+            with DRIVER.open_target(DRIVER.plan_restore(kept.wanted(ref)), {}):
+                pass
+        assert {disk: image_bytes(path, machine.folder) for disk, path in machine.disks.items()} == kept.content
+        machine.start()
+        assert {path.name for path in machine.folder.iterdir()} <= names | {"qmp", "qmp-test"}
+
+
+def test_a_mark_that_is_not_ours_moves_nothing(machine: Machine, kept: Kept) -> None:
+    """Scratch folders may be open to anybody: what names other files is refused, what another owns is not seen."""
+    machine.quit()
+    mark = machine.folder / f".strongroom-{TASK}.ready"
+    prey, staged = machine.folder / "prey", machine.folder / f".strongroom-{TASK}-x"
+    prey.write_text("kept")
+    for moves in ([[str(prey), str(machine.disks["vd0"])]], [[str(staged), "/etc/strongroom-prey"]]):
+        mark.write_text(json.dumps(moves))
+        with pytest.raises(TargetDenied, match="Remove it"):
+            DRIVER.recover(machine.ref(), frozenset({TASK}))
+    mark.write_text(json.dumps([[str(staged), str(prey)]]))
+    os.link(mark, machine.folder / "second-name")
+    staged.write_text("planted")
+    assert DRIVER.recover(machine.ref(), frozenset({TASK})) == ()
+    assert prey.read_text() == "kept"
+    with DRIVER.open_target(DRIVER.plan_restore(kept.wanted(machine.ref())), {}) as target:
+        kept.write_into(dict(target.disks))
+        target.finish()
 
 
 def test_what_cannot_be_restored_is_refused_with_a_sentence(machine: Machine, kept: Kept) -> None:

@@ -21,7 +21,14 @@ from strongroom.sources.machines.base import (
 from strongroom.sources.machines.guest_agent import GuestAgent
 from strongroom.sources.machines.qemu_leftovers import settle
 from strongroom.sources.machines.qemu_point import QemuPoint
-from strongroom.sources.machines.qemu_target import DiskDriver, QemuTarget, disk_task, look_at_machine, remove_stages
+from strongroom.sources.machines.qemu_target import (
+    DiskDriver,
+    QemuTarget,
+    disk_task,
+    go_forward,
+    look_at_machine,
+    remove_stages,
+)
 from strongroom.sources.machines.qemu_view import (
     QemuAddress,
     QemuDisk,
@@ -72,13 +79,14 @@ class QemuDriver:
         """A machine that does not run, or is being backed up by somebody who lives, has no point to settle. Images of
         restores that never ended are found where the machine's address says that new ones go."""
         address = parse_address(ref.path)
+        found = [Recovered(task_id=task_id, outcome="forward") for task_id in go_forward(ref, finished_tasks)]
         try:
             with QmpClient.connect(address.monitor) as monitor:
                 settle(monitor, address.agent)
                 disks = [each.disk for each in find_disks(monitor, ref)]
         except (SourceGone, MachineBusy):
             disks = []
-        found = [Recovered(task_id=task_id, outcome="back") for task_id in remove_stages(address, finished_tasks)]
+        found += [Recovered(task_id=task_id, outcome="back") for task_id in remove_stages(address, finished_tasks)]
         for disk in disks:
             place = os.fsencode(disk.place)
             if place.startswith(b"/"):

@@ -1,10 +1,10 @@
 """Restoring a QEMU machine: its image files, by the drivers of images and devices, while no QEMU runs on them.
 
 To the original: each disk is put together beside its image, all are made durable, then they are renamed over the old
-ones, one after the other. A death between two renames leaves disks of two moments; the task's next attempt makes all of
-them anew. Refused while the machine runs: nobody supervises a bare QEMU, so whoever started it ends it and starts it
-again, with the networks, helpers and limits that only he knows. Writing below a paused guest would be worse: it goes on
-with the page cache and the file systems of before.
+ones, one after the other, under a mark (`moves.py`) in the folder for scratch files. After a death between two renames
+the task's next attempt, or `recover`, renames the rest before anything else. Refused while the machine runs: nobody
+supervises a bare QEMU, so whoever started it ends it and starts it again, with the networks, helpers and limits that
+only he knows. Writing below a paused guest would be worse: it goes on with the page cache and file systems of before.
 
 To a new machine: images, definition and command line in a folder of their own, which gets its name when all is there.
 """
@@ -30,7 +30,9 @@ from strongroom.sources.base import (
     Target,
     TargetReport,
 )
+from strongroom.sources.image_target import ImageTarget
 from strongroom.sources.machines.base import DiskWanted, MachineRestorePlan, MachineRestoreWanted
+from strongroom.sources.machines.moves import move, read_mark, remove_mark, write_mark
 from strongroom.sources.machines.qemu_view import QemuAddress, dump_definition, load_definition, parse_address
 from strongroom.sources.machines.qmp import QmpClient
 from strongroom.sources.oserrors import shown, target_error
@@ -103,6 +105,7 @@ class QemuTarget:
         self._stage: str | None = None
         self._targets: dict[str, Target] = {}
         try:
+            _complete(wanted.target, wanted.task_id)
             if wanted.new_name is not None:
                 self._stage = _make_stage(os.path.dirname(os.fsdecode(places[0].path)))
             for place in places:
@@ -133,7 +136,10 @@ class QemuTarget:
         if self._wanted.new_name is None:
             for conflict in _running(parse_address(self._wanted.target.path)):
                 raise conflict
+        mark = self._mark_moves()
         reports = [target.finish() for target in self._targets.values()]
+        if mark is not None:
+            remove_mark(mark)
         warnings = [sentence for report in reports for sentence in report.warnings]
         if self._stage is not None:
             self._opened.close()
@@ -144,6 +150,17 @@ class QemuTarget:
             written_bytes=sum(report.written_bytes for report in reports),
             warnings=tuple(warnings),
         )
+
+    def _mark_moves(self) -> str | None:
+        """From here on it goes forward, whoever carries it out: where the mark is. None: one rename needs none."""
+        images = [target for target in self._targets.values() if isinstance(target, ImageTarget)]
+        if self._stage is not None or len(images) < 2:
+            return None
+        for image in images:
+            image.seal()
+        mark = _mark_path(parse_address(self._wanted.target.path), self._wanted.task_id)
+        write_mark(mark, [image.keep() for image in images])
+        return mark
 
     def _name_machine(self, stage: str) -> list[str]:
         """Write what the machine is beside its images, and give the folder its name."""
@@ -182,6 +199,39 @@ def remove_stages(address: QemuAddress, finished_tasks: frozenset[str]) -> list[
             shutil.rmtree(stage, ignore_errors=True)
             gone.append(task_id)
     return gone
+
+
+def go_forward(ref: SourceRef, finished_tasks: frozenset[str]) -> list[str]:
+    """Complete restores of these tasks that died among their renames; their ids. Raises TargetBusy while the machine
+    runs: it was started with disks of two moments."""
+    return [task_id for task_id in sorted(finished_tasks) if _complete(ref, task_id)]
+
+
+def _complete(ref: SourceRef, task_id: str) -> bool:
+    address = parse_address(ref.path)
+    mark = _mark_path(address, task_id)
+    moves = read_mark(mark)
+    if moves is None:
+        return False
+    for staged, place in moves:
+        ours = os.path.basename(staged).startswith(_stage_name(task_id))
+        if not ours or os.path.dirname(staged) != os.path.dirname(place):
+            raise TargetDenied(reason=f"{mark} names files that are not of this restore. Remove it.")
+    if _running(address):
+        raise TargetBusy(
+            reason="The machine was started before its restore had ended, with disks of two moments. Shut it down, end "
+            "its QEMU, then restore again."
+        )
+    try:
+        move(moves)
+    except OSError as err:
+        raise target_error(err, os.fsencode(moves[0][1]), "replace") from err
+    remove_mark(mark)
+    return True
+
+
+def _mark_path(address: QemuAddress, task_id: str) -> str:
+    return os.path.join(address.scratch, f"{_stage_name(task_id)}.ready")
 
 
 _OTHER = (

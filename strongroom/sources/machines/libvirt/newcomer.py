@@ -37,8 +37,8 @@ from strongroom.sources.machines.libvirt.staged import (
     remove_staged,
     staged_name,
     staged_prefix,
-    sync_folder,
 )
+from strongroom.sources.machines.moves import sync_folder
 from strongroom.sources.oserrors import target_error
 
 POOL = "default"

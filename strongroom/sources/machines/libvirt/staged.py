@@ -5,16 +5,14 @@
 """
 
 import contextlib
-import json
 import os
 import re
 import stat
-from collections.abc import Iterable
 
 from strongroom.base.errors import SourceError, TargetBusy, TargetDenied
 from strongroom.sources.disk import open_image
 from strongroom.sources.image_target import make_staged, removed
-from strongroom.sources.inodes import OPEN_FOLDER, OPEN_READ, read_xattrs
+from strongroom.sources.inodes import OPEN_FOLDER, read_xattrs
 from strongroom.sources.machines.libvirt.serving import image_node, run_tool, served
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.oserrors import target_error
@@ -22,7 +20,6 @@ from strongroom.sources.stage import stage_name
 
 READY = "ready"
 NEW = "new-"  # before the device, where the image is to be one of a new machine
-MARK_BYTES_MAX = 256 * 1024
 FORMATS = ("qcow2", "raw")
 _DEVICE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -107,51 +104,8 @@ def staged_prefix(task_id: str, *, new: bool) -> str:
     return f"{os.fsdecode(stage_name(task_id))}.{NEW if new else ''}"
 
 
-def write_mark(folder: str, task_id: str, moves: Iterable[tuple[str, str]]) -> None:
-    """Durable on return: (staged, place) of each disk. Raises SourceError."""
-    name = staged_name(task_id, READY)
-    temporary = os.path.join(folder, f"{name}.new")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, json.dumps(list(moves)).encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, os.path.join(folder, name))
-        sync_folder(folder)
-    except OSError as err:
-        raise target_error(err, os.fsencode(temporary), "write") from err
-
-
-def read_mark(folder: str, task_id: str) -> list[tuple[str, str]] | None:
-    """None without one. What is damaged was never whole: it is as none."""
-    path = os.path.join(folder, staged_name(task_id, READY))
-    try:
-        fd = os.open(path, OPEN_READ)
-    except OSError:
-        return None
-    try:
-        found = json.loads(os.read(fd, MARK_BYTES_MAX))
-        return [(str(staged), str(place)) for staged, place in found]
-    except (ValueError, TypeError, RecursionError):
-        return None
-    finally:
-        os.close(fd)
-
-
-def remove_mark(folder: str, task_id: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(folder, staged_name(task_id, READY)))
-        sync_folder(folder)
-
-
-def move(moves: Iterable[tuple[str, str]]) -> None:
-    """Each staged image over its place, durable. One that is not there any more was moved before. Raises OSError."""
-    for staged, place in moves:
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(staged, place)
-        sync_folder(os.path.dirname(place))
+def mark_path(folder: str, task_id: str) -> str:
+    return os.path.join(folder, staged_name(task_id, READY))
 
 
 def remove_staged(folder: str, task_id: str, *, new: bool) -> bool:
@@ -178,11 +132,3 @@ def require_unused(openers: tuple[str, ...], place: str) -> None:
             reason=f"Another program has {place} open. Stop what uses the disk, or force the restore.",
             detail=", ".join(openers),
         )
-
-
-def sync_folder(folder: str) -> None:
-    fd = os.open(folder or ".", OPEN_FOLDER)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -32,13 +32,11 @@ from strongroom.sources.machines.libvirt.domain import find_disks, require_own
 from strongroom.sources.machines.libvirt.staged import (
     FORMATS,
     StagedImage,
-    move,
-    read_mark,
-    remove_mark,
+    mark_path,
     remove_staged,
     require_unused,
-    write_mark,
 )
+from strongroom.sources.machines.moves import move, read_mark, remove_mark, write_mark
 from strongroom.sources.openers import find_openers
 from strongroom.sources.oserrors import target_error
 
@@ -165,7 +163,7 @@ class DomainTarget:
                 _require_unused(place.definition.place)
         if images:
             moves = [(self._staged[p.wanted.source_id].path, p.definition.place) for p in images]
-            write_mark(_mark_folder(moves), self._wanted.task_id, moves)
+            write_mark(mark_path(_mark_folder(moves), self._wanted.task_id), moves)
             _go_forward(domain, self._wanted.task_id, moves)
         _clear(domain)
         if self._wanted.power_on:
@@ -195,7 +193,7 @@ def recover(domain: Domain, definition: Definition, finished_tasks: frozenset[st
     folders = sorted({os.path.dirname(place) for place in places})
     settled = []
     for task_id in sorted(finished_tasks):
-        marks = [mark for mark in (read_mark(folder, task_id) for folder in folders) if mark is not None]
+        marks = [mark for mark in (read_mark(mark_path(folder, task_id)) for folder in folders) if mark is not None]
         for moves in marks:
             if any(os.path.dirname(a) != os.path.dirname(b) or b not in places for a, b in moves):
                 raise TargetDenied(reason="The mark of a restore beside the images names other places. Remove it.")
@@ -218,7 +216,7 @@ def _go_forward(domain: Domain, task_id: str, moves: Sequence[tuple[str, str]]) 
         move(moves)
     except OSError as err:
         raise target_error(err, os.fsencode(moves[0][1]), "replace") from err
-    remove_mark(_mark_folder(moves), task_id)
+    remove_mark(mark_path(_mark_folder(moves), task_id))
 
 
 def _clear(domain: Domain) -> None:
