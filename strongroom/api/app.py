@@ -98,7 +98,7 @@ class Router:
 
 
 class _Places:
-    """As a block: takes a place while it runs. Raises Unavailable when there is none."""
+    """As a block: takes a place while it runs. Raises Throttled when there is none."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -106,7 +106,7 @@ class _Places:
 
     def __enter__(self) -> None:
         if self._taken >= self._limit:
-            raise Unavailable(reason="Too many requests at once. Try again in a few seconds.")
+            raise Throttled(reason="Too many requests at once. Try again in a few seconds.")
         self._taken += 1
 
     def __exit__(self, *_: object) -> None:
@@ -206,7 +206,8 @@ class Application:
             if isinstance(error, TooLarge | TooSlow):
                 response.headers["Connection"] = "close"  # the rest of the body is not worth reading
             if response.status_code >= 500:
-                log.error("failed", operation=operation.name, error=str(error), request_id=request_id, exc_info=True)
+                told = not isinstance(error, Unavailable)  # what is away or busy has said so in its sentence
+                log.error("failed", operation=operation.name, error=str(error), request_id=request_id, exc_info=told)
             if isinstance(error, RECORDED):
                 await self._services.audit.refused(
                     self._services.database, note, response.status_code, error.published_code
@@ -225,6 +226,8 @@ class Application:
                 404, "APIGW.0101", "The API does not exist: bad project id in the path.", note.request_id
             )
         body = await self._receive(request)
+        if operation.always:
+            return await self._work(operation, path, request, body, note)
         with self._working:
             return await self._work(operation, path, request, body, note)
 

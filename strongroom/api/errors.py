@@ -54,6 +54,7 @@ STATUS_OF: dict[type[StrongroomError], int] = {
 STATUS_500_CODES = frozenset({"0002", "6137", "7009"})
 
 GENERIC = StrongroomError()
+RETRY_AFTER_S = 5  # of 429 and 503
 
 
 def status_of(error: StrongroomError) -> int:
@@ -74,7 +75,7 @@ def error_response(error: StrongroomError, *, keystone: bool, request_id: str) -
         body = {"error_code": shown.published_code, "error_msg": shown.message}
         if shown.published_code.startswith("APIGW."):
             body["request_id"] = request_id
-    headers = {"Retry-After": "5"} if status in (429, 503) else None
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else None
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 

@@ -55,8 +55,18 @@ async def _ready(probes: Mapping[str, Probe], parts: dict[str, str]) -> Response
 
 
 OPERATIONS = (
-    Operation(name="healthz", method="GET", path="/healthz", action=PUBLIC, handler=healthz, answer=HealthAnswer),
-    Operation(name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz, answer=ReadyAnswer),
+    Operation(
+        name="healthz",
+        method="GET",
+        path="/healthz",
+        action=PUBLIC,
+        handler=healthz,
+        answer=HealthAnswer,
+        always=True,
+    ),
+    Operation(
+        name="readyz", method="GET", path="/readyz", action=PUBLIC, handler=readyz, answer=ReadyAnswer, always=True
+    ),
 )
 
 

@@ -64,6 +64,7 @@ class Operation:
     answer     msgspec Struct of a successful answer, or the media type of one that is no JSON; None: no body
     events     of an answer that is a stream of them: kind -> data
     audit      a success is recorded also when it writes no rows: a login, protected data that leaves
+    always     answered also when every place is taken
     """
 
     name: str
@@ -79,3 +80,4 @@ class Operation:
     answer: type[msgspec.Struct] | str | None = None
     events: Mapping[str, type[msgspec.Struct]] = field(default_factory=dict)
     audit: bool = False
+    always: bool = False

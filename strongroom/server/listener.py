@@ -29,6 +29,7 @@ log = structlog.get_logger("server")
 
 SHUTDOWN_S_MAX = 10  # for answers under way; a download that takes longer is cut
 BACKLOG = 512
+KEEP_ALIVE_S = 75  # of a connection without a request; balancers and proxies close theirs after 60
 CHECK_S = 1.0  # how long a process whose worker died goes on
 
 
@@ -53,6 +54,7 @@ class HttpServer(uvicorn.Server):
                 server_header=False,
                 ssl_certfile=tls_cert,
                 ssl_keyfile=tls_key,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=SHUTDOWN_S_MAX,
                 http=Connection,
                 proxy_headers=bool(trusted_proxies),
