@@ -5,6 +5,7 @@ refuses for the moment (gone, starting, busy, a deadlock, a lost serialization) 
 tried again. Broken constraints pass through as psycopg's IntegrityError: only the caller knows the sentence for them.
 """
 
+import re
 import select
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -27,6 +28,15 @@ CHECKOUT_S_MAX = 10.0  # a request that waited longer for a connection is better
 _PREPARE_AFTER = 1  # executions of a statement on a connection before it is prepared there
 _CONNECTION_AGE_S_MAX = 3600.0
 _POOLER_LOOKS = 4  # a pooler may have several connections to give
+LOOK_S_MAX = 5  # for the one connection with which a start looks whether the database is there
+
+# What a PostgreSQL, or a PgBouncer before it, says to who will not be let in by waiting. The words are all there is:
+# libpq gives no SQLSTATE for a connection that did not come about. In another language a start waits, and shows them.
+_REFUSALS = re.compile(
+    r'password authentication failed for .*|SASL authentication failed|no password supplied|role ".*" does not exist|'
+    r'role ".*" is not permitted to log in|database ".*" does not exist|no such (?:database|user).*|'
+    r"no pg_hba.conf entry .*|pg_hba.conf rejects .*|permission denied for database .*"
+)
 
 # No statement and no forgotten transaction holds locks for ever. Migrations run on a connection of their own.
 _SESSION_SETTINGS = {
@@ -160,18 +170,38 @@ class Database:
 
 def require_sessions(url: str) -> None:
     """Raises ConfigError when the URL leads through a pooler that gives each transaction another connection: prepared
-    statements, settings of the session and LISTEN would be somebody else's (RULINGS 23). Raises Unavailable."""
-    with _translated(), psycopg.connect(url, autocommit=True) as one, psycopg.connect(url, autocommit=True) as other:
-        mine = _backend(one)
-        for _ in range(_POOLER_LOOKS):
-            # Between the transactions of one the other takes its connection, if anybody may.
-            with other.transaction():
-                if _backend(other) == mine or _backend(one) != mine:
-                    raise ConfigError(
-                        reason="The database is reached through a pooler in transaction mode. Let PgBouncer use "
-                        "pool_mode = session; or, with PgBouncer 1.21 or newer and max_prepared_statements set, name "
-                        "the database itself in STRONGROOM_DATABASE_DIRECT_URL."
-                    )
+    statements, settings of the session and LISTEN would be somebody else's (RULINGS 23). Raises Unavailable, and
+    ConfigError when the database lets nobody in by these words."""
+    try:
+        with _look(url) as one, _look(url) as other:
+            mine = _backend(one)
+            for _ in range(_POOLER_LOOKS):
+                # Between the transactions of one the other takes its connection, if anybody may.
+                with other.transaction():
+                    if _backend(other) == mine or _backend(one) != mine:
+                        raise ConfigError(
+                            reason="The database is reached through a pooler in transaction mode. Let PgBouncer use "
+                            "pool_mode = session; or, with PgBouncer 1.21 or newer and max_prepared_statements set, "
+                            "name the database itself in STRONGROOM_DATABASE_DIRECT_URL."
+                        )
+    except psycopg.OperationalError as err:
+        raise refusal(err) or _unavailable(err) from err
+
+
+def refusal(err: psycopg.OperationalError) -> ConfigError | None:
+    """What to say when the database answers and lets nobody in by these words; None: it may at another time."""
+    found = _REFUSALS.search(str(err))
+    if found is None:
+        return None
+    return ConfigError(
+        reason=f"PostgreSQL refuses the connection: {found[0].strip()}. Check STRONGROOM_DATABASE_URL, and what that "
+        "server knows of this user and this database.",
+        detail=str(err).strip(),
+    )
+
+
+def _look(url: str) -> psycopg.Connection[Any]:
+    return psycopg.connect(url, autocommit=True, connect_timeout=LOOK_S_MAX)
 
 
 def _backend(conn: psycopg.Connection[Any]) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, cast
 import psycopg
 
 from strongroom.base.errors import ConfigError, Unavailable
+from strongroom.control.db import LOOK_S_MAX, refusal
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -160,9 +161,9 @@ def _revisions() -> set[str]:
 
 def _window(url: str) -> tuple[str | None, str | None]:
     """The revision a database is at (None without a schema), and the oldest program that works with it (None: it is of
-    a time before it said so). Raises Unavailable."""
+    a time before it said so). Raises Unavailable, and ConfigError when the database lets nobody in by these words."""
     try:
-        with psycopg.connect(url, application_name="strongroom migrate") as connection:
+        with psycopg.connect(url, application_name="strongroom migrate", connect_timeout=LOOK_S_MAX) as connection:
             found = connection.execute("SELECT to_regclass('alembic_version'), to_regclass('schema_window')").fetchone()
             if found is None or found[0] is None:
                 return None, None
@@ -171,7 +172,7 @@ def _window(url: str) -> tuple[str | None, str | None]:
             if found[1] is not None:
                 oldest = connection.execute("SELECT oldest_program FROM schema_window").fetchone()
     except psycopg.OperationalError as err:
-        raise _unavailable(err) from err
+        raise refusal(err) or _unavailable(err) from err
     except psycopg.Error as err:
         raise _refused(err) from err
     return current[0] if current is not None else None, oldest[0] if oldest is not None else None

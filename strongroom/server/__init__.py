@@ -5,6 +5,7 @@ api      the request side; as many processes as wanted, behind a balancer
 worker   the job side and its tickers; as many as wanted, near what they protect
 
 start    state lock -> PostgreSQL -> schema -> store -> master key -> first accounts -> worker -> listener -> "listens"
+wait     api and worker, for a database or a store that does not answer yet (waiting.py)
 stop     listener (no new requests) -> worker (drains) -> pools -> PostgreSQL -> state lock
 """
 

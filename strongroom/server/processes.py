@@ -3,9 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +14,6 @@ import structlog
 import uvloop
 
 from strongroom.api.health import health_app
-from strongroom.api.services import Probe
 from strongroom.base.errors import ConfigError
 from strongroom.config import Settings
 from strongroom.control import migrate as schema
@@ -23,7 +23,8 @@ from strongroom.operations.worker import Worker
 from strongroom.server import listener as http
 from strongroom.server.agents import agents_port
 from strongroom.server.parts import Parts, known, open_parts, probe_of
-from strongroom.server.request_side import request_side
+from strongroom.server.request_side import RequestSide, request_side
+from strongroom.server.waiting import opened
 from strongroom.state import (
     CREDENTIALS,
     configure_logging,
@@ -110,9 +111,13 @@ def _one_of_many(settings: Settings, command: str) -> Iterator[str]:
     _prepare(settings)
     with state_lock(settings, shared=True):
         require_settled(settings)
-        _check_pooler(settings)
-        schema.check(settings.database_direct_url or settings.database_url)
         yield settings.database_url
+
+
+async def _check_database(settings: Settings, url: str) -> None:
+    """Raises Unavailable while it does not answer, ConfigError when it is none for this program."""
+    await asyncio.to_thread(_check_pooler, settings)
+    await asyncio.to_thread(schema.check, settings.database_direct_url or url)
 
 
 def _run(main: Coroutine[Any, Any, int]) -> int:
@@ -140,9 +145,13 @@ async def _serve(settings: Settings, url: str) -> int:
         dead: Literal["place", "all"] = "all" if settings.database_url is None else "place"
         worker = parts.worker(dead=dead, drain_s=0)  # nobody else would take over what it finishes
         probes, groups = {"worker": probe_of(worker)}, frozenset({settings.worker_group})
+        listener = http.bind(settings.listen)
+        endpoint = _listens_on(settings, listener)
         async with known(parts, "serve", settings.worker_group), agents_port(parts):
             try:
-                await _answer(parts, probes, groups, drain_s=0, worker=worker)
+                async with request_side(parts, endpoint, probes, groups) as side:
+                    await asyncio.to_thread(worker.start)
+                    await _answer(settings, side, listener, endpoint, drain_s=0, worker=worker)
                 code = 0 if worker.alive else 1
             finally:
                 clean = await asyncio.to_thread(worker.stop)
@@ -151,51 +160,79 @@ async def _serve(settings: Settings, url: str) -> int:
 
 
 async def _api(settings: Settings, url: str) -> int:
-    connections = settings.database_connections
-    async with open_parts(settings, url, connections=connections, may_make_key=True, many=True) as parts:
-        async with known(parts, "api", None):
-            await _answer(parts, {}, frozenset(), drain_s=settings.api_drain_s)
-            _tell_trace()
+    listener = http.bind(settings.listen)
+    endpoint = _listens_on(settings, listener)
+    async with opened(lambda: _request_side(settings, url, endpoint), settings, listener, tls=True) as side:
+        await _answer(settings, side, listener, endpoint, drain_s=settings.api_drain_s)
+        _tell_trace()
     return 0
 
 
+@asynccontextmanager
+async def _request_side(settings: Settings, url: str, endpoint: str) -> AsyncIterator[RequestSide]:
+    """All that an `api` answers with."""
+    await _check_database(settings, url)
+    connections = settings.database_connections
+    async with (
+        open_parts(settings, url, connections=connections, may_make_key=True, many=True) as parts,
+        known(parts, "api", None),
+        request_side(parts, endpoint, {}, frozenset()) as side,
+    ):
+        yield side
+
+
 async def _answer(
-    parts: Parts, probes: dict[str, Probe], groups: frozenset[str], *, drain_s: float, worker: Worker | None = None
+    settings: Settings,
+    side: RequestSide,
+    listener: socket.socket,
+    endpoint: str,
+    *,
+    drain_s: float,
+    worker: Worker | None = None,
 ) -> None:
-    """Listen and answer until a signal, or until the worker of this process is gone; it is started on the way."""
-    settings = parts.settings
-    socket = http.bind(settings.listen)
-    endpoint = _endpoint(settings, http.base_url(settings.listen, socket, tls=settings.tls_cert is not None))
-    async with request_side(parts, endpoint, probes, groups) as side:
-        if worker is not None:
-            await asyncio.to_thread(worker.start)
-        await http.answer(
-            http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies),
-            socket,
-            side.services,
-            announce=partial(_announce, settings, endpoint),
-            drain_s=drain_s,
-            alive=lambda: worker is None or worker.alive,
-        )
+    """Listen and answer until a signal, or until the worker of this process is gone."""
+    await http.answer(
+        http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies),
+        listener,
+        side.services,
+        announce=partial(_announce, settings, endpoint),
+        drain_s=drain_s,
+        alive=lambda: worker is None or worker.alive,
+    )
 
 
 async def _worker(settings: Settings, url: str) -> int:
-    async with open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False, many=True) as parts:
+    health = http.bind(settings.health_listen) if settings.health_listen is not None else None
+    if health is not None and settings.health_listen is not None:
+        sys.stdout.write(f"Health: {http.base_url(settings.health_listen, health, tls=False)}/readyz\n")
+        sys.stdout.flush()
+    async with opened(lambda: _job_side(settings, url), settings, health, tls=False) as (parts, worker):
+        answering = _Health(health, parts, worker)
+        try:
+            await answering.start()
+            sys.stdout.write(f"Strongroom worker {worker.name} of the group {settings.worker_group} is ready\n")
+            sys.stdout.flush()
+            await _until_ended(worker)
+            code = 0 if worker.draining else 1
+        finally:
+            clean = await asyncio.to_thread(worker.stop)
+            await answering.stop()
+            _tell_trace()
+    return code if clean else LEFT_BEHIND
+
+
+@asynccontextmanager
+async def _job_side(settings: Settings, url: str) -> AsyncIterator[tuple[Parts, Worker]]:
+    """What a `worker` is made of, and itself, started; who gets it stops it."""
+    await _check_database(settings, url)
+    async with (
+        open_parts(settings, url, connections=WORKER_CONNECTIONS, may_make_key=False, many=True) as parts,
+        known(parts, "worker", settings.worker_group),
+        agents_port(parts),
+    ):
         worker = parts.worker(dead="none", drain_s=settings.worker_drain_s)
-        health = _Health(settings, parts, worker)
-        async with known(parts, "worker", settings.worker_group), agents_port(parts):
-            try:
-                await asyncio.to_thread(worker.start)
-                await health.start()
-                sys.stdout.write(f"Strongroom worker {worker.name} of the group {settings.worker_group} is ready\n")
-                sys.stdout.flush()
-                await _until_ended(worker)
-                code = 0 if worker.draining else 1
-            finally:
-                clean = await asyncio.to_thread(worker.stop)
-                await health.stop()
-                _tell_trace()
-        return code if clean else LEFT_BEHIND
+        await asyncio.to_thread(worker.start)
+        yield parts, worker
 
 
 async def _until_ended(worker: Worker) -> None:
@@ -217,19 +254,16 @@ async def _until_ended(worker: Worker) -> None:
 class _Health:
     """The small listener of a worker: /healthz, /readyz and /metrics. Nothing without the setting."""
 
-    def __init__(self, settings: Settings, parts: Parts, worker: Worker) -> None:
-        self._listen = settings.health_listen
+    def __init__(self, listener: socket.socket | None, parts: Parts, worker: Worker) -> None:
+        self._listener = listener
         self._app = health_app(parts.probes() | {"worker": probe_of(worker)})
         self._server: http.HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        if self._listen is None:
-            return
-        socket = http.bind(self._listen)
-        self._server = http.HttpServer(self._app)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[socket]))
-        sys.stdout.write(f"Health: {http.base_url(self._listen, socket, tls=False)}/readyz\n")
+        if self._listener is not None:
+            self._server = http.HttpServer(self._app)
+            self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
 
     async def stop(self) -> None:
         if self._server is not None and self._serving is not None:
@@ -243,9 +277,11 @@ def _tell_trace() -> None:
         log.info("trace points passed", count=trace.passed())
 
 
-def _endpoint(settings: Settings, listens: str) -> str:
+def _listens_on(settings: Settings, listener: socket.socket) -> str:
     """The base URL for credentials.json: the configured one, else where we listen."""
-    return settings.endpoint.rstrip("/") if settings.endpoint is not None else listens
+    if settings.endpoint is not None:
+        return settings.endpoint.rstrip("/")
+    return http.base_url(settings.listen, listener, tls=settings.tls_cert is not None)
 
 
 def _announce(settings: Settings, endpoint: str) -> None:

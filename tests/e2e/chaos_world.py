@@ -1,7 +1,7 @@
 """An installation to be mistreated: APIs and workers on a PostgreSQL and an S3 store that can be ended too.
 
     tenants -> api x N \\
-                        PostgreSQL (killed, restarted)
+                        PostgreSQL (stopped at once, restarted, its connections cut)
     workers x M        /
         \\-> proxy (cuts, delays, loses answers, 503) -> SeaweedFS (killed, restarted)
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psycopg
 from harness import Server, wait_until
 from many_world import Many
 from ready_database import ReadyDatabase
@@ -76,6 +77,7 @@ class World:
             self._restart_api,
             self._kill_postgres,
             self._restart_postgres,
+            self._cut_postgres,
             self._kill_store,
             *[self._cut_store] * 2,
             self._slow_store,
@@ -126,6 +128,16 @@ class World:
             self._postgres_spared_until_s = time.monotonic() + POSTGRES_SPARED_S
             self.counts[kind] += 1
             os.kill(pid, number)
+
+    def _cut_postgres(self) -> None:
+        """Every connection that it has, in whatever transaction it is."""
+        with contextlib.suppress(psycopg.OperationalError):  # it is away, or this was one of them
+            with psycopg.connect(self.many.settings["database_url"], autocommit=True, connect_timeout=2) as conn:
+                conn.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+                )
+            self.counts["cut connections to postgres"] += 1
 
     def _kill_store(self) -> None:
         self.counts["kill store"] += 1

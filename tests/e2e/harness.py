@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from lifeline import end_with_starter
@@ -45,7 +45,13 @@ class Server:
         self.output: list[str] = []
         self.log_path = state.with_name(state.name + ".log")
 
-    def start(self, **settings: str) -> "Server":
+    def start(self, **settings: str) -> Self:
+        """Returns when it is ready."""
+        self.spawn(**settings)
+        return self.until_ready()
+
+    def spawn(self, **settings: str) -> None:
+        """Begin to start it. It ends with the thread that called this."""
         environ = {k: v for k, v in os.environ.items() if not k.startswith("STRONGROOM_")}
         environ |= {f"STRONGROOM_{k.upper()}": v for k, v in {**self.settings, **settings}.items()}
         if not (self.state.exists() or self.from_nothing or self.prefix or "STRONGROOM_DATABASE_URL" in environ):
@@ -60,7 +66,10 @@ class Server:
             preexec_fn=end_with_starter,  # noqa: PLW1509 -- as lifeline says
         )
         log.close()
-        assert self.process.stdout is not None
+
+    def until_ready(self) -> Self:
+        """Wait for the line that says so. It fails the test when the process ends instead."""
+        assert self.process is not None and self.process.stdout is not None
         for line in self.process.stdout:
             self.output.append(line)
             if line.startswith(self.ready):

@@ -17,10 +17,10 @@ from lifeline import end_with_starter
 
 
 class Api(Server):
-    """`strongroom api` on a free port."""
+    """`strongroom api` on a free port, or where the settings say."""
 
     def words(self) -> tuple[str, ...]:
-        return ("api", "--state", str(self.state), "--listen", "127.0.0.1:0")
+        return ("api", "--state", str(self.state), "--listen", self.settings.get("listen", "127.0.0.1:0"))
 
 
 class WorkerProcess(Server):
@@ -33,7 +33,7 @@ class WorkerProcess(Server):
         self.group, self.concurrency = group, concurrency
 
     def words(self) -> tuple[str, ...]:
-        health = ("--health", "127.0.0.1:0")
+        health = ("--health", self.settings.get("health_listen", "127.0.0.1:0"))
         return (
             "worker",
             "--group",
@@ -63,22 +63,24 @@ class Many:
         self.clients: list[Client] = []
         (folder / "store").mkdir(parents=True, exist_ok=True)
 
-    def api(self, **settings: str) -> Api:
-        """One more; the first makes the master key and the credentials."""
+    def api(self, *, ready: bool = True, **settings: str) -> Api:
+        """One more; the first makes the master key and the credentials. ready: wait until it is."""
         key = {"master_key_file": str(self.key)} if self.apis else {}
-        server = Api(self.folder / f"api-{len(self.apis)}", **self.settings, **key, **settings)
+        server = Api(self.folder / f"api-{len(self.apis)}", **{**self.settings, **key, **settings})
         self.apis.append(server)
-        server.start()
-        return server
+        server.spawn()
+        return server.until_ready() if ready else server
 
-    def worker(self, group: str = "default", concurrency: int = 2, **settings: str) -> WorkerProcess:
-        """One more."""
+    def worker(
+        self, group: str = "default", concurrency: int = 2, *, ready: bool = True, **settings: str
+    ) -> WorkerProcess:
+        """One more. ready: wait until it is."""
         state = self.folder / f"worker-{len(self.workers)}"
         key = {"master_key_file": str(self.key)}
-        worker = WorkerProcess(state, group, concurrency, **self.settings, **key, **settings)
+        worker = WorkerProcess(state, group, concurrency, **{**self.settings, **key, **settings})
         self.workers.append(worker)
-        worker.start()
-        return worker
+        worker.spawn()
+        return worker.until_ready() if ready else worker
 
     def client(self, number: int = 0) -> Client:
         """A client of one of the APIs; closed with the installation at the latest."""
