@@ -83,6 +83,14 @@ test-long: .venv/.test-done guests
 	@.ci/system-packages mkfs.ext4:e2fsprogs curl:curl setfacl:acl setfattr:attr mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs unshare:util-linux qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 promtool:prometheus pgbouncer:pgbouncer
 	@rm -f .reliability.jsonl
 	STRONGROOM_RELIABILITY_REPORT=.reliability.jsonl $(BIN)/pytest -m long
+	$(MAKE) test-radosgw
+
+# What the tests ask of an S3 server, asked of a Ceph.
+.PHONY: test-radosgw
+test-radosgw: .venv/.test-done
+	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common radosgw:radosgw
+	STRONGROOM_TEST_S3=radosgw $(BIN)/pytest -m 'not long' -k 's3 or radosgw' tests/contract/test_store_contract.py \
+		tests/fault/test_s3_store.py tests/fault/test_s3_retention.py tests/e2e/test_server_on_s3.py tests/e2e/test_recover_s3.py
 
 # Many processes with something broken each second: make chaos SECONDS=60 SEED=7
 SECONDS ?= 60
@@ -94,7 +102,7 @@ chaos: .venv/.test-done
 .PHONY: guests test-sources
 guests:
 	@.ci/system-packages qemu-nbd:qemu-utils qemu-system-x86_64:qemu-system-x86 qemu-ga:qemu-guest-agent busybox:busybox-static mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs
-	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common lvm:lvm2 thin_delta:thin-provisioning-tools zfs-fuse:zfs-fuse rabbitmq-server:rabbitmq-server
+	@.ci/system-packages ceph-mon:ceph-mon ceph-osd:ceph-osd rbd:ceph-common radosgw:radosgw lvm:lvm2 thin_delta:thin-provisioning-tools zfs-fuse:zfs-fuse rabbitmq-server:rabbitmq-server
 	@compgen -G '/usr/lib/*/qemu/block-rbd.so' >/dev/null || .ci/system-packages --install qemu-block-extra
 	@.ci/system-packages libvirtd:libvirt-daemon-system libvirtd:libvirt-daemon-driver-qemu virsh:libvirt-clients
 	@test -e /usr/lib/python3/dist-packages/libvirt.py || .ci/system-packages --install python3-libvirt

@@ -1,6 +1,7 @@
 """Fixtures that several tests share. A database is real, fresh, and nobody else's: see `postgres_url`."""
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
@@ -8,7 +9,7 @@ import hypothesis
 import psycopg
 import pytest
 from ready_database import ReadyDatabase
-from seaweed import Seaweed, seaweed
+from seaweed import S3Server, seaweed
 
 from strongroom.control.db import Database
 from strongroom.control.embedded_postgres import EmbeddedPostgres
@@ -74,13 +75,20 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    """One SeaweedFS per pytest process, started by the first test that asks. Not for tests that kill it."""
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
-        yield server
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One SeaweedFS per pytest process, started by the first test that asks; with STRONGROOM_TEST_S3=radosgw the gate
+    of a Ceph. Not for tests that kill it."""
+    if os.environ.get("STRONGROOM_TEST_S3") == "radosgw":
+        from ceph_world import radosgw
+
+        with radosgw(tmp_path_factory.mktemp("ceph")) as gate:
+            yield gate
+    else:
+        with seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+            yield server
 
 
 @pytest.fixture
 def s3_prefix() -> str:
-    """A place of the test's own in the bucket of `seaweed_server`."""
+    """A place of the test's own in the bucket of `s3_server`."""
     return f"test-{next(_numbers)}"

@@ -6,18 +6,18 @@ import re
 import secrets
 from datetime import datetime
 
-from seaweed import Seaweed
+from seaweed import S3Server
 
 from strongroom.base.clock import SystemClock
 from strongroom.engine.store.s3_multipart import MultipartClient
 from strongroom.engine.store.s3_retention import UNTIL_HEADER
 
 
-def client_of(server: Seaweed, bucket: str) -> MultipartClient:
+def client_of(server: S3Server, bucket: str) -> MultipartClient:
     return MultipartClient(server.access(), server.endpoint, bucket, connections=2, clock=SystemClock(), silence_s=20.0)
 
 
-def locked_bucket(server: Seaweed) -> str:
+def locked_bucket(server: S3Server) -> str:
     """The name of a new one."""
     name = f"locked-{secrets.token_hex(4)}"
     client_of(server, name).request("PUT", "bucket", "", {}, headers={"x-amz-bucket-object-lock-enabled": "true"})
@@ -35,13 +35,13 @@ def remove_versions_after_a_day(client: MultipartClient) -> None:
     client.request("PUT", "rules", "", {"lifecycle": ""}, memoryview(body), {"content-md5": digest})
 
 
-def kept_until(server: Seaweed, bucket: str, key: str) -> datetime | None:
+def kept_until(server: S3Server, bucket: str, key: str) -> datetime | None:
     """None: it is not kept."""
     found = client_of(server, bucket).request("HEAD", key, key, {}).headers.get(UNTIL_HEADER)
     return datetime.fromisoformat(found) if found else None
 
 
-def versions(server: Seaweed, bucket: str, key: str) -> list[str]:
+def versions(server: S3Server, bucket: str, key: str) -> list[str]:
     """Ids of all versions of an object that hold data."""
     page = client_of(server, bucket).request("GET", key, "", {"versions": "", "prefix": key}).body.decode()
     return re.findall(r"<Version>.*?<VersionId>([^<]+)</VersionId>", page, re.DOTALL)

@@ -39,7 +39,31 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in held]
 
 
-class Seaweed:
+class S3Server:
+    """An S3 server at a port of the loopback, with the keys above and a bucket that the first start makes.
+
+    obeys_among_versions   it honours If-None-Match in buckets with versions too, as those with object lock are
+    """
+
+    port: int
+    obeys_among_versions = True
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def access(self, port: int | None = None, **changes: object) -> S3Access:
+        """How to reach it, or the proxy at `port` in front of it."""
+        values = {
+            "endpoint": f"http://127.0.0.1:{port or self.port}",
+            "access_key": ACCESS_KEY,
+            "secret_key": SECRET_KEY,
+            "allow_http": True,
+        }
+        return S3Access(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class Seaweed(S3Server):
     """One server; `start` again after `kill` brings the same data back on the same port."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,20 +107,6 @@ class Seaweed:
             *(f"-{name}.port={port}" for name, port in zip(names, ports, strict=False)),
             *(f"-{name}.port.grpc={port}" for name, port in zip(names, self._grpc_ports, strict=True)),
         ]
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def access(self, port: int | None = None, **changes: object) -> S3Access:
-        """How to reach it, or the proxy at `port` in front of it."""
-        values = {
-            "endpoint": f"http://127.0.0.1:{port or self.port}",
-            "access_key": ACCESS_KEY,
-            "secret_key": SECRET_KEY,
-            "allow_http": True,
-        }
-        return S3Access(**{**values, **changes})  # type: ignore[arg-type]
 
     def start(self) -> None:
         """Returns when objects can be written. The server ends with this process, however that ends."""

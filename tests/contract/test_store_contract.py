@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from descriptors import open_paths
 from fault_store import FaultStore
-from seaweed import BUCKET, Seaweed
+from seaweed import BUCKET, S3Server
 
 from strongroom.base.errors import (
     ConfigError,
@@ -54,7 +54,7 @@ STORES: dict[str, Callable[[Path], Store]] = {
 def store(request: pytest.FixtureRequest, tmp_path: Path, s3_prefix: str) -> Store:
     if request.param != "s3":
         return STORES[request.param](tmp_path)
-    server: Seaweed = request.getfixturevalue("seaweed_server")  # only now: it takes seconds to start
+    server: S3Server = request.getfixturevalue("s3_server")  # only now: it takes seconds to start
     return S3Store(BUCKET, s3_prefix, server.access())
 
 

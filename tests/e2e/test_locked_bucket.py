@@ -14,7 +14,7 @@ import pytest
 from harness import Client, contents, make_tree, wait_until
 from locked_bucket import client_of, kept_until, locked_bucket, remove_versions_after_a_day
 from regions_world import Regions, destination, replicated, replication_vault
-from seaweed import ACCESS_KEY, SECRET_KEY, Seaweed
+from seaweed import ACCESS_KEY, SECRET_KEY, S3Server
 
 from strongroom.base.errors import StoreDenied
 from strongroom.engine.store.s3 import S3Store
@@ -28,7 +28,7 @@ DAYS = 30
 class World:
     """East keeps its points below `p/`, west below `west/` of one bucket."""
 
-    def __init__(self, seaweed: Seaweed, base: Path) -> None:
+    def __init__(self, seaweed: S3Server, base: Path) -> None:
         self.seaweed, self.bucket = seaweed, locked_bucket(seaweed)
         access = {
             "s3_endpoint": seaweed.endpoint,
@@ -62,8 +62,8 @@ class World:
 
 
 @pytest.fixture
-def world(seaweed_server: Seaweed, tmp_path: Path) -> Iterator[World]:
-    made = World(seaweed_server, tmp_path)
+def world(s3_server: S3Server, tmp_path: Path) -> Iterator[World]:
+    made = World(s3_server, tmp_path)
     yield made
     made.regions.stop()
 

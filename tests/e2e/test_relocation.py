@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness import Client, Server, contents, make_tree
-from seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, Seaweed
+from seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.e2e
 
@@ -102,13 +102,13 @@ def require_all(old: Old, server: Server) -> None:
 
 
 def test_to_postgresql_and_s3(
-    old: Old, tmp_path: Path, empty_postgres_url: str, seaweed_server: Seaweed, s3_prefix: str
+    old: Old, tmp_path: Path, empty_postgres_url: str, s3_server: S3Server, s3_prefix: str
 ) -> None:
     """Both at once; then the old place serves no more, the new one as the old one did."""
     state = copy_of(old, tmp_path)
     before = untouched(state)
     access = {
-        "s3_endpoint": seaweed_server.endpoint,
+        "s3_endpoint": s3_server.endpoint,
         "s3_access_key": ACCESS_KEY,
         "s3_secret_key": SECRET_KEY,
         "s3_allow_http": "true",

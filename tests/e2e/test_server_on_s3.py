@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from harness import Server, contents, make_tree
-from seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, Seaweed
+from seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.e2e
 
 
-def test_a_server_keeps_its_restore_points_in_s3(tmp_path: Path, seaweed_server: Seaweed, s3_prefix: str):
+def test_a_server_keeps_its_restore_points_in_s3(tmp_path: Path, s3_server: S3Server, s3_prefix: str):
     """Backup, change, backup, restore through the API; then `recover` from the bucket alone. No secret in a log."""
     url, keys = f"s3://{BUCKET}/{s3_prefix}", {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     source, back = tmp_path / "source", tmp_path / "back"
@@ -22,7 +22,7 @@ def test_a_server_keeps_its_restore_points_in_s3(tmp_path: Path, seaweed_server:
     before = contents(source)
     access = {
         "store_url": url,
-        "s3_endpoint": seaweed_server.endpoint,
+        "s3_endpoint": s3_server.endpoint,
         "s3_allow_http": "true",
         "log_level": "debug",
     }

@@ -12,6 +12,7 @@ from many_world import empty, many, ready
 from ready_database import ReadyDatabase
 
 from strongroom.control.embedded_postgres import EmbeddedPostgres
+from strongroom.engine import MasterKey
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -42,6 +43,8 @@ def test_a_start_without_postgresql_waits_for_it(tmp_path: Path, ready_database:
     ports = free_ports(3)
     api, health, other = (f"http://127.0.0.1:{port}" for port in ports)
     with many(tmp_path, url, api_drain_s="0") as world:
+        world.key.parent.mkdir(mode=0o700)
+        MasterKey.create(world.key)  # a worker that comes before the first API of all ends without it
         waiting = [
             world.api(ready=False, listen=f"127.0.0.1:{ports[0]}"),
             world.worker(ready=False, health_listen=f"127.0.0.1:{ports[1]}"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from fault_world import World, create, reopen, small_files
-from seaweed import BUCKET, SECRET_KEY, Proxy, Seaweed, seaweed
+from seaweed import BUCKET, SECRET_KEY, Proxy, S3Server, seaweed
 
 from strongroom.base.clock import SystemClock
 from strongroom.base.errors import (
@@ -58,24 +58,24 @@ class LaterClock(SystemClock):
 
 
 @pytest.fixture
-def store(seaweed_server: Seaweed, s3_prefix: str) -> S3Store:
-    return S3Store(BUCKET, s3_prefix, seaweed_server.access())
+def store(s3_server: S3Server, s3_prefix: str) -> S3Store:
+    return S3Store(BUCKET, s3_prefix, s3_server.access())
 
 
 @pytest.fixture
-def proxy(seaweed_server: Seaweed) -> Iterator[Proxy]:
-    proxy = Proxy(seaweed_server.port)
+def proxy(s3_server: S3Server) -> Iterator[Proxy]:
+    proxy = Proxy(s3_server.port)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
-def behind(seaweed_server: Seaweed, s3_prefix: str, proxy: Proxy) -> RetryingStore:
+def behind(s3_server: S3Server, s3_prefix: str, proxy: Proxy) -> RetryingStore:
     """The same place through the proxy, with retries, as the product opens it."""
-    return RetryingStore(S3Store(BUCKET, s3_prefix, seaweed_server.access(proxy.port)), sleep=lambda _: None)
+    return RetryingStore(S3Store(BUCKET, s3_prefix, s3_server.access(proxy.port)), sleep=lambda _: None)
 
 
-def client_of(server: Seaweed) -> MultipartClient:
+def client_of(server: S3Server) -> MultipartClient:
     """Another program at work in the same bucket."""
     return MultipartClient(server.access(), server.endpoint, BUCKET, connections=2, clock=SystemClock(), silence_s=30)
 
@@ -102,7 +102,7 @@ def fill(writer: ObjectWriter, whole: bytes, step: int = 1 << 20, seed: int = SE
         raise errors[0]
 
 
-def leftovers(server: Seaweed, prefix: str) -> list[str]:
+def leftovers(server: S3Server, prefix: str) -> list[str]:
     return [upload.key for upload in client_of(server).uploads(prefix + "/")]
 
 
@@ -110,7 +110,7 @@ def leftovers(server: Seaweed, prefix: str) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES + 12345])
-def test_parts_in_any_order_become_one_object(store: S3Store, seaweed_server: Seaweed, s3_prefix: str, size: int):
+def test_parts_in_any_order_become_one_object(store: S3Store, s3_server: S3Server, s3_prefix: str, size: int):
     """Pieces written in any order by several threads come back as one object; no upload is left."""
     print(f"seed {SEED}")
     whole = random.Random(SEED).randbytes(size)
@@ -122,7 +122,7 @@ def test_parts_in_any_order_become_one_object(store: S3Store, seaweed_server: Se
     writer.discard()
     assert store.read("packs/a") == whole
     assert store.read("packs/a", size - 5, 5) == whole[-5:]
-    assert leftovers(seaweed_server, s3_prefix) == []
+    assert leftovers(s3_server, s3_prefix) == []
 
 
 def test_memory_is_bounded_by_back_pressure(store: S3Store):
@@ -152,7 +152,7 @@ def test_a_full_part_is_not_written_again(store: S3Store, offset: int):
     assert list(store.list("")) == []
 
 
-def test_a_missing_part_is_refused(store: S3Store, seaweed_server: Seaweed, s3_prefix: str):
+def test_a_missing_part_is_refused(store: S3Store, s3_server: S3Server, s3_prefix: str):
     """A hole of a whole part between parts that are sent is seen before anything is completed."""
     writer = store.writer("packs/a")
     writer.write_at(2 * PART_BYTES, bytes(PART_BYTES))
@@ -161,20 +161,20 @@ def test_a_missing_part_is_refused(store: S3Store, seaweed_server: Seaweed, s3_p
         writer.commit()
     writer.discard()
     assert list(store.list("")) == []
-    assert leftovers(seaweed_server, s3_prefix) == []
+    assert leftovers(s3_server, s3_prefix) == []
 
 
-def test_a_discarded_upload_leaves_nothing(store: S3Store, seaweed_server: Seaweed, s3_prefix: str):
+def test_a_discarded_upload_leaves_nothing(store: S3Store, s3_server: S3Server, s3_prefix: str):
     """discard aborts the upload with the parts that are on their way."""
     writer = store.writer("packs/a")
     for number in range(4):
         writer.write_at(number * PART_BYTES, bytes(PART_BYTES))
     writer.discard()
-    assert leftovers(seaweed_server, s3_prefix) == []
+    assert leftovers(s3_server, s3_prefix) == []
     assert store.sweep_temporary("", 0) == 0
 
 
-def test_of_two_uploads_to_one_name_one_stands(store: S3Store, seaweed_server: Seaweed, s3_prefix: str):
+def test_of_two_uploads_to_one_name_one_stands(store: S3Store, s3_server: S3Server, s3_prefix: str):
     """Two large writers that commit at once: one's bytes stand whole, who hears ObjectExists has left nothing.
 
     SeaweedFS looks at the condition before it completes an upload, not with it: in one run of seven both are told that
@@ -203,16 +203,16 @@ def test_of_two_uploads_to_one_name_one_stands(store: S3Store, seaweed_server: S
         thread.join()
     assert len(results) + len(lost) == 2
     assert store.read("packs/a") in results
-    assert leftovers(seaweed_server, s3_prefix) == []
+    assert leftovers(s3_server, s3_prefix) == []
 
 
-def test_leftovers_are_swept_when_nobody_can_be_at_work(store: S3Store, seaweed_server: Seaweed, s3_prefix: str):
+def test_leftovers_are_swept_when_nobody_can_be_at_work(store: S3Store, s3_server: S3Server, s3_prefix: str):
     """Dropped writers of our own go at once, uploads of others after a day, of another store never."""
     dropped = store.writer("packs/dropped")
     dropped.write_at(0, TWO_PARTS)
     dropped._sent[0].result()  # type: ignore[attr-defined]
     del dropped
-    other = client_of(seaweed_server)
+    other = client_of(s3_server)
     other.send(
         "x", f"{s3_prefix}/packs/foreign", other.begin("x", f"{s3_prefix}/packs/foreign", "t"), 1, memoryview(b"12345")
     )
@@ -220,15 +220,15 @@ def test_leftovers_are_swept_when_nobody_can_be_at_work(store: S3Store, seaweed_
     assert store.sweep_temporary("roots/", 0) == 0
     assert store.sweep_temporary("", 3600) == 0
     assert store.sweep_temporary("packs/", 0) == PART_BYTES
-    assert leftovers(seaweed_server, s3_prefix) == [f"{s3_prefix}/packs/foreign"]
-    later = S3Store(BUCKET, s3_prefix, seaweed_server.access(), clock=LaterClock(0.005))
+    assert leftovers(s3_server, s3_prefix) == [f"{s3_prefix}/packs/foreign"]
+    later = S3Store(BUCKET, s3_prefix, s3_server.access(), clock=LaterClock(0.005))
     assert later.sweep_temporary("", 0) == 0
     assert FOREIGN_AGE_MIN_S == 86400
-    sweeper = S3Store(BUCKET, s3_prefix, seaweed_server.access())
+    sweeper = S3Store(BUCKET, s3_prefix, s3_server.access())
     sweeper._clock = LaterClock(1.01)  # signatures need the right time, ages do not
     assert sweeper.sweep_temporary("", 0) == 5
-    assert leftovers(seaweed_server, s3_prefix) == []
-    assert leftovers(seaweed_server, f"{s3_prefix}-2") == [f"{s3_prefix}-2/packs/x"]
+    assert leftovers(s3_server, s3_prefix) == []
+    assert leftovers(s3_server, f"{s3_prefix}-2") == [f"{s3_prefix}-2/packs/x"]
     other.abort("x", f"{s3_prefix}-2/packs/x", elsewhere)
 
 
@@ -288,12 +288,12 @@ def test_lost_answers_of_the_rest(behind: RetryingStore, proxy: Proxy):
 # --- read ahead -------------------------------------------------------------------------------------------------------
 
 
-def test_expected_ranges_are_on_their_way_at_once(store: S3Store, seaweed_server: Seaweed, s3_prefix: str):
+def test_expected_ranges_are_on_their_way_at_once(store: S3Store, s3_server: S3Server, s3_prefix: str):
     """Many ranges that were expected cost about one round trip together, not one each; each has its own bytes."""
     whole = random.Random(SEED).randbytes(1 << 20)
     store.put("packs/a", [whole])
-    late = Proxy(seaweed_server.port, latency_s=0.3)
-    behind = S3Store(BUCKET, s3_prefix, seaweed_server.access(late.port))
+    late = Proxy(s3_server.port, latency_s=0.3)
+    behind = S3Store(BUCKET, s3_prefix, s3_server.access(late.port))
     step = len(whole) // 16
     begun = time.monotonic()
     for number in range(16):
@@ -400,12 +400,12 @@ def test_a_killed_server_loses_nothing_it_acknowledged(tmp_path: Path):
 
 
 def test_a_wrong_secret_is_refused_and_shown_nowhere(
-    seaweed_server: Seaweed, s3_prefix: str, caplog: pytest.LogCaptureFixture
+    s3_server: S3Server, s3_prefix: str, caplog: pytest.LogCaptureFixture
 ):
     """StoreDenied for every call, at once, and the secret is in no error, traceback, repr or log."""
     caplog.set_level(logging.DEBUG)
     wrong = "a-wrong-secret-nobody-may-see"
-    access = seaweed_server.access(secret_key=wrong)
+    access = s3_server.access(secret_key=wrong)
     store = RetryingStore(S3Store(BUCKET, s3_prefix, access))
     writer = store.writer("packs/a")
     writer.write_at(0, TWO_PARTS)
@@ -430,9 +430,9 @@ def test_a_wrong_secret_is_refused_and_shown_nowhere(
     assert SECRET_KEY not in shown + caplog.text
 
 
-def test_a_missing_bucket_is_not_a_missing_object(seaweed_server: Seaweed):
+def test_a_missing_bucket_is_not_a_missing_object(s3_server: S3Server):
     """An object that is missing because the bucket is means trouble, not an empty store."""
-    store = S3Store("no-such-bucket", "", seaweed_server.access())
+    store = S3Store("no-such-bucket", "", s3_server.access())
     with pytest.raises(StoreError) as caught:
         store.read("a")
     assert type(caught.value) is StoreError
@@ -474,6 +474,13 @@ def answers() -> Iterator[http.server.ThreadingHTTPServer]:
 def at(port: int, **options: float) -> S3Store:
     access = S3Access(endpoint=f"http://127.0.0.1:{port}", access_key="A", secret_key="S", allow_http=True)
     return S3Store("bucket", "", access, **options)  # type: ignore[arg-type]
+
+
+def test_a_server_that_replaces_is_found_by_the_check(answers: http.server.ThreadingHTTPServer):
+    """One that takes a second put of the same name is refused before anything of worth is written there."""
+    answers.answer = (200, "")  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="ignores If-None-Match"):
+        at(answers.server_address[1]).check()
 
 
 def test_every_step_after_a_full_store_says_that_it_is_full(answers: http.server.ThreadingHTTPServer):
@@ -610,7 +617,7 @@ def test_an_endpoint_without_tls_or_keys_is_refused():
         open_store("s3://bucket")
 
 
-def test_foreign_variables_are_not_read(seaweed_server: Seaweed, s3_prefix: str, monkeypatch: pytest.MonkeyPatch):
+def test_foreign_variables_are_not_read(s3_server: S3Server, s3_prefix: str, monkeypatch: pytest.MonkeyPatch):
     """Only the settings decide: what AWS_ variables say at the time of opening changes nothing."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "FOREIGN",
@@ -620,7 +627,7 @@ def test_foreign_variables_are_not_read(seaweed_server: Seaweed, s3_prefix: str,
         "AWS_REGION": "mars-1",
     }.items():
         monkeypatch.setenv(name, value)
-    store = open_store(f"s3://{BUCKET}/{s3_prefix}", seaweed_server.access())
+    store = open_store(f"s3://{BUCKET}/{s3_prefix}", s3_server.access())
     store.check()
     assert list(store.list("")) == []
 

@@ -1,4 +1,4 @@
-"""A real Ceph of one monitor and one memory OSD, on free ports of the loopback, for one test process."""
+"""A real Ceph of one monitor and one memory OSD, and its S3 gate, on free ports of the loopback, for one process."""
 
 import os
 import shutil
@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from harness import wait_until
 from lifeline import end_with_starter
+from seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
+
+from strongroom.base.errors import StoreError
+from strongroom.engine.store.s3 import S3Store
 
 MEMORY_BYTES = 1 << 30
 SETTINGS = """[global]
@@ -38,6 +42,15 @@ osd_data = {place}/osd
 osd_objectstore = memstore
 memstore_device_bytes = {memory}
 """
+
+# The gate's own default for its monitor is `secure`, which needs cephx.
+GATE_SETTINGS = """
+[client.gate]
+rgw_data = {place}/gate
+rgw_frontends = beast endpoint=127.0.0.1:{port}
+ms_mon_client_mode = crc
+"""
+GATE_STARTED_WITHIN_S = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +104,49 @@ def ceph(place: Path) -> Iterator[Ceph]:
         run("ceph", "osd", "pool", "create", "vols", "8")
         run("rbd", "pool", "init", "vols")
         yield Ceph(conf=conf)
+
+
+class Gate(S3Server):
+    """A radosgw."""
+
+    obeys_among_versions = False  # seen with 16.2.15: each put is a new version
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+@contextmanager
+def radosgw(place: Path) -> Iterator[Gate]:
+    """A cluster with a radosgw, where BUCKET can be written to. Half a minute: it makes its pools."""
+    assert shutil.which("radosgw"), "install the package radosgw (make guests does)"
+    gate = Gate(_free_port())
+    with ceph(place) as cluster:
+        (place / "gate").mkdir()
+        with cluster.conf.open("a") as conf:
+            conf.write(GATE_SETTINGS.format(place=place, port=gate.port))
+        named = ("-n", "client.gate", "-c", str(cluster.conf))
+        with _daemon("radosgw", "-f", *named):
+            wait_until(lambda: _listens(gate.port), "the gate listens", GATE_STARTED_WITHIN_S)
+            keys = (f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
+            user = ("radosgw-admin", "user", "create", "--uid=tests", "--display-name=tests", *keys, *named)
+            subprocess.run(user, check=True, capture_output=True, timeout=60)
+            store = S3Store(BUCKET, "", gate.access())
+            store._client.request("PUT", BUCKET, "", {})
+            wait_until(lambda: _works(store), "objects can be written")
+            yield gate
+
+
+def _works(store: S3Store) -> bool:
+    try:
+        store.check()
+    except StoreError:
+        return False
+    return True
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextmanager

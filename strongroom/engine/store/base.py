@@ -126,5 +126,6 @@ class Store(Protocol):
         ...
 
     def check(self) -> None:
-        """Prove that the store answers and can be written and read. Raises StoreError."""
+        """Prove that the store answers and can be written and read. Raises StoreError, and ConfigError for one that
+        would replace objects."""
         ...

@@ -1,9 +1,9 @@
 """Objects in a bucket of S3, or of a server that speaks its protocol, below a prefix.
 
 The put-if-absent is the server's: `If-None-Match: *`. `check` proves once a process that the server obeys it, for some
-do not and would replace silently (RULINGS 8). An object is durable when the server has answered; that is its promise,
-not ours. obstore makes the requests, multipart uploads excepted (s3_multipart). It is told not to try again: only
-retry.py does, which knows what an "exists" after a lost answer means.
+do not and would replace silently (RULINGS 8), as Ceph 16 does in a bucket with versions. An object is durable when the
+server has answered; that is its promise, not ours. obstore makes the requests, multipart uploads excepted
+(s3_multipart). It is told not to try again: only retry.py does, which knows what an "exists" after a lost answer means.
 
 Temporary things are multipart uploads that nobody finished, and the objects of `check`, whose names begin with a dot.
 """
@@ -69,6 +69,7 @@ class S3Store:
         if not endpoint.startswith("https://") and not access.allow_http:
             raise ConfigError(reason="The S3 endpoint is without TLS. Use https://, or set s3_allow_http for a lab.")
         self.at_once = AT_ONCE
+        self._name = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._clock = clock or SystemClock()
         self._bucket = _connect(bucket, endpoint, access, silence_s)
@@ -154,7 +155,7 @@ class S3Store:
                 self._prove_condition(key)
             if self._get("check", key, 0, 5) != b"check":
                 raise StoreError(name="check", detail="other bytes came back than were put")
-        except StoreError:
+        except (StoreError, ConfigError):
             with contextlib.suppress(StoreError):  # the first error is the one to tell
                 self._delete("check", key)
             raise
@@ -285,7 +286,10 @@ class S3Store:
         except ObjectExists:
             self._proved.set()
             return
-        raise StoreError(name="check", detail="the server ignores If-None-Match: objects could be replaced")
+        raise ConfigError(
+            reason=f"The S3 server would replace objects in the bucket {self._name}: it ignores If-None-Match there. Name a "
+            "bucket without versions (object lock has them), or a server that obeys in those too."
+        )
 
 
 def open_s3(url: SplitResult, access: S3Access) -> S3Store:
