@@ -287,8 +287,8 @@ class S3Store:
             self._proved.set()
             return
         raise ConfigError(
-            reason=f"The S3 server would replace objects in the bucket {self._name}: it ignores If-None-Match there. Name a "
-            "bucket without versions (object lock has them), or a server that obeys in those too."
+            reason=f"The S3 server would replace objects in the bucket {self._name}: it ignores If-None-Match there. "
+            "Name a bucket without versions (object lock has them), or a server that obeys in those too."
         )
 
 
