@@ -29,6 +29,7 @@ class Suite:
 
 STORE = "no silent success, no lost root: "
 CALLS = "failing or last store calls"
+KILLS = "processes that got SIGKILL"
 FAULTS = {  # what is done, and the module that does it
     **{f"faults {verb}": (verb, "verbs") for verb in ("restore", "delete", "verify", "prune")},
     **{
@@ -53,7 +54,7 @@ SUITES: dict[str, Suite] = {
     "chaos": Suite(
         promise="many processes, PostgreSQL and S3, something broken each second: nothing acknowledged is lost, no job "
         "is stuck, no firing lost or doubled",
-        counted="processes killed",
+        counted=KILLS,
         file="e2e/test_chaos.py",
     ),
     "faults rotate": Suite(
@@ -68,10 +69,22 @@ SUITES: dict[str, Suite] = {
         promise="an error of the kernel loses nothing", counted="failing calls", file="fault/test_verbs_io_errors.py"
     ),
     "kills": Suite(
-        promise="a killed process loses nothing and is in nobody's way",
-        counted="SIGKILLs",
+        promise="a killed process loses nothing and is in nobody's way, nor one killed while it takes up its work",
+        counted=KILLS,
         file="fault/test_verbs_killed.py",
     ),
+    **{
+        f"worker kills, {what}": Suite(
+            promise=f"a worker killed at a trace point loses nothing, and its task ends after it: {what}",
+            counted=KILLS,
+            file=f"e2e/test_{module}.py",
+        )
+        for what, module in (
+            ("backup and restore", "kill"),
+            ("replication", "replication_kills"),
+            ("migration", "move_killed"),
+        )
+    },
     "disk full": Suite(
         promise="a full disk loses nothing, and prune frees it",
         counted="writes of backups and prune that were the first without room",
@@ -142,7 +155,7 @@ def merged(figures: Figures, lines: str) -> Figures:
 
 
 def table(figures: Figures) -> str:
-    """The rows in the order of SUITES."""
+    """The rows in the order of SUITES, and the sum of what was killed."""
     columns = "promise", "counted", "count", "other figures", "seed", "commit, date", "suite"
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, suite in SUITES.items():
@@ -154,7 +167,8 @@ def table(figures: Figures) -> str:
         others = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in found.items())
         made = f"{shown(count)} | {others} | {seed} | {commit}, {at}"
         rows.append(f"| {suite.promise} | {suite.counted} | {made} | `{suite.file}` |")
-    return "\n".join(rows)
+    killed = sum(figures[name]["count"] for name, suite in SUITES.items() if suite.counted == KILLS and name in figures)
+    return "\n".join([*rows, "", f"SIGKILLs in all suites together: {shown(killed)}."])
 
 
 def shown(value: object) -> str:

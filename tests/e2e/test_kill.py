@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from harness import Client, Server, contents, make_tree, wait_until
+from reliability import report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 OUT_OF_REACH = 100_000
+BACKUP_LONG, RESTORE_LONG = (6, 9), (4, 4, 8)  # points of the database, the store, the files
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -27,7 +29,7 @@ def _check_every_point(client: Client, target: str, target_path: Path, known: di
         assert contents(target_path) == expected
 
 
-@pytest.mark.parametrize("counts", [(3, 4), pytest.param((6, 9), marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize("counts", [(3, 4), pytest.param(BACKUP_LONG, marks=pytest.mark.long)], ids=str)
 def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path, counts: tuple[int, int]) -> None:
     """Killed at points spread over a backup: what was acknowledged stays whole, what was killed ends."""
     server = Server(tmp_path / "state")
@@ -72,9 +74,11 @@ def test_a_killed_backup_loses_nothing_and_ends(tmp_path: Path, counts: tuple[in
             _check_every_point(client, target, target_path, known)
     finally:
         server.stop()
+    if counts == BACKUP_LONG:
+        report("worker kills, backup and restore", count=len(points), seed=0)
 
 
-@pytest.mark.parametrize("counts", [(2, 2, 4), pytest.param((4, 4, 8), marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize("counts", [(2, 2, 4), pytest.param(RESTORE_LONG, marks=pytest.mark.long)], ids=str)
 def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path, counts: tuple[int, int, int]) -> None:
     """Killed at points spread over a restore: after a restart the same restore ends by itself with the new content,
     nothing of the staging is left and nothing runs for ever."""
@@ -117,3 +121,5 @@ def test_a_killed_restore_leaves_the_old_or_the_new(tmp_path: Path, counts: tupl
             server.stop()
     finally:
         server.stop()
+    if counts == RESTORE_LONG:
+        report("worker kills, backup and restore", count=len(points), seed=0)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from harness import Client, Server, contents, make_tree
+from reliability import report
 from test_kill import OUT_OF_REACH, _check_every_point, _spread
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
@@ -60,3 +61,4 @@ def test_a_killed_move_loses_nothing_and_ends(tmp_path: Path) -> None:
             here, there = there, here
     finally:
         server.stop()
+    report("worker kills, migration", count=len(points), seed=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from harness import Client, Server, contents, make_tree
 from regions_world import Regions, destination, replicated, replication_vault
+from reliability import report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -118,3 +119,4 @@ def test_a_replication_killed_at_many_points_ends_whole(tmp_path: Path) -> None:
     points = _points(world, plan)
     assert len(points) > 36, points
     _killed(world, points)
+    report("worker kills, replication", count=len(points), seed=0)
