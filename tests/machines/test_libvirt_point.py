@@ -2,13 +2,15 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from libvirt_world import Guest, Hypervisor, Kept, guest, libvirtd
+from libvirt_world import DISK_BYTES, Guest, Hypervisor, Kept, guest, libvirtd
 from nbd_world import wait_until
 
 from strongroom.base.errors import MachineBusy, SourceDenied, SourceError, SourceGone
@@ -48,6 +50,46 @@ def test_ten_incrementals_hold_their_moment(two_disks: Guest) -> None:
         assert max(read.values()) <= 16 * 64 * KIB
     checkpoints = two_disks.domain.listAllCheckpoints()
     assert len(checkpoints) == 1, "those of parents are deleted"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_guest_that_writes_all_the_time_is_read_as_it_was(two_disks: Guest, short_path: Path, seed: int) -> None:
+    """Data, zeros and discards at random places, as fast as QEMU takes them, while full points are read."""
+    chance, stop, names = random.Random(seed), threading.Event(), sorted(two_disks.content)
+    written: list[str] = []
+
+    def write() -> None:
+        while not stop.is_set():
+            at, length = chance.randrange(DISK_BYTES // 4096 - 64) * 4096, chance.randrange(1, 64) * 4096
+            what = chance.choice([f"write -P {chance.randrange(1, 255)}", "write -z", "write -z -u", "discard"])
+            two_disks.qemu_io(chance.choice(names), f"{what} {at} {length}")
+            written.append(what)
+
+    def held() -> dict[str, bytes]:
+        """What the images hold while nobody writes, by another program."""
+        for name in names:
+            command = ["qemu-img", "convert", "-U", "-O", "raw", two_disks.image(name), short_path / name]
+            subprocess.run(command, check=True)
+        return {name: (short_path / name).read_bytes() for name in names}
+
+    for _ in range(4):
+        two_disks.domain.suspend()  # QEMU writes out what it keeps of the images' tables
+        before = held()
+        two_disks.domain.resume()
+        kept = Kept(ref=two_disks.ref())
+        stop.clear()
+        written.clear()
+        with kept.open(full=True) as point:
+            writer = threading.Thread(target=write)
+            writer.start()
+            try:
+                wait_until(lambda: len(written) > 12, "the guest has written")
+                content, _ = kept.read(point)
+            finally:
+                stop.set()
+                writer.join()
+            kept.commit(point, content)
+        assert {name: kept.of(name) for name in names} == before
 
 
 def test_a_killed_qemu_costs_a_full_backup_and_no_more(two_disks: Guest) -> None:
