@@ -85,15 +85,16 @@ class PointReader:
         again = Ranges(offset, offset + len(buffer))
         self._read_file(offset, buffer, again)
         self._look_again(offset, buffer, again)
-        at = self._chance.randrange(max(1, len(buffer) - SAMPLE_BYTES))
-        at -= at % SAMPLE_BYTES  # within one cluster
-        sample = memoryview(bytearray(min(SAMPLE_BYTES, len(buffer) - at)))
-        self._client.read_into(offset + at, sample)
-        if bytes(buffer[at : at + len(sample)]) != bytes(sample):  # views of them compare byte by byte, in Python
+        end = offset + len(buffer)
+        at = self._chance.randrange(offset, end) // SAMPLE_BYTES * SAMPLE_BYTES  # within one cluster
+        begin, end = max(at, offset), min(at + SAMPLE_BYTES, end)
+        sample = memoryview(bytearray(end - begin))
+        self._client.read_into(begin, sample)
+        if bytes(buffer[begin - offset : end - offset]) != bytes(sample):  # views would be compared in Python
             raise SourceError(
                 reason="The image file does not hold what QEMU says of it: it was moved, or another one lies in its "
                 "place. Restart the machine, then run the backup again.",
-                detail=f"{len(sample)} bytes at {offset + at} differ",
+                detail=f"{len(sample)} bytes at {begin} differ",
             )
         self.image_bytes += len(buffer)  # counts for people: two threads may lose one
 
