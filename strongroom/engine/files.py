@@ -81,8 +81,8 @@ class ContentReader:
                 if len(chunk) != length or intake.chunker.data_id(chunk) != chunk_id:
                     raise SourceChanged(reason="The source sent a piece that is not what it said. Run the task again.")
                 intake.put_named(chunk_id, chunk)
-            elif chunk_id != HOLE and not intake.knows(chunk_id):
-                raise SourceChanged(reason="The source left out a piece that is not stored. Run the task again.")
+            elif chunk_id != HOLE and not intake.knows_as(chunk_id, length):
+                raise SourceChanged(reason="The source left out a piece that is not stored so. Run the task again.")
             if not image:
                 rows.add(chunk_id, length)
                 continue

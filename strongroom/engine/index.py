@@ -20,7 +20,7 @@ from strongroom.base.units import MIB
 from strongroom.engine.chunker import KEY_BYTES
 from strongroom.engine.index_cache import IndexCache
 from strongroom.engine.index_table import KEY, ChunkPlace, PackInfo, Table
-from strongroom.engine.pack import Pack
+from strongroom.engine.pack import DATA, Pack
 from strongroom.engine.seal import OBJECT_ID_BYTES
 
 if TYPE_CHECKING:  # loaded by the first batch: numpy costs 0.1 s, and most sessions look up single keys
@@ -51,7 +51,7 @@ class Index:
         self.number = number
         self.bad = bad
         self._cache = cache or IndexCache(None, b"")
-        self._born: set[bytes] = set()
+        self._born: dict[bytes, int] = {}  # stored, but not in an index object yet; with their lengths (`bear`)
         self._lock = threading.Lock()  # guards the list of tables against two who settle
         self._merging = threading.Lock()
         self._replace(tuple(self._cache.compacted(tables)))
@@ -85,9 +85,21 @@ class Index:
                 row += 1
         return False
 
-    def bear(self, key: bytes) -> None:
-        """This session stores the chunk: its packs will be durable before its root."""
-        self._born.add(key)
+    def length_of(self, key: bytes) -> int | None:
+        """Of a data chunk that `knows` affirms; None for anything else."""
+        length = self._born.get(key)  # before the tables: that is the way it moves (`settle`)
+        if length:
+            return length
+        for table in self._tables:
+            for row in table.rows(key):
+                pack = table.pack_of(row)
+                if pack.kind == DATA and pack.id not in self.bad:
+                    return int(table.length[row])
+        return None
+
+    def bear(self, key: bytes, length: int) -> None:
+        """This session stores the chunk: its packs will be durable before its root. length: 0 for metadata."""
+        self._born[key] = length
 
     def place(self, key: bytes) -> ChunkPlace | None:
         """The first of `places`, for who looks up many."""
@@ -133,7 +145,7 @@ class Index:
     # --- what this session adds ---
 
     def settle(self, table: Table, packs: Iterable[Pack]) -> None:
-        """`table`, the index object of these packs, is durable: move their chunks from the set to the columns.
+        """`table`, the index object of these packs, is durable: move their chunks from those born to the columns.
 
         From any thread. Who makes one table too many merges some, while others look up and settle as before.
         """
@@ -142,7 +154,7 @@ class Index:
         for pack in packs:
             for segment in pack.segments:
                 for chunk_id in segment.ids:
-                    self._born.discard(chunk_id[:KEY_BYTES])
+                    self._born.pop(chunk_id[:KEY_BYTES], None)
         if self._merging.acquire(blocking=False):
             try:
                 before = self._tables

@@ -9,7 +9,7 @@ searched correctly, only slower. Both guides go by the high bits of the first ha
 order, and through the columns too. Numbers are in docs/decisions/0004.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -222,8 +222,8 @@ def _locate(
             return
 
 
-def mark_born(born: set[bytes], first: Halves, second: Halves, known: Mask) -> None:
-    """Note the keys of a set as known."""
+def mark_born(born: Container[bytes], first: Halves, second: Halves, known: Mask) -> None:
+    """Note these keys as known."""
     unknown = np.flatnonzero(~known)
     joined = np.stack([first[unknown], second[unknown]], axis=1).astype("<u8").tobytes()
     known[unknown] = [joined[at : at + KEY_BYTES] in born for at in range(0, len(joined), KEY_BYTES)]

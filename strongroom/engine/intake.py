@@ -71,7 +71,7 @@ class Intake:
         """As `put_data`, for a chunk whose id was computed."""
         key = chunk_id[:KEY_BYTES]
         if not self._index.knows(key):
-            self._index.bear(key)
+            self._index.bear(key, len(chunk))
             self.bytes_new += len(chunk)
             self.data.append(chunk_id, chunk)
 
@@ -80,7 +80,7 @@ class Intake:
         chunk_id = self.chunker.data_id(chunk)
         key = chunk_id[:KEY_BYTES]
         if not self._index.knows(key):
-            self._index.bear(key)
+            self._index.bear(key, len(chunk))
             self.bytes_new += len(chunk)
             self.data.keep(chunk_id, len(chunk))
         return chunk_id
@@ -89,12 +89,19 @@ class Intake:
         """Whether a data chunk need not be put."""
         return self._index.knows(chunk_id[:KEY_BYTES])
 
+    def knows_as(self, chunk_id: bytes, length: int) -> bool:
+        """Whether a data chunk need not be put and is this long: asked of what is told and not seen.
+
+        Answered also while its pack is being filled. What is known was seen once, and named by its bytes.
+        """
+        return self._index.length_of(chunk_id[:KEY_BYTES]) == length
+
     def put_metadata(self, chunk: bytes) -> bytes:
         """Store a metadata chunk unless it is known; its id."""
         chunk_id = self.chunker.metadata_id(chunk)
         key = chunk_id[:KEY_BYTES]
         if not self._index.knows(key):
-            self._index.bear(key)
+            self._index.bear(key, 0)
             self._metadata.append(chunk_id, chunk)
         return chunk_id
 

@@ -27,6 +27,7 @@ from strongroom.engine import (
     create_repository,
 )
 from strongroom.engine.content import ROW
+from strongroom.engine.manifest import open_stream
 from strongroom.engine.store.open import open_store
 from strongroom.sources.base import PointWanted, SourceRef
 from strongroom.sources.folder import FolderDriver
@@ -185,6 +186,40 @@ def test_a_chunk_under_a_false_name_is_refused(repository: Repository, lie: Liar
     """What a host sends is named again, so it cannot spoil what others of its vault share."""
     with pytest.raises((SourceChanged, SourceUnreachable)):
         lie.backup(repository)
+
+
+@pytest.mark.parametrize("born", ["before", "now", "metadata"])
+def test_a_known_chunk_of_another_length_or_kind_is_refused(repository: Repository, born: str) -> None:
+    """A restore point that describes what is stored wrongly would be reported, and could not be restored."""
+    data = b"0123456789"
+    with repository.session("backup", None) as session:
+        chunker = session.chunker
+    chunk_id, entry = chunker.data_id(data), FILE
+    second, short = FILE._replace(name=b"g", ino=6), FILE._replace(name=b"h", ino=7, size=4)
+    end = m.FileEnd(True, False, NO_ATTRIBUTES)
+    parts = [m.Part(0, 1, entry, end), m.Part(1, 1, second, end)]
+    rows = ROW.pack(chunk_id, 10) * 2
+    walked = m.WalkedFolder((), [entry, second], ())
+    honest = Liar().walks(walked).says(m.Offer(1, 1, tuple(parts[:1])), rows[:40]).says(m.Chunks(1, 1), data)
+    assert honest.says(m.Offer(1, 2, tuple(parts[1:])), rows[40:]).backup(repository).bytes_new == 10
+    again = Liar().walks(walked).says(m.Offer(1, 1, tuple(parts)), rows).backup(repository)
+    assert again.bytes_new == 0
+
+    liar = Liar()
+    if born == "before":
+        liar.walks(m.WalkedFolder((), [short], ())).says(*offer(chunk_id, 4, entry=short))
+    elif born == "now":  # in a pack that is being filled
+        fresh = chunker.data_id(b"9876543210")
+        liar.walks(m.WalkedFolder((), [entry, short], ()))
+        liar.says(m.Offer(1, 1, (m.Part(0, 1, entry, end),)), ROW.pack(fresh, 10)).says(m.Chunks(1, 1), b"9876543210")
+        liar.says(m.Offer(1, 2, (m.Part(1, 1, short, end),)), ROW.pack(fresh, 4))
+    else:  # the host knows how metadata is named, and may guess some
+        with repository.session("restore", again.root) as session:
+            row = next(open_stream(session.load_root(again.root), session.metadata).chunks())
+        page = FILE._replace(size=row.length)
+        liar.walks(m.WalkedFolder((), [page], ())).says(*offer(row.id, row.length, entry=page))
+    with pytest.raises(SourceChanged, match="not stored"):
+        liar.backup(repository)
 
 
 @pytest.mark.parametrize("name", [b"..", b".", b"", b"a/b", b"a\0b", b"x" * 256])

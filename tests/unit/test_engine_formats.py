@@ -361,7 +361,7 @@ def test_settled_chunks_stay_known() -> None:
     ids = [os.urandom(32) for _ in range(100)]
     index = Index(0, [])
     for chunk_id in ids:
-        index.bear(chunk_id[:16])
+        index.bear(chunk_id[:16], 10)
     pack = _pack(ids)
     index.settle(Table(encode_table([pack])), [pack])
     assert all(index.knows(chunk_id[:16]) for chunk_id in ids)

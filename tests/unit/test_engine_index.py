@@ -199,7 +199,7 @@ def test_what_a_session_stores_is_merged_a_few_times() -> None:
     for at in range(0, len(keys), 10):
         own = keys[at : at + 10]
         for key in own:
-            index.bear(key)
+            index.bear(key, 1)
         pack = make_pack(own)
         assert index.knows_many(*as_columns(own)).all()
         index.settle(Table(encode_table([pack])), [pack])
