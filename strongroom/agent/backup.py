@@ -46,7 +46,9 @@ from strongroom.sources.hosts.messages import (
     Want,
     from_server,
     pack,
+    pack_entries,
     pack_folders,
+    unpack_entries,
 )
 from strongroom.sources.hosts.messages import (
     Cut as CutBy,
@@ -61,6 +63,15 @@ WALK_FOLDERS, WALK_ENTRIES = 64, 4096  # of one message; a folder's part has 409
 OFFERS_AHEAD = 4  # of BATCH_BYTES each: what fills the way to the server and back
 OFFER_PARTS = 512
 HOOK_OUTPUT_MAX = 2000
+
+
+@dataclass(kw_only=True)
+class _Walked:
+    """A folder until the server has released it. Its entries as they were sent: few of them are asked for again."""
+
+    folder: OpenFolder
+    listing: bytes
+    count: int
 
 
 @dataclass(kw_only=True)
@@ -140,7 +151,7 @@ class _Backup:
         self._channel = channel
         self._walk: Iterator[OpenFolder] | None = tree.folders()
         self._number = 0  # of the next folder
-        self._open: deque[OpenFolder] = deque()  # walked, not released
+        self._open: deque[_Walked] = deque()  # not released
         self._first_open = 0
         self._entries_open = 0
         self._cutter: Cutter | None = None
@@ -163,8 +174,8 @@ class _Backup:
                 else:
                     self._walk_on()
         finally:
-            for folder in self._open:
-                folder.close()
+            for walked in self._open:
+                walked.folder.close()
 
     def _is_busy(self) -> bool:
         if self._reading is not None:
@@ -177,16 +188,16 @@ class _Backup:
             self._cutter = Cutter(DataChunker(head.key, head.seed))
         elif isinstance(head, Released):
             while self._open and self._first_open < head.number:
-                folder = self._open.popleft()
-                self._entries_open -= len(folder.entries)
+                walked = self._open.popleft()
+                self._entries_open -= walked.count
                 self._first_open += 1
-                folder.close()
+                walked.folder.close()
         elif isinstance(head, Read):
             at = head.number - self._first_open
             if (
                 self._cutter is None
                 or not 0 <= at < len(self._open)
-                or any(not 0 <= index < len(self._open[at].entries) for index, _ in head.wanted)
+                or any(not 0 <= index < self._open[at].count for index, _ in head.wanted)
             ):
                 raise SourceError(reason="The server asked for a folder that it has left.")
             self._epoch = head.epoch
@@ -209,11 +220,11 @@ class _Backup:
         entries = 0
         last = True
         for folder in self._walk:
-            kept = folder.keep()
-            self._open.append(kept)
-            self._entries_open += len(kept.entries)
-            folders.append(WalkedFolder(kept.path, list(kept.entries), tuple(kept.skipped)))
-            entries += len(kept.entries)
+            count, listing = len(folder.entries), pack_entries(folder.entries)
+            self._open.append(_Walked(folder=folder.keep(), listing=listing, count=count))
+            self._entries_open += count
+            folders.append(WalkedFolder(folder.path, listing, tuple(folder.skipped)))
+            entries += count
             if len(folders) >= WALK_FOLDERS or entries >= WALK_ENTRIES or len(self._open) >= FOLDERS_AHEAD:
                 last = False
                 break
@@ -257,10 +268,11 @@ class _Backup:
         if batch:
             self._channel.send(pack(head, *batch))
 
-    def _read(self, folder: OpenFolder, cutter: Cutter, wanted: tuple[tuple[int, bool], ...]) -> Iterator[None]:
+    def _read(self, walked: _Walked, cutter: Cutter, wanted: tuple[tuple[int, bool], ...]) -> Iterator[None]:
         """Fills the batch; yields where an offer may end."""
+        folder, entries = walked.folder, unpack_entries(walked.listing)
         for index, content in wanted:
-            entry = folder.entries[index]
+            entry = entries[index]
             try:
                 if content and stat.S_ISREG(entry.mode):
                     yield from self._read_file(folder, cutter, index, entry)

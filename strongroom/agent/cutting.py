@@ -4,6 +4,7 @@ Equal bytes become equal chunks on both sides: a host that was backed up as a mo
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from strongroom.base.streams import Extent, ExtentKind, FileData
@@ -29,7 +30,11 @@ class Cutter:
     def __init__(self, chunker: DataChunker) -> None:
         self.whole = True
         self._chunker = chunker
-        self._buffer = bytearray(BUFFER_BYTES)
+
+    @cached_property
+    def _buffer(self) -> bytearray:
+        """Made when a file is cut: a rescan in which nothing changed does not pay for it."""
+        return bytearray(BUFFER_BYTES)
 
     def pieces(self, data: FileData) -> Iterator[Cut]:
         """Pieces that cover [0, data.entry.size). Raises SourceError."""

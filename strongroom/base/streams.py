@@ -106,8 +106,12 @@ class Folder(Protocol):
     """
 
     path: Path
-    entries: Sequence[Entry]  # sorted by name, sockets and excluded names left out
     skipped: Sequence[Skipped]
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Sorted by name, sockets and excluded names left out."""
+        ...
 
     def attributes(self, entry: Entry) -> Attributes:
         """Read xattrs, flags and link target. Raises SourceGone when the name vanished, else SourceError."""
@@ -170,7 +174,12 @@ class CutFile(FileData, Protocol):
 
 
 class CutFolder(Folder, Protocol):
-    """A folder whose files are CutFiles."""
+    """A folder whose files are CutFiles. `entries` may cost much: it is not asked for where `listing` says enough.
+
+    listing: msgpack of `entries`, a list of tuples, of which there is one spelling only.
+    """
+
+    listing: bytes
 
     def expect(self, entries: Sequence[tuple[Entry, bool]]) -> None:
         """What will be asked for, in this order: True `open`, False `attributes`. A hint that saves waiting."""

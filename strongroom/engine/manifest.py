@@ -101,9 +101,20 @@ class Item(NamedTuple):
     doubts: int = 0
 
 
-def pack_opening(path: Path, first: bytes, entries: Sequence[Entry]) -> bytes:
+def pack_stats(entries: Sequence[Entry]) -> bytes:
+    """As `Record.stats`."""
+    return bytes(msgpack.packb(entries))
+
+
+def count_stats(stats: bytes) -> int:
+    """How many entries `pack_stats` packed: the head of a msgpack array, of 4, 16 or 32 bits."""
+    head = stats[0]
+    return head & 0x0F if head < 0xA0 else int.from_bytes(stats[1 : 3 if head == 0xDC else 5], "big")
+
+
+def pack_opening(path: Path, first: bytes, stats: bytes) -> bytes:
     """The bytes with which a record of exactly these entries begins, after its size."""
-    return _RECORD_ARRAY + bytes(msgpack.packb((path, first, msgpack.packb(entries))))[1:]
+    return _RECORD_ARRAY + bytes(msgpack.packb((path, first, stats)))[1:]
 
 
 def is_same(data: bytes, opening: bytes) -> bool:
@@ -123,7 +134,7 @@ def pack_records(path: Path, first: bytes, items: Sequence[Item]) -> Iterator[tu
     contents = [None if item.content is None else pack_content(item.content) for item in items]
     doubts = {i: item.doubts for i, item in enumerate(items) if item.doubts}
     size = sum(item.entry.size for item in items if item.content is not None)
-    stats = bytes(msgpack.packb([item.entry for item in items]))
+    stats = pack_stats([item.entry for item in items])
     data = _SIZE.pack(size) + bytes(msgpack.packb(Record(path, first, stats, doubts, attributes, contents)))
     if len(data) <= RECORD_SPLIT_BYTES or len(items) == 1:
         yield (path, first), data

@@ -24,9 +24,11 @@ from strongroom.engine.manifest import (
     Stream,
     StreamRow,
     StreamWriter,
+    count_stats,
     is_same,
     pack_opening,
     pack_records,
+    pack_stats,
     parse_record,
     record_size,
 )
@@ -153,14 +155,15 @@ class TreeBackup:
         return writer.finish()
 
     def _folder(self, folder: Folder, first: bytes, writer: StreamWriter) -> None:
-        path, entries = folder.path, folder.entries
-        same = self._parent.find_same(path, pack_opening(path, first, entries))
+        path = folder.path
+        stats = cast(CutFolder, folder).listing if hasattr(folder, "listing") else pack_stats(folder.entries)
+        same = self._parent.find_same(path, pack_opening(path, first, stats))
         if same is not None and not self._intake.is_wary:
-            self.entries += len(entries)
+            self.entries += count_stats(stats)
             self.bytes_total += record_size(same)
             writer.add((path, first), same)
             return
-        last = entries[-1].name if entries else b""
+        last = folder.entries[-1].name if folder.entries else b""
         if same is not None:
             known = {item.entry.name: item for item in parse_record(same).items()}
         else:

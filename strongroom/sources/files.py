@@ -99,9 +99,9 @@ class OpenFolder:
         self._pace = pace
 
     def keep(self) -> "OpenFolder":
-        """The same, valid until `close`: its descriptor is its own."""
+        """The folder without its entries, valid until `close`: its descriptor is its own."""
         fd = os.open(b".", OPEN_FOLDER, dir_fd=self._fd)
-        return OpenFolder(self._root, self.path, fd, self._pace, self.entries, self.skipped)
+        return OpenFolder(self._root, self.path, fd, self._pace, (), ())
 
     def close(self) -> None:
         """Of one that was kept. Idempotent."""

@@ -27,7 +27,7 @@ from strongroom.engine import (
     create_repository,
 )
 from strongroom.engine.content import ROW
-from strongroom.engine.manifest import open_stream
+from strongroom.engine.manifest import count_stats, open_stream, pack_stats
 from strongroom.engine.store.open import open_store
 from strongroom.sources.base import PointWanted, SourceRef
 from strongroom.sources.folder import FolderDriver
@@ -132,6 +132,36 @@ def test_only_what_changed_is_read_and_only_new_chunks_travel(repository: Reposi
     assert again.entries == first.entries
 
 
+def test_a_listing_is_spelled_as_records_spell_it() -> None:
+    """Two encoders, one spelling: else an unchanged folder would be decoded and compared entry by entry each time."""
+    numbers = [
+        0,
+        1,
+        -1,
+        -32,
+        -33,
+        127,
+        128,
+        255,
+        256,
+        65_535,
+        65_536,
+        2**32 - 1,
+        2**32,
+        -(2**31) - 1,
+        2**63 - 1,
+        2**64 - 1,
+    ]
+    for count in (0, 1, 15, 16, 4096, 70_000):
+        entries = [
+            Entry(b"n" * (i % 256), *(numbers[(i + k) % len(numbers)] for k in range(10)), bool(i % 2))
+            for i in range(count)
+        ]
+        assert m.pack_entries(entries) == pack_stats(entries)
+        assert count_stats(pack_stats(entries)) == count
+        assert m.unpack_entries(pack_stats(entries)) == entries
+
+
 # --- an agent that lies ---
 
 FILE = Entry(b"f", 0o100644, 0, 0, 1, 10, 1, 5, 1, 1, 0, False)
@@ -160,6 +190,10 @@ class Liar:
         return backup(repository, HostTree(self.channel, OPENED), request, SilentMonitor(), lambda: None)
 
 
+def walked(*entries: Entry, path: tuple[bytes, ...] = ()) -> m.WalkedFolder:
+    return m.WalkedFolder(path, m.pack_entries(entries), ())
+
+
 def offer(chunk_id: bytes, length: int, *, pieces: int = 1, entry: Entry = FILE) -> tuple[Any, bytes]:
     end = m.FileEnd(True, False, NO_ATTRIBUTES)
     return m.Offer(1, 1, (m.Part(0, pieces, entry, end),)), ROW.pack(chunk_id, length) * pieces
@@ -167,7 +201,7 @@ def offer(chunk_id: bytes, length: int, *, pieces: int = 1, entry: Entry = FILE)
 
 @pytest.fixture(params=["bytes", "length", "short", "long", "unasked"])
 def lie(request: pytest.FixtureRequest) -> Iterator[Liar]:
-    liar = Liar().walks(m.WalkedFolder((), [FILE], ()))
+    liar = Liar().walks(walked(FILE))
     false = b"\x07" * 32
     if request.param == "bytes":  # the bytes of a chunk that is called something else
         liar.says(*offer(false, 10)).says(m.Chunks(1, 1), b"0123456789")
@@ -199,25 +233,25 @@ def test_a_known_chunk_of_another_length_or_kind_is_refused(repository: Reposito
     end = m.FileEnd(True, False, NO_ATTRIBUTES)
     parts = [m.Part(0, 1, entry, end), m.Part(1, 1, second, end)]
     rows = ROW.pack(chunk_id, 10) * 2
-    walked = m.WalkedFolder((), [entry, second], ())
-    honest = Liar().walks(walked).says(m.Offer(1, 1, tuple(parts[:1])), rows[:40]).says(m.Chunks(1, 1), data)
+    both = walked(entry, second)
+    honest = Liar().walks(both).says(m.Offer(1, 1, tuple(parts[:1])), rows[:40]).says(m.Chunks(1, 1), data)
     assert honest.says(m.Offer(1, 2, tuple(parts[1:])), rows[40:]).backup(repository).bytes_new == 10
-    again = Liar().walks(walked).says(m.Offer(1, 1, tuple(parts)), rows).backup(repository)
+    again = Liar().walks(both).says(m.Offer(1, 1, tuple(parts)), rows).backup(repository)
     assert again.bytes_new == 0
 
     liar = Liar()
     if born == "before":
-        liar.walks(m.WalkedFolder((), [short], ())).says(*offer(chunk_id, 4, entry=short))
+        liar.walks(walked(short)).says(*offer(chunk_id, 4, entry=short))
     elif born == "now":  # in a pack that is being filled
         fresh = chunker.data_id(b"9876543210")
-        liar.walks(m.WalkedFolder((), [entry, short], ()))
+        liar.walks(walked(entry, short))
         liar.says(m.Offer(1, 1, (m.Part(0, 1, entry, end),)), ROW.pack(fresh, 10)).says(m.Chunks(1, 1), b"9876543210")
         liar.says(m.Offer(1, 2, (m.Part(1, 1, short, end),)), ROW.pack(fresh, 4))
     else:  # the host knows how metadata is named, and may guess some
         with repository.session("restore", again.root) as session:
             row = next(open_stream(session.load_root(again.root), session.metadata).chunks())
         page = FILE._replace(size=row.length)
-        liar.walks(m.WalkedFolder((), [page], ())).says(*offer(row.id, row.length, entry=page))
+        liar.walks(walked(page)).says(*offer(row.id, row.length, entry=page))
     with pytest.raises(SourceChanged, match="not stored"):
         liar.backup(repository)
 
@@ -226,18 +260,19 @@ def test_a_known_chunk_of_another_length_or_kind_is_refused(repository: Reposito
 def test_names_that_are_none_are_refused(repository: Repository, name: bytes) -> None:
     """A restore point must not hold what leads out of its folder."""
     with pytest.raises(SourceError):
-        Liar().walks(m.WalkedFolder((), [FILE._replace(name=name)], ())).backup(repository)
+        Liar().walks(walked(FILE._replace(name=name))).backup(repository)
     with pytest.raises(SourceError):
-        Liar().walks(m.WalkedFolder((), [], ()), m.WalkedFolder((name,), [], ())).backup(repository)
+        Liar().walks(walked(), walked(path=(name,))).backup(repository)
 
 
 def test_folders_out_of_order_are_refused(repository: Repository) -> None:
     """The merge with the parent relies on the order of the walk."""
-    folder = m.WalkedFolder
     for walk in (
-        [folder((b"a",), [], ())],
-        [folder((), [FILE, FILE], ())],
-        [folder((), [], ()), folder((b"b",), [], ()), folder((b"a",), [], ())],
+        [walked(path=(b"a",))],
+        [walked(FILE, FILE)],
+        [walked(FILE), walked(FILE)],
+        [walked(FILE._replace(name=b"z")), walked(), walked(FILE)],
+        [walked(), walked(path=(b"b",)), walked(path=(b"a",))],
     ):
         with pytest.raises(SourceUnreachable):
             Liar().walks(*walk).backup(repository)
@@ -248,7 +283,7 @@ def test_mutated_messages_are_refused_with_one_error() -> None:
     rng = random.Random(11)
     sound = [
         m.pack(*offer(b"\x07" * 32, 10)),
-        m.pack(m.Walked(0, 1, True), m.pack_folders([m.WalkedFolder((b"a",), [FILE], ())])),
+        m.pack(m.Walked(0, 1, True), m.pack_folders([walked(FILE, path=(b"a",))])),
         m.pack(OPENED),
         m.pack(m.Failed("SourceGone", "gone")),
         m.pack(m.Pour((m.MakeFolder((b"a",), ROOT, NO_ATTRIBUTES), m.Bytes(1, 2, 3))), b"123"),
@@ -264,6 +299,7 @@ def test_mutated_messages_are_refused_with_one_error() -> None:
             try:
                 found = decode(bytes(data))
                 if isinstance(found.head, m.Walked):
-                    m.unpack_folders(found.tail)
+                    for folder in m.unpack_folders(found.tail):
+                        m.unpack_entries(folder.listing)
             except SourceUnreachable:
                 continue

@@ -14,7 +14,7 @@ S the server, A the agent. `Failed` may come instead of any answer.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ from strongroom.base.errors import SourceError, SourceUnreachable
 from strongroom.base.streams import Attributes, Entry, Path, Skipped
 from strongroom.base.units import KIB, MIB
 
-PROTOCOL = 1
+PROTOCOL = 2
 _HEAD = struct.Struct(">I")
 WALKED_BYTES_MAX = 16 * MIB  # of one message of folders, unpacked; a part has 4096 names of 255 bytes at most
 PIECES_MAX = 4096  # of an offer
@@ -200,8 +200,10 @@ class PointOpened(Message, frozen=True):
 
 
 class WalkedFolder(msgspec.Struct, array_like=True, frozen=True):
+    """listing: msgpack of the entries, a list of tuples: of a folder in which nothing changed nobody decodes them."""
+
     path: Path
-    entries: list[Entry]
+    listing: bytes
     skipped: tuple[Skipped, ...]
 
 
@@ -334,6 +336,7 @@ _encoder = msgspec.msgpack.Encoder()
 _to_agent = msgspec.msgpack.Decoder(ToAgent)
 _to_server = msgspec.msgpack.Decoder(ToServer)
 _folders = msgspec.msgpack.Decoder(list[WalkedFolder])
+_entries = msgspec.msgpack.Decoder(list[Entry])
 
 
 class Received(NamedTuple):
@@ -383,6 +386,19 @@ def unpack_folders(tail: memoryview) -> list[WalkedFolder]:
         plain = zstandard.ZstdDecompressor().decompress(tail, max_output_size=WALKED_BYTES_MAX)
         return _folders.decode(plain)
     except (zstandard.ZstdError, *_UNDECODABLE) as err:
+        raise _not_ours(str(err)) from err
+
+
+def pack_entries(entries: Sequence[Entry]) -> bytes:
+    """The listing of a folder. Equal to what the engine's records begin with, byte for byte."""
+    return _encoder.encode(entries)
+
+
+def unpack_entries(listing: bytes) -> list[Entry]:
+    """Raises SourceUnreachable."""
+    try:
+        return _entries.decode(listing)
+    except _UNDECODABLE as err:
         raise _not_ours(str(err)) from err
 
 

@@ -10,10 +10,11 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 
 from strongroom.base.errors import SourceChanged, SourceUnreachable
-from strongroom.base.streams import Attributes, Cutting, Entry, Extent, Path, Piece, Skipped
+from strongroom.base.streams import Attributes, Cutting, Entry, Extent, Piece, Skipped
 from strongroom.base.units import MIB
 from strongroom.sources.hosts.channel import Channel
 from strongroom.sources.hosts.messages import (
@@ -33,6 +34,7 @@ from strongroom.sources.hosts.messages import (
     error_of,
     from_agent,
     pack,
+    unpack_entries,
     unpack_folders,
 )
 
@@ -95,16 +97,17 @@ class HostTree:
         return self._opened.root, self._opened.root_attributes
 
     def folders(self) -> Iterator["HostFolder"]:
-        before: tuple[Path, bytes] | None = None
+        before: HostFolder | None = None
         while True:
             while not self._walked:
                 if self._last:
                     return
                 self._release()
                 self._pump()
-            walked = self._walked.popleft()
-            before = _require_order(before, walked)
-            yield HostFolder(self, self._number, walked)
+            folder = HostFolder(self, self._number, self._walked.popleft())
+            _require_order(before, folder)
+            before = folder
+            yield folder
             self._number += 1
             if self._number - self._released >= RELEASE_FOLDERS:
                 self._release()
@@ -235,11 +238,24 @@ class HostFolder:
 
     def __init__(self, tree: HostTree, number: int, walked: WalkedFolder) -> None:
         self.path = walked.path
-        self.entries: Sequence[Entry] = walked.entries
+        self.listing = walked.listing
         self.skipped: Sequence[Skipped] = walked.skipped
+        self.after = b""  # the last name of the parts before it
         self._tree = tree
         self._number = number
         self._indexes: dict[bytes, int] = {}
+
+    @cached_property
+    def entries(self) -> Sequence[Entry]:
+        """Decoded and looked at when the engine asks, which it does not where the parent's record lists the same."""
+        entries = unpack_entries(self.listing)
+        _require_names(entries)
+        return entries
+
+    @property
+    def last(self) -> bytes:
+        """The last name of the folder so far."""
+        return self.entries[-1].name if self.entries else self.after
 
     def expect(self, entries: Sequence[tuple[Entry, bool]]) -> None:
         self._tree.ask(self._number, [(self._index(entry), content) for entry, content in entries])
@@ -321,31 +337,38 @@ def _end_of(part: Part) -> FileEnd:
     return part.end
 
 
-def _require_order(before: tuple[Path, bytes] | None, walked: WalkedFolder) -> tuple[Path, bytes]:
-    """Pre-order by name, parts of a folder by their first names. Gives (path, last name)."""
-    path, entries = walked.path, walked.entries
-    names = [entry.name for entry in entries]
+def _require_order(before: HostFolder | None, folder: HostFolder) -> None:
+    """Pre-order by name, parts of a folder by their first names."""
+    path = folder.path
     if len(path) > DEPTH_MAX or any(not _is_name(name) for name in path):
         raise _nonsense("a path that is none")
-    if names:  # all at once: a walk hands over hundreds of thousands a second
-        joined = b"/".join(names)
-        if (
-            joined.count(b"/") != len(names) - 1
-            or b"\0" in joined
-            or max(map(len, names)) > NAME_BYTES_MAX
-            or not _NO_NAMES.isdisjoint(names)
-            or sorted(set(names)) != names
-        ):
-            raise _nonsense("names that are none, or not in their order")
-        if min([entry[5] for entry in entries]) < 0 or max([entry[5] for entry in entries]) >= 1 << 63:
-            raise _nonsense("an entry with impossible numbers")
     if before is None:
         if path:
             raise _nonsense("a tree without its root")
-    elif path < before[0] or (path == before[0] and names and names[0] <= before[1]):
+    elif path < before.path:
         raise _nonsense("folders not in their order")
-    last = names[-1] if names else (before[1] if before is not None and before[0] == path else b"")
-    return path, last
+    elif path == before.path:
+        folder.after = before.last
+        if folder.entries and folder.entries[0].name <= folder.after:
+            raise _nonsense("folders not in their order")
+
+
+def _require_names(entries: Sequence[Entry]) -> None:
+    """Names inside their folder and in their order, and sizes that are some."""
+    names = [entry.name for entry in entries]
+    if not names:
+        return
+    joined = b"/".join(names)  # all at once: a walk hands over hundreds of thousands a second
+    if (
+        joined.count(b"/") != len(names) - 1
+        or b"\0" in joined
+        or max(map(len, names)) > NAME_BYTES_MAX
+        or not _NO_NAMES.isdisjoint(names)
+        or sorted(set(names)) != names
+    ):
+        raise _nonsense("names that are none, or not in their order")
+    if min([entry[5] for entry in entries]) < 0 or max([entry[5] for entry in entries]) >= 1 << 63:
+        raise _nonsense("an entry with impossible numbers")
 
 
 def _is_name(name: bytes) -> bool:
