@@ -4,19 +4,17 @@ One thread, one loop. What the server said comes first, then files that it waits
 is to be done, it waits. Folders that were walked stay open until the server is done with them, at most FOLDERS_AHEAD.
 """
 
-import os
 import stat
-import subprocess
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import structlog
 from blake3 import blake3
 
 from strongroom.agent.cutting import Cut, Cutter
+from strongroom.agent.hooks import run_hook
 from strongroom.agent.host_tree import HostTree, Place, places_of
 from strongroom.agent.policy import Policy
 from strongroom.base.clock import Clock
@@ -55,14 +53,11 @@ from strongroom.sources.hosts.messages import (
 )
 from strongroom.sources.tokens import Values, dump_token, load_token
 
-log = structlog.get_logger("agent")
-
 FOLDERS_AHEAD = 256  # each is an open descriptor
 ENTRIES_AHEAD = 65_536
 WALK_FOLDERS, WALK_ENTRIES = 64, 4096  # of one message; a folder's part has 4096 at most
 OFFERS_AHEAD = 4  # of BATCH_BYTES each: what fills the way to the server and back
 OFFER_PARTS = 512
-HOOK_OUTPUT_MAX = 2000
 
 
 @dataclass(kw_only=True)
@@ -99,7 +94,7 @@ def run_backup(channel: Channel, job: BackupJob, policy: Policy, clock: Clock) -
     """One backup, to its commit. Raises SourceError, InvalidRequest, or what ended the session."""
     places = places_of(job.roots, job.patterns, policy)
     try:
-        run_hook(policy, "before-backup")
+        run_hook(policy, "before-backup", channel.require_open)
         options = SourceOptions(one_file_system=job.one_file_system, read_limit_bytes_s=job.read_limit_bytes_s)
         tree = HostTree(places, options, clock)
         try:
@@ -310,34 +305,6 @@ class _Backup:
         batch.rows += ROW.pack(piece.id, piece.length)
         batch.chunks.append(piece.data or b"")
         batch.bytes += len(piece.data or b"")
-
-
-def run_hook(policy: Policy, name: str) -> None:
-    """Run a program of the host's own file, if it names one. Raises SourceError when it fails."""
-    words = policy.hooks.get(name)
-    if words is None:
-        return
-    log.info("hook begins", hook=name)
-    try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=policy.hook_s,
-            cwd="/",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "STRONGROOM_HOOK": name},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as err:
-        raise SourceError(reason=f"The host's {name} command did not end in {policy.hook_s:.0f} s.") from err
-    except OSError as err:
-        raise SourceError(reason=f"The host's {name} command could not be run: {os.strerror(err.errno or 0)}.") from err
-    if done.returncode != 0:
-        log.warning("hook failed", hook=name, output=done.stdout[-HOOK_OUTPUT_MAX:].decode(errors="replace"))
-        raise SourceError(
-            reason=f"The host's {name} command ended with {done.returncode}. Its output is in the agent's log there."
-        )
 
 
 def _after(policy: Policy) -> str:

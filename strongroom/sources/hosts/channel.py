@@ -82,6 +82,12 @@ class Channel:
                 self._ended = error
             self._changed.notify_all()
 
+    def require_open(self) -> None:
+        """Raises what ended the session, for who works without sending or taking."""
+        with self._changed:
+            if self._ended is not None:
+                raise self._ended
+
     def feed(self, frame: Frame) -> None:
         """A frame of this session arrived. Raises SourceUnreachable when messages are missing in between."""
         with self._changed:
