@@ -270,12 +270,20 @@ def test_folders_out_of_order_are_refused(repository: Repository) -> None:
     for walk in (
         [walked(path=(b"a",))],
         [walked(FILE, FILE)],
-        [walked(FILE), walked(FILE)],
-        [walked(FILE._replace(name=b"z")), walked(), walked(FILE)],
         [walked(), walked(path=(b"b",)), walked(path=(b"a",))],
     ):
         with pytest.raises(SourceUnreachable):
             Liar().walks(*walk).backup(repository)
+
+
+@pytest.mark.parametrize("between", [0, 1])
+def test_parts_of_a_folder_out_of_order_are_refused(repository: Repository, between: int) -> None:
+    """Also with a part between them of which nothing was left."""
+    late = FILE._replace(name=b"z")
+    liar = Liar().walks(walked(late), *[walked()] * between, walked(FILE)).says(*offer(bytes(32), 10, entry=late))
+    with pytest.raises(SourceUnreachable) as refused:
+        liar.backup(repository)
+    assert refused.value.detail == "folders not in their order"
 
 
 def test_mutated_messages_are_refused_with_one_error() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import wait_until
 
 from strongroom.agent.hooks import run_hook
 from strongroom.agent.policy import Policy
@@ -59,7 +60,8 @@ def test_a_hook_that_hangs_is_killed_with_what_it_started(pid: Path) -> None:
     """A shell that is killed alone leaves the dump it waits for running."""
     with pytest.raises(SourceError, match="did not end in 1 s and was killed"):
         run_hook(hook(LONG.format(pid=pid), hook_s=1), "before-backup")
-    assert pid.exists() and not is_alive(pid)
+    assert pid.exists()
+    wait_until(lambda: not is_alive(pid), "its child is dead")
 
 
 def test_a_hook_ends_with_its_job(pid: Path) -> None:
@@ -71,7 +73,7 @@ def test_a_hook_ends_with_its_job(pid: Path) -> None:
 
     with pytest.raises(SourceUnreachable):
         run_hook(hook(LONG.format(pid=pid)), "before-backup", check)
-    assert not is_alive(pid)
+    wait_until(lambda: not is_alive(pid), "its child is dead")
 
 
 def test_what_a_hook_leaves_running_is_not_waited_for(pid: Path) -> None:
