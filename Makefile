@@ -109,7 +109,7 @@ guests:
 	@.ci/guest-kernel .guest
 
 test-sources: .venv/.test-done guests
-	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py tests/e2e/test_machines.py tests/e2e/test_readme.py
+	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py tests/e2e/test_nova.py tests/e2e/test_machines.py tests/e2e/test_readme.py
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done

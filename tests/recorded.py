@@ -21,8 +21,11 @@ BASE = "http://recorded"
 
 
 @contextmanager
-def recording(path: Path, words: Mapping[str, str]) -> Iterator[None]:
-    """Write what requests gets within to `path`; `words` maps placeholders to what stands for them now."""
+def recording(path: Path, words: Mapping[str, str], *, whole: bool = False) -> Iterator[None]:
+    """Write what requests gets within to `path`; `words` maps placeholders to what stands for them now.
+
+    whole: every answer, for a story in which the same is asked again after something changed.
+    """
     real = requests.Session.send
     told: dict[str, list[list[Any]]] = {}
 
@@ -40,7 +43,8 @@ def recording(path: Path, words: Mapping[str, str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(requests.Session, "send", send)
         yield
-    path.write_text(json.dumps({key: _short(told[key]) for key in sorted(told)}, indent=1) + "\n")
+    kept = {key: told[key] if whole else _short(told[key]) for key in sorted(told)}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 @contextmanager

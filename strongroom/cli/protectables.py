@@ -40,7 +40,8 @@ def add(
         typer.Option(
             metavar="PATH",
             help="Folder, image file or device on the service's host; of a server or of a disk that is no file its "
-            "address, such as libvirt:qemu:///system#web, qemu:/run/web.qmp, rbd:pool/image or cinder:cloud/volume.",
+            "address, such as libvirt:qemu:///system#web, qemu:/run/web.qmp, nova:cloud/server, "
+            "rbd:pool/image or cinder:cloud/volume.",
         ),
     ],
     project: Annotated[

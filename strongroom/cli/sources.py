@@ -29,7 +29,7 @@ def check(
         typer.Argument(
             metavar="ADDRESS",
             help="As it would be registered: a folder, an image file, a device, rbd:POOL/IMAGE, "
-            "libvirt:qemu:///system#NAME, qemu:/run/vm/qmp.sock.",
+            "libvirt:qemu:///system#NAME, qemu:/run/vm/qmp.sock, nova:CLOUD/SERVER, cinder:CLOUD/VOLUME.",
         ),
     ],
     as_json: JsonOption = False,

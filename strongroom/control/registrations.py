@@ -77,8 +77,8 @@ def check_new_protectable(new: NewProtectable) -> str:
         if not _ADDRESS.fullmatch(new.path) or len(new.path) > PATH_BYTES_MAX:
             raise InvalidRequest(
                 reason="Invalid path: give an absolute path, or the address of the server or disk, as "
-                "qemu:/run/web.qmp, libvirt:qemu:///system#web, rbd:pool/image or cinder:cloud/volume, "
-                "with %20 for a blank."
+                "qemu:/run/web.qmp, libvirt:qemu:///system#web, nova:cloud/server, rbd:pool/image or "
+                "cinder:cloud/volume, with %20 for a blank."
             )
     elif not new.path.startswith(b"/") or len(new.path) > PATH_BYTES_MAX or b"\x00" in new.path:
         raise InvalidRequest(reason=f"Invalid path: give an absolute path of at most {PATH_BYTES_MAX} bytes.")

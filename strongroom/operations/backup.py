@@ -56,7 +56,9 @@ def run(job: Job) -> None:
         _commit(job, left.report, left.size, token_of(left), {"adopted": True, "kind": left.kind})
         return
     full = not plan.incremental or plan.parent is None
-    wanted = PointWanted(parent_token=plan.parent.point_token if plan.parent else None, full=full)
+    wanted = PointWanted(
+        parent_token=plan.parent.point_token if plan.parent else None, full=full, check=job.monitor.check
+    )
     driver = driver_of(job, plan.resource)
     with driver.open_point(source_ref(plan.resource), wanted) as point:
         request = BackupRequest(

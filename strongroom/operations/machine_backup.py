@@ -77,6 +77,7 @@ def back_up_machine(job: Job, plan: BackupJob, repository: Repository, started_s
         included=chosen.included,
         excluded=chosen.excluded,
         application=chosen.application,
+        check=job.monitor.check,
     )
     with driver.open_machine(ref, wanted) as point:
         ids = _rows(job, repository, point)

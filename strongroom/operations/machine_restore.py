@@ -98,6 +98,7 @@ def _wanted(job: Job, plan: RestoreJob, definition: bytes, done: "_Done") -> Mac
         new_name=plan.new_name,
         power_on=plan.power_on,
         force=plan.force,
+        check=job.monitor.check,
     )
 
 

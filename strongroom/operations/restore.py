@@ -66,6 +66,7 @@ def _attempt(job: Job) -> None:
         force=plan.force,
         done_ranges=tuple((int(o), int(n)) for o, n in task.state.get("done", ())),
         roots=_roots_of(root),
+        check=job.monitor.check,
     )
     prepared = driver.plan_restore(wanted)
     if prepared.staging is None:

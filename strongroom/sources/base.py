@@ -20,8 +20,13 @@ ResourceType = Literal["OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server
 Kind = Literal["tree", "block"]
 Detail = str | int | bool | None
 DoneCallback = Callable[[int, int], None]  # (offset, length) in bytes: durable and read back
+Check = Callable[[], None]  # raises when the job must stop: Canceled, Fenced, WorkerStops
 
 STAGING_PREFIX = b".strongroom-"  # names of ours at a source; walkers leave them out
+
+
+def go_on() -> None:
+    """A Check where nobody can cancel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +80,12 @@ class Inspection:
 
 @dataclass(frozen=True, kw_only=True)
 class PointWanted:
-    """parent_token: token of the last committed point, None without one. full: trust no parent, read everything."""
+    """parent_token: token of the last committed point, None without one. full: trust no parent, read everything.
+    check: asked while a storage is waited for."""
 
     parent_token: bytes | None = None
     full: bool = False
+    check: Check = field(default=go_on, compare=False, repr=False)
 
 
 class Point(AbstractContextManager["Point"], Protocol):
@@ -137,6 +144,7 @@ class RestoreWanted:
     force         go on although another process has the target open or the target is smaller
     done_ranges   block devices only: ranges an earlier attempt reported as done, sorted (offset, length)
     roots         hosts only: the paths that the restore point was made of
+    check         asked while a storage is waited for
     """
 
     task_id: str
@@ -150,6 +158,7 @@ class RestoreWanted:
     force: bool = False
     done_ranges: tuple[tuple[int, int], ...] = ()
     roots: tuple[bytes, ...] = ()
+    check: Check = field(default=go_on, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

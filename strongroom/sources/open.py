@@ -17,6 +17,7 @@ from strongroom.sources.machines.libvirt.driver import LibvirtDriver
 from strongroom.sources.machines.qemu import QemuDriver
 from strongroom.sources.openstack.cinder import CinderDriver
 from strongroom.sources.openstack.cloud import CINDER
+from strongroom.sources.openstack.nova import NovaDriver
 from strongroom.sources.qcow2 import Qcow2Driver
 from strongroom.sources.qcow2_header import is_qcow2
 from strongroom.sources.rbd import RbdDriver
@@ -44,6 +45,7 @@ def _image_driver(path: bytes) -> Driver:
 # By the scheme of the address: what stands before its first colon.
 MACHINE_DRIVERS: dict[bytes, Callable[[], MachineDriver]] = {
     b"libvirt": LibvirtDriver,
+    b"nova": NovaDriver,
     b"qemu": lambda: QemuDriver(_image_driver),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from recorded import BASE, played
 
-from strongroom.base.errors import SourceError
+from strongroom.base.errors import Canceled, SourceError
 from strongroom.sources.base import PointWanted, RestoreWanted, SourceRef
 from strongroom.sources.openstack.cinder import CinderDriver
 from strongroom.sources.openstack.cloud import Address
@@ -32,7 +32,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     entry = {"auth": who | {"auth_url": f"{BASE}/v3"}, "region_name": "RegionOne"}
     clouds.write_text(json.dumps({"clouds": {"ours": entry}}))  # JSON is YAML
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(clouds))
-    monkeypatch.setattr("strongroom.sources.openstack.cinder.POLL_S", 0.01)
+    monkeypatch.setattr("strongroom.sources.openstack.waiting.POLL_S", 0.01)
     for name in ("COPY", "VOLUME"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(GIB)
@@ -67,6 +67,23 @@ def test_a_backup_and_a_restore_take_back_all_they_made(words: dict[str, str], t
         *("attachments", "volumes", "snapshots"),
         *("attachments", "attachments", "attachments"),
     ], made
+
+
+def test_a_cancel_is_heard_while_a_snapshot_is_made_and_nothing_is_left(words: dict[str, str]) -> None:
+    """Cinder may copy for hours: the wait ends at once, and what it was for is deleted when that can be."""
+
+    def canceled() -> None:
+        raise Canceled
+
+    with played(ANSWERS, words) as asked, pytest.raises(Canceled):
+        CinderDriver().open_point(ref(), PointWanted(check=canceled))
+    made = [
+        key.split("/v3/")[1].split("/", 1)[1].split("/")[0]
+        for key in asked
+        if key.startswith("POST") and "tokens" not in key
+    ]
+    assert made == ["snapshots"]
+    assert [key for key in asked if key.startswith("DELETE") and "/snapshots/" in key], asked
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ POOL = {
     "free_capacity_gb": 900,
     "reserved_percentage": 0,
     "thin_provisioning_support": True,
+    "consistent_group_snapshot_enabled": True,
     "max_over_subscription_ratio": 20.0,
     "provisioned_capacity_gb": 0,
 }
@@ -61,6 +62,23 @@ class FileDriver(driver.VolumeDriver):
 
     def extend_volume(self, volume, new_size):
         os.truncate(self._place(volume["name"]), new_size << 30)
+
+    def create_group(self, context, group):
+        return {"status": "available"}
+
+    def delete_group(self, context, group, volumes):
+        return {"status": "deleted"}, [{"id": volume["id"], "status": "deleted"} for volume in volumes]
+
+    def create_group_snapshot(self, context, group_snapshot, snapshots):
+        """One after the other: of one moment only as long as nobody writes."""
+        for snapshot in snapshots:
+            self.create_snapshot(snapshot)
+        return {"status": "available"}, [{"id": one["id"], "status": "available"} for one in snapshots]
+
+    def delete_group_snapshot(self, context, group_snapshot, snapshots):
+        for snapshot in snapshots:
+            self.delete_snapshot(snapshot)
+        return {"status": "deleted"}, [{"id": one["id"], "status": "deleted"} for one in snapshots]
 
     def ensure_export(self, context, volume):
         return None

@@ -27,7 +27,7 @@ api_paste_config = {programs}/etc/cinder/api-paste.ini
 rootwrap_config = {programs}/etc/cinder/rootwrap.conf
 resource_query_filters_file = {programs}/etc/cinder/resource_filters.json
 state_path = {folder}/state
-transport_url = rabbit://guest:guest@127.0.0.1:{rabbit}/
+transport_url = {rabbit}
 enabled_backends = files
 osapi_volume_listen = 127.0.0.1
 osapi_volume_listen_port = {port}
@@ -37,7 +37,8 @@ quota_volumes = -1
 quota_snapshots = -1
 quota_gigabytes = -1
 [database]
-connection = sqlite:///{folder}/cinder.db
+connection = sqlite:///{folder}/cinder.db?timeout=60
+sqlite_synchronous = false
 [files]
 volume_driver = cinder_file_driver.FileDriver
 volume_backend_name = files
@@ -80,6 +81,7 @@ class Cinder:
         self.volumes = folder / "volumes"
         self.keystone = Keystone(folder / "keystone").start()
         self.port, self._rabbit = _free_port(), _free_port()
+        self.transport = f"rabbit://guest:guest@127.0.0.1:{self._rabbit}/"
         self._config = folder / "cinder.conf"
         for name in ("state", "lock", "coordination"):
             (folder / name).mkdir()
@@ -87,7 +89,7 @@ class Cinder:
             CONFIG.format(
                 programs=self._home,
                 folder=folder,
-                rabbit=self._rabbit,
+                rabbit=self.transport,
                 port=self.port,
                 keystone=self.keystone.url,
                 password=PASSWORD,
@@ -131,12 +133,7 @@ class Cinder:
     def _seed(self) -> None:
         service = self.keystone.project("service")
         self.keystone.user("cinder", service, "admin", "service")
-        kind = {"service": {"name": "cinder", "type": "block-storage"}}
-        made = self.keystone.call("POST", "/services", kind)["service"]["id"]
-        url = f"http://127.0.0.1:{self.port}/v3/%(project_id)s"
-        for interface in ("public", "internal", "admin"):
-            place = {"interface": interface, "service_id": made, "url": url, "region_id": REGION}
-            self.keystone.call("POST", "/endpoints", {"endpoint": place})
+        self.keystone.service("cinder", "block-storage", f"http://127.0.0.1:{self.port}/v3/%(project_id)s")
 
     def _start_rabbit(self) -> None:
         """A node of its own: its own port mapper, cookie, folders."""
@@ -159,8 +156,8 @@ class Cinder:
         }
         epmd = shutil.which("epmd")
         assert epmd, "Install the Debian package rabbitmq-server"
-        self._run("epmd", [epmd, "-port", str(mapper), "-address", "127.0.0.1"], environ)
-        self._run("rabbit", [RABBIT], environ)
+        self.run("epmd", [epmd, "-port", str(mapper), "-address", "127.0.0.1"], environ)
+        self.run("rabbit", [RABBIT], environ)
         wait_until(lambda: _answers_tcp(self._rabbit), "RabbitMQ listens", seconds=120)
 
     def _start_cinder(self) -> None:
@@ -178,10 +175,11 @@ class Cinder:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         for name in ("cinder-api", "cinder-scheduler", "cinder-volume"):
-            self._run(name, [str(self._home / "bin" / name), *config], environ)
+            self.run(name, [str(self._home / "bin" / name), *config], environ)
         wait_until(self._is_up, "Cinder's services are up", seconds=180)
 
-    def _run(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+    def run(self, name: str, command: list[str], environ: dict[str, str]) -> None:
+        """A process of this cloud: `log` has what it says, `stop` ends it."""
         with (self._folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
@@ -194,9 +192,12 @@ class Cinder:
             )
         self._processes.append(process)
 
-    def _is_up(self) -> bool:
+    def require_alive(self) -> None:
         for process in self._processes:
             assert process.poll() is None, self.log()
+
+    def _is_up(self) -> bool:
+        self.require_alive()
         try:
             answer: Any = self.call("GET", "/os-services")
         except (httpx.TransportError, AssertionError):
@@ -210,7 +211,7 @@ class Cinder:
     def call(self, method: str, path: str, body: object = None, project: str = "admin", user: str = "admin") -> Any:
         """One request as an administrator sends it, below the project's address."""
         token = self.keystone.token(user, project=project)
-        found = self.keystone.call("GET", f"/projects?name={project}")["projects"][0]["id"]
+        found = self.keystone.project_id(project)
         answer = httpx.request(
             method,
             f"http://127.0.0.1:{self.port}/v3/{found}{path}",

@@ -121,6 +121,16 @@ class Keystone:
     def project(self, name: str) -> str:
         return self.call("POST", "/projects", {"project": {"name": name, "domain_id": "default"}})["project"]["id"]
 
+    def project_id(self, name: str) -> str:
+        return self.call("GET", f"/projects?name={name}")["projects"][0]["id"]
+
+    def service(self, name: str, kind: str, url: str) -> None:
+        """In the catalog, at the same address for everybody."""
+        made = self.call("POST", "/services", {"service": {"name": name, "type": kind}})["service"]["id"]
+        for interface in ("public", "internal", "admin"):
+            place = {"interface": interface, "service_id": made, "url": url, "region_id": REGION}
+            self.call("POST", "/endpoints", {"endpoint": place})
+
     def user(self, name: str, project_id: str, *roles: str) -> str:
         body = {"user": {"name": name, "password": PASSWORD, "domain_id": "default"}}
         user_id = self.call("POST", "/users", body)["user"]["id"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from strongroom.base.streams import BlockStream, BlockTarget
-from strongroom.sources.base import Detail, DoneCallback, Recovered, SourceRef, TargetReport
+from strongroom.sources.base import Check, Detail, DoneCallback, Recovered, SourceRef, TargetReport, go_on
 
 PREFIX = "strongroom."  # of bitmaps, checkpoints, nodes, exports and snapshots of ours
 FREEZE_SECONDS_MAX = 10.0  # a guest's file systems are never held longer
@@ -68,6 +68,7 @@ class MachineWanted:
     full           trust no parent
     included       ids of disks to be taken, None: all      excluded  ids of disks to be left out
     application    ask the guest to hold still (freeze); what was reached is told by the point
+    check          asked while a storage is waited for
     """
 
     parent_tokens: Mapping[str, bytes] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class MachineWanted:
     included: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
     application: bool = True
+    check: Check = field(default=go_on, compare=False, repr=False)
 
 
 class DiskPoint(Protocol):
@@ -162,6 +164,7 @@ class MachineRestoreWanted:
     definition     of the restore point
     new_name       a new machine is made of the definition under this name; None: `target` is written to
     power_on       state to leave it in; the target is stopped for the restore in any case
+    check          asked while a storage or a hypervisor is waited for
     """
 
     task_id: str
@@ -172,6 +175,7 @@ class MachineRestoreWanted:
     new_name: str | None = None
     power_on: bool = False
     force: bool = False
+    check: Check = field(default=go_on, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from strongroom.base.errors import SourceError
 from strongroom.sources.openstack.brick import MISSING
-from strongroom.sources.openstack.cloud import MICROVERSION, NEEDED, errors
+from strongroom.sources.openstack.cloud import MICROVERSION, NEEDED, checked, errors
 
 MARK = "strongroom.restore"  # in the metadata of a volume while it is restored: the task
 REACH_S_MAX = 300  # of a storage that scans its fabric
@@ -25,17 +25,19 @@ REACH_S_MAX = 300  # of a storage that scans its fabric
 class Attachment:
     """One attached volume. `path` is a block device or a file on this host."""
 
-    def __init__(self, storage: Any, volume_id: str, *, writable: bool) -> None:
-        """Raises SourceError."""
+    def __init__(self, storage: Any, volume_id: str, *, writable: bool, beside: str | None = None) -> None:
+        """beside: the server that has the volume too, and does not run; None: nobody has. Raises SourceError."""
         self._storage = storage
         self._connection: dict[str, Any] = {}
         self._device: dict[str, Any] | None = None
         self.id = ""
         host = _brick("properties", address=_address())
         body = {"volume_uuid": volume_id, "connector": host, "mode": "rw" if writable else "ro"}
+        if beside is not None:  # Cinder gives a second attachment to the same server only, as Nova's migrations need it
+            body["instance_uuid"] = beside
         with errors(f"volume {volume_id}"):
             answer = storage.post("/attachments", json={"attachment": body}, microversion=MICROVERSION)
-            made = _checked(answer)["attachment"]
+            made = checked(answer)["attachment"]
         self.id = made["id"]
         try:
             self._connection = made["connection_info"]
@@ -47,7 +49,7 @@ class Attachment:
                 raise SourceError(reason=reason, detail=self.path)
             with errors(f"volume {volume_id}"):
                 path = f"/attachments/{self.id}/action"
-                _checked(storage.post(path, json={"os-complete": {}}, microversion=MICROVERSION))
+                checked(storage.post(path, json={"os-complete": {}}, microversion=MICROVERSION))
         except BaseException:
             self.detach()
             raise
@@ -68,7 +70,7 @@ def attachments_of(storage: Any, volume_id: str) -> list[dict[str, Any]]:
     """Every attachment of a volume, of servers and of others: `id`, `instance`. Raises SourceError."""
     with errors(f"volume {volume_id}"):
         answer = storage.get(f"/attachments?volume_id={volume_id}", microversion=MICROVERSION)
-        found: list[dict[str, Any]] = _checked(answer)["attachments"]
+        found: list[dict[str, Any]] = checked(answer)["attachments"]
         return found
 
 
@@ -77,7 +79,7 @@ def delete_attachment(storage: Any, attachment_id: str) -> None:
     with errors(f"attachment {attachment_id}"):
         answer = storage.delete(f"/attachments/{attachment_id}", microversion=MICROVERSION)
         if answer.status_code != 404:
-            _checked(answer)
+            checked(answer)
 
 
 def _brick(verb: str, **wanted: Any) -> dict[str, Any]:
@@ -104,11 +106,3 @@ def _address() -> str:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return "127.0.0.1"
-
-
-def _checked(answer: Any) -> dict[str, Any]:
-    from openstack import exceptions
-
-    exceptions.raise_from_response(answer)
-    found: dict[str, Any] = answer.json() if answer.content else {}
-    return found

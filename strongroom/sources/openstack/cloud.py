@@ -1,8 +1,8 @@
 """A connection to one OpenStack, as `clouds.yaml` names it, and its errors in our words.
 
-An address is `cinder:CLOUD/VOLUME`: the name of an entry of clouds.yaml, and the id of a volume that this entry's
-project sees. The file is OpenStack's own, found as its clients do: $OS_CLIENT_CONFIG_FILE, else
-/etc/openstack/clouds.yaml. Tenants never see it: they are given ids of registered volumes.
+An address is `cinder:CLOUD/VOLUME` or `nova:CLOUD/SERVER`: the name of an entry of clouds.yaml, and the id of a volume
+or server that this entry's project sees. The file is OpenStack's own, found as its clients do:
+$OS_CLIENT_CONFIG_FILE, else /etc/openstack/clouds.yaml. Tenants never see it: they are given ids of what is registered.
 
 openstacksdk is not among what Strongroom needs: `pip install "strongroom[openstack]"`.
 """
@@ -18,7 +18,7 @@ from strongroom.base.errors import SourceDenied, SourceError, SourceGone
 CINDER = b"cinder:"  # begins the address of a volume
 CLOUDS_FILE = "/etc/openstack/clouds.yaml"
 NEEDED = (
-    "Volumes of an OpenStack need its client and os-brick. Install them where the worker runs: "
+    "Volumes and servers of an OpenStack need its client and os-brick. Install them where the worker runs: "
     'pip install "strongroom[openstack]".'
 )
 REQUEST_S_MAX = 60
@@ -46,7 +46,7 @@ class Address(NamedTuple):
 
 
 def connect(name: str) -> Any:
-    """Cinder's part of openstacksdk for the entry `name`, logged in. Raises SourceError when it cannot be used."""
+    """openstacksdk for the entry `name`; it logs in at the first request. Raises SourceError when it cannot be used."""
     try:
         from openstack.config import OpenStackConfig
         from openstack.connection import Connection
@@ -61,7 +61,23 @@ def connect(name: str) -> Any:
                 raise
             reason = f"The worker knows no OpenStack named {name}. Name it in {os.path.basename(file)} of the worker."
             raise SourceError(reason=reason, detail=f"{file}: {err}") from err
-        return Connection(config=region).block_storage
+        return Connection(config=region)
+
+
+def connect_storage(name: str) -> Any:
+    """Cinder's part of it, logged in. Raises SourceError."""
+    cloud = connect(name)
+    with errors(f"cloud {name}"):
+        return cloud.block_storage
+
+
+def checked(answer: Any) -> dict[str, Any]:
+    """The body of a raw answer; {} without one. Raises what `errors` knows."""
+    from openstack import exceptions
+
+    exceptions.raise_from_response(answer)
+    found: dict[str, Any] = answer.json() if answer.content else {}
+    return found
 
 
 @contextlib.contextmanager
