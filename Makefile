@@ -6,6 +6,8 @@
 #   test-sources  guests booted without KVM, a Ceph: what restore points of real machines and volumes hold; half an hour
 #   reliability  the fault suites in full, then docs/RELIABILITY.md from their counts; an hour or two
 #   conformance  what every client meets at every operation, on a server of its own: docs/CONFORMANCE.md; three minutes
+#   bench-load   a thousand clients, a hundred jobs, a million restore points on one machine: docs/benchmarks/load.md
+#   bench-growth  what steps and workers cost as both grow, and a model beyond: docs/benchmarks/growth.md
 #   bench      beside restic and borg: fetches them, makes data, measures, writes docs/benchmarks; half an hour, 35 GB
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -153,6 +155,17 @@ bench-prune: .venv/.setup-done
 bench-scale: .venv/.setup-done
 	$(BIN)/python -m bench.claim_scale
 	$(BIN)/python -m bench.many_workers
+
+# Bounded, and stop by themselves; smaller: make bench-load LOAD_OPTIONS='--clients 100 --vaults 100 --points 1K'
+LOAD_OPTIONS ?=
+GROWTH_OPTIONS ?=
+.PHONY: bench-load bench-growth
+bench-load: .venv/.setup-done
+	$(bench-command) nice $(BIN)/python -m bench.scale.load --dir $(BENCH_DIR) --out $(BENCH_OUT) $(LOAD_OPTIONS)
+	$(BIN)/python -m bench.scale.growth --parts report --out $(BENCH_OUT)
+
+bench-growth: .venv/.test-done
+	$(bench-command) $(BIN)/python -m bench.scale.growth --dir $(BENCH_DIR) --out $(BENCH_OUT) $(GROWTH_OPTIONS)
 
 # FastAPI and SQLAlchemy, which the API is compared with; nothing of the product needs them.
 .venv/.bench-done: .venv/.setup-done requirements/bench.txt

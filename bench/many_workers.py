@@ -31,9 +31,9 @@ WAIT_S = 300
 
 
 class Installation:
-    """Processes on one database and store; `url` of the database, `api` a client with the operator's key."""
+    """Processes on one database and store. url: of the database. settings: those of every process."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, *, apis: int = 1, **settings: str) -> None:
         self.folder, self.url = folder, url
         self.processes: list[subprocess.Popen[str]] = []
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith("STRONGROOM_")} | {
@@ -42,15 +42,17 @@ class Installation:
             "STRONGROOM_MASTER_KEY_FILE": str(folder / "api" / "master.key"),
             "STRONGROOM_LOG_LEVEL": "warning",
         }
-        (folder / "store").mkdir()
-        line = self.start("api", "--listen", "127.0.0.1:0", name="api")
-        self.endpoint = line.split()[-1]
+        self.environ |= {f"STRONGROOM_{key.upper()}": value for key, value in settings.items()}
+        (folder / "store").mkdir(exist_ok=True)
+        names = ["api", *(f"api-{number}" for number in range(1, apis))]  # the first makes the key and the account
+        self.endpoints = [self.start("api", "--listen", "127.0.0.1:0", name=name).split()[-1] for name in names]
+        self.endpoint = self.endpoints[0]
 
-    def start(self, command: str, *words: str, name: str) -> str:
-        """Start a process; the line that says that it is ready."""
+    def start(self, command: str, *words: str, name: str, **settings: str) -> str:
+        """Start a process; the line that says that it is ready. settings: its own."""
         process = subprocess.Popen(
             [sys.executable, "-m", "strongroom", command, *words, "--state", str(self.folder / name)],
-            env=self.environ,
+            env=self.environ | {f"STRONGROOM_{key.upper()}": value for key, value in settings.items()},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -61,14 +63,18 @@ class Installation:
                 return line
         raise SystemExit(f"{command} ended with {process.wait()}")
 
-    def workers(self, count: int) -> None:
+    def workers(self, count: int, concurrency: int = 2, **settings: str) -> None:
         """End those there are and start so many."""
-        for process in self.processes[1:]:
+        old = self.processes[len(self.endpoints) :]
+        for process in old:
             process.terminate()
+        for process in old:
             process.wait()
-        del self.processes[1:]
+            assert process.stdout is not None
+            process.stdout.close()
+        del self.processes[len(self.endpoints) :]
         for number in range(count):
-            self.start("worker", "--concurrency", "2", name=f"worker-{number}")
+            self.start("worker", "--concurrency", str(concurrency), name=f"worker-{number}", **settings)
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url) as conn:

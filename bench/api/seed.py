@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from strongroom.control.vault_kinds import VAULT_KINDS
 
@@ -65,14 +66,36 @@ _RESOURCES = """
 _BACKUPS = """
     INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name,
         resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, root, created_at,
-        protected_at, updated_at)
+        protected_at, updated_at, report, point_token)
     SELECT b.id, %(project)s, b.vault_id, b.point_id, b.resource_id, b.type, b.resource_name, b.size_bytes, b.name,
         b.provider_id, 'available', true, true, 3 << 20, 'roots/' || b.id || '.1', b.created_at,
-        b.created_at + interval '1 minute', b.created_at + interval '1 minute'
+        b.created_at + interval '1 minute', b.created_at + interval '1 minute', %(report)s, %(token)s
     FROM (SELECT gen_random_uuid()::text AS id, p.id AS point_id, p.vault_id, p.name, p.provider_id, p.created_at,
               r.resource_id, r.type, r.name AS resource_name, r.size_bytes
           FROM points p JOIN vault_resources r ON r.vault_id = p.vault_id) AS b
 """
+_LOGS = """
+    INSERT INTO operation_logs (id, project_id, operation_type, status, vault_id, vault_name, provider_id,
+        checkpoint_id, backup_id, backup_name, resource_id, resource_type, resource_name, request_id, parameters,
+        outcome, created_at, started_at, ended_at, updated_at, generation, attempts, worker, progress, bytes_done,
+        bytes_total, entries_done)
+    SELECT gen_random_uuid()::text, %(project)s, 'backup', 'success', b.vault_id, p.vault_name, b.provider_id,
+        b.checkpoint_id, b.id, b.name, b.resource_id, b.resource_type, b.resource_name, gen_random_uuid()::text,
+        '{"incremental": true}', '{"stored_bytes": 3145728}', b.created_at, b.created_at, b.protected_at,
+        b.protected_at, 1, 1, '4e8c3fdf4efd468196da16004d01bf15/machine:5095:97621e4e', 100, 3 << 20, 3 << 20, 1
+    FROM points p JOIN backups b ON b.project_id = %(project)s AND b.checkpoint_id = p.id
+"""
+
+# As long as those of a real backup of a small folder.
+_REPORT = {
+    "kind": "tree", "entries": 1, "folders": 1, "seconds": 0.37, "skipped": [], "vanished": 0, "bytes_new": 262144,
+    "source": {"snapshot": None, "consistency": "crash_consistent", "file_system": "ext4", "exclude_patterns": 0,
+               "snapshot_reason": "It is read while it is in use: It does not lie on a logical volume."},
+    "bytes_read": 262144, "bytes_total": 262144, "consistency": "crash_consistent", "bytes_stored": 262894,
+    "full_reason": "A full backup was asked for.", "skipped_count": 0, "changed_while_read": [],
+    "changed_while_read_count": 0,
+}  # fmt: skip
+_TOKEN = b'{"dev": 65024, "ino": 2401905, "kind": "folder"}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +108,17 @@ class Seeded:
     ids: list[str]
 
 
-def seed(url: str, project_id: str, user_id: str, points: int) -> Seeded:
-    """Make the vaults and their restore points, then what autovacuum would do within the day."""
+def seed(
+    url: str, project_id: str, user_id: str, points: int, *, vaults: int | None = None, whole: bool = False
+) -> Seeded:
+    """Make the vaults and their restore points, then what autovacuum would do within the day.
+
+    whole: with all that a finished run leaves: reports, tokens of sources, an operation log a backup
+    """
     begun = time.monotonic()
-    vaults = min(max(points // POINTS_PER_VAULT, 1), VAULTS_MAX)
+    vaults = vaults or min(max(points // POINTS_PER_VAULT, 1), VAULTS_MAX)
     values = {"project": project_id, "user": user_id, "points": points, "vaults": vaults}
+    values |= {"report": Jsonb(_REPORT if whole else {}), "token": _TOKEN if whole else None}
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("SET synchronous_commit = off")
         _make_vaults(conn, values, "bench", vaults, RESOURCES)
@@ -97,13 +126,15 @@ def seed(url: str, project_id: str, user_id: str, points: int) -> Seeded:
         for begin in range(0, points, BATCH):
             with conn.transaction():
                 conn.execute(_POINTS, {**values, "begin": begin, "end": min(begin + BATCH, points)})
-                for statement in (_CHECKPOINTS, _RESOURCES, _BACKUPS):
+                for statement in (_CHECKPOINTS, _RESOURCES, _BACKUPS, *([_LOGS] if whole else [])):
                     conn.execute(statement, values)
         conn.execute("VACUUM (ANALYZE)")
         ids = conn.execute(
             "SELECT id FROM checkpoints WHERE project_id = %s ORDER BY id LIMIT %s", [project_id, SAMPLES]
         ).fetchall()  # ids are random, so the first of them are a random sample
-        counted = conn.execute("SELECT count(*) FROM backups WHERE project_id = %s", [project_id]).fetchone()
+        counted = conn.execute(
+            "SELECT count(*) FROM backups WHERE project_id = %s AND auto_trigger", [project_id]
+        ).fetchone()
     assert counted is not None and counted[0] == points * RESOURCES
     return Seeded(points=points, backups=counted[0], seconds=time.monotonic() - begun, ids=[row[0] for row in ids])
 
