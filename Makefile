@@ -65,6 +65,7 @@ demo: setup
 MACHINE ?= $(HOME)/strongroom-machine
 machine:
 	@.ci/system-packages qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static mkfs.ext4:e2fsprogs
+	@.ci/system-packages sshd:openssh-server ssh:openssh-client
 	@.ci/guest-kernel .guest
 	@.ci/machine on "$(MACHINE)" .guest
 
@@ -111,7 +112,8 @@ guests:
 	@.ci/guest-kernel .guest
 
 test-sources: .venv/.test-done guests
-	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py tests/e2e/test_nova.py tests/e2e/test_machines.py tests/e2e/test_readme.py
+	$(BIN)/pytest -m long tests/machines tests/storage tests/e2e/test_cinder.py tests/e2e/test_nova.py tests/e2e/test_machines.py tests/e2e/test_readme.py \
+		tests/e2e/test_ssh_hosts.py
 
 # The long form of every fault suite, and docs/RELIABILITY.md from their counts.
 reliability: .venv/.test-done

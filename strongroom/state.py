@@ -39,6 +39,7 @@ log = structlog.get_logger("state")
 _CLOCK = SystemClock()
 CREDENTIALS = "credentials.json"  # made by the first start
 INDEX_FOLDER = "cache/index"  # copies of the vaults' indexes: may be deleted at any time, are made again
+SSH_FOLDER = "ssh"  # id and known_hosts, for hosts that are reached by ssh
 MOVE = "migrate.json"  # where the installation moves to, or has moved
 PLACE = "place"  # the id of this folder
 

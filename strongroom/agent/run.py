@@ -96,7 +96,19 @@ class Agent:
 
     def _once(self, identity: Identity) -> None:
         """One connection, until it ends. Raises SourceUnreachable, ConfigError."""
-        wire = connect(identity.server, client_context(identity))
+        self._talk(connect(identity.server, client_context(identity)), identity)
+
+    def serve(self, wire: Wire) -> None:
+        """One connection that somebody else made, until it ends, and the job on it. Raises SourceUnreachable."""
+        try:
+            self._talk(wire, None)
+        finally:
+            self._end_session("The connection has ended.")
+            if self._job is not None:
+                self._job.join()  # it takes its staging place away
+
+    def _talk(self, wire: Wire, identity: Identity | None) -> None:
+        """identity: None where the connection itself says who this is."""
         self._wire = wire
         try:
             if self._stopping.is_set():
@@ -119,7 +131,7 @@ class Agent:
             if self._channel is not None:
                 self._channel.detach(wire)
 
-    def _take_welcome(self, wire: Wire, identity: Identity) -> None:
+    def _take_welcome(self, wire: Wire, identity: Identity | None) -> None:
         answer = wire.receive(GREETING_BYTES_MAX, GREETING_S_MAX)
         if answer.kind == Kind.REFUSED:
             raise ConfigError(reason=greeting(answer.payload, Refused).reason)
@@ -127,18 +139,19 @@ class Agent:
             raise SourceUnreachable(reason="The server answered something else than a welcome.")
         welcome: Welcome = greeting(answer.payload, Welcome)
         self._welcomed = True
-        log.info("connected", server=identity.server, agent=identity.agent_id)
+        if identity is not None:
+            log.info("connected", server=identity.server, agent=identity.agent_id)
         channel = self._channel
         if channel is not None and channel.session == welcome.session:
             channel.attach(wire, welcome.received)
             return
         if channel is not None:
             self._end_session("The server does not know this session any more.")
-        if welcome.renew:
+        if welcome.renew and identity is not None:
             self._new_key = new_key()
             wire.send(Kind.RENEW, new_request(self._new_key))
 
-    def _hear(self, wire: Wire, identity: Identity, frame: Frame) -> None:
+    def _hear(self, wire: Wire, identity: Identity | None, frame: Frame) -> None:
         if frame.kind == Kind.OPEN:
             self._end_session("The server began another session.")
             session = greeting(frame.payload, Open).session
@@ -153,7 +166,7 @@ class Agent:
         elif frame.kind in (Kind.DATA, Kind.ACK):
             if self._channel is not None:
                 self._channel.feed(frame)
-        elif frame.kind == Kind.ISSUED and self._new_key is not None:
+        elif frame.kind == Kind.ISSUED and self._new_key is not None and identity is not None:
             replace(self._home, identity, self._new_key, greeting(frame.payload, Issued).certificate)
             self._new_key = None
             log.info("certificate renewed")

@@ -66,6 +66,12 @@ class CheckAgent(msgspec.Struct):
     agent_status: list[CheckedResource]
 
 
+class NewEnrolment(msgspec.Struct):
+    """resource_type: what the host becomes with its enrolment."""
+
+    resource_type: Literal["OS::Native::Server", "OS::Ironic::BareMetalServer"] = "OS::Native::Server"
+
+
 class EnrolmentToken(msgspec.Struct):
     """Counts once, until expires_at. server: HOST:PORT that the host dials."""
 
@@ -83,7 +89,7 @@ async def new_enrolment(call: Call) -> EnrolmentAnswer:
     new_token = call.services.new_agent_token
     if new_token is None:
         raise Unsupported(reason="Agents cannot dial this server. Its operator sets agent_listen (docs/AGENT.md).")
-    token, ends, server = await new_token(call.project_id, call.path["agent_id"])
+    token, ends, server = await new_token(call.project_id, call.path["agent_id"], call.body.resource_type)
     return EnrolmentAnswer(enrolment=EnrolmentToken(token=token, expires_at=api_timestamp(ends), server=server))
 
 
@@ -212,6 +218,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/ext/v1/{project_id}/agents/{agent_id}/enrolments",
         action="cbr:agents:register",
         handler=new_enrolment,
+        body=NewEnrolment,
         answer=EnrolmentAnswer,
         status=201,
     ),

@@ -28,8 +28,9 @@ Probe = Callable[[], Awaitable[None]]
 Retains = Callable[[], Awaitable[bool]]
 
 
-# A one-time token for an agent of a project: (token, when it ends, HOST:PORT to dial). Raises AgentNotFound, Conflict.
-NewAgentToken = Callable[[str, str], Awaitable[tuple[str, datetime, str]]]
+# A one-time token for an agent of a project, (project, agent, type of resource): (token, when it ends, HOST:PORT to
+# dial). Raises AgentNotFound, InvalidRequest, Conflict.
+NewAgentToken = Callable[[str, str, str], Awaitable[tuple[str, datetime, str]]]
 
 
 async def _keeps_nothing() -> bool:

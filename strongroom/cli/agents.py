@@ -17,6 +17,9 @@ PathOption = Annotated[
 ExcludeOption = Annotated[
     list[str] | None, typer.Option("--exclude", metavar="PATH", help="A path below it to leave out; repeatable.")
 ]
+BareMetalOption = Annotated[
+    bool, typer.Option("--bare-metal", help="Protect it as a bare metal server, in vaults of type server.")
+]
 COLUMNS = {
     "Id": "agent_id",
     "Host": "host_name",
@@ -32,6 +35,7 @@ def register_host(
     path: PathOption = None,
     address: Annotated[str | None, typer.Option(metavar="IP", help="Shown only. Default: looked up.")] = None,
     system: Annotated[str, typer.Option("--os", help="Shown only.")] = "Linux",
+    bare_metal: BareMetalOption = False,
 ) -> None:
     """Register a host, and show the command that enrolls its agent. Again for a registered one: a new command."""
     client = session.client
@@ -41,12 +45,12 @@ def register_host(
     client.post(client.v3("agents"), {"agent": body | {"agent_type": "native"}})
     if path:
         client.post(client.v3(f"agents/{agent_id}/add-path"), {"add_path": path})
-    _show_token(session, agent_id)
+    _show_token(session, agent_id, bare_metal=bare_metal)
 
 
-def new_token(session: Session, host: HostArgument) -> None:
+def new_token(session: Session, host: HostArgument, bare_metal: BareMetalOption = False) -> None:
     """Make another one-time token for a registered host. With its use, earlier certificates of the host end."""
-    _show_token(session, _id(session.client, host))
+    _show_token(session, _id(session.client, host), bare_metal=bare_metal)
 
 
 def list_hosts(session: Session) -> None:
@@ -107,8 +111,9 @@ def register(app: typer.Typer) -> None:
     remote(app, "remove")(remove)
 
 
-def _show_token(session: Session, agent_id: str) -> None:
-    made = session.client.post(session.client.ext(f"agents/{agent_id}/enrolments"), {})["enrolment"]
+def _show_token(session: Session, agent_id: str, *, bare_metal: bool) -> None:
+    body = {"resource_type": "OS::Ironic::BareMetalServer"} if bare_metal else {}
+    made = session.client.post(session.client.ext(f"agents/{agent_id}/enrolments"), body)["enrolment"]
     if session.output.as_json:
         session.output.document(made | {"agent_id": agent_id})
         return

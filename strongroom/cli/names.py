@@ -91,7 +91,8 @@ def protectables(client: Client, kinds: Sequence[str] = PROTECTABLE_TYPES, **que
     rows: list[Json] = []
     for kind in kinds:
         if kind == "native":
-            rows += hosts(client, **query)
+            known = {row["id"] for row in rows}  # bare metal servers are among the servers
+            rows += [row for row in hosts(client, **query) if row["id"] not in known]
             continue
         path, offset = client.v3(f"protectables/{kind}/instances"), 0
         while True:

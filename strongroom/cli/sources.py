@@ -5,6 +5,7 @@ It needs no server: it asks hypervisor, storage or folder itself, so it runs whe
 
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ import typer
 from strongroom.base.units import human_bytes
 from strongroom.cli.command import JsonOption, group
 from strongroom.cli.errors import EXIT_FAILED
+from strongroom.cli.local import LocalStateOption
 from strongroom.cli.output import Output
 
 if TYPE_CHECKING:
@@ -29,14 +31,19 @@ def check(
         typer.Argument(
             metavar="ADDRESS",
             help="As it would be registered: a folder, an image file, a device, rbd:POOL/IMAGE, "
-            "libvirt:qemu:///system#NAME, qemu:/run/vm/qmp.sock, nova:CLOUD/SERVER, cinder:CLOUD/VOLUME.",
+            "libvirt:qemu:///system#NAME, qemu:/run/vm/qmp.sock, nova:CLOUD/SERVER, cinder:CLOUD/VOLUME, "
+            "ssh:USER@HOST?path=/srv.",
         ),
     ],
+    state: LocalStateOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what a backup of it can do: consistent? incremental? room? Exit code 1 when none would start."""
     path = os.fsencode(address if _has_scheme(address) else os.path.abspath(address))
-    found = _look_at_machine(path) if _is_machine(path) else _look(path)
+    if path.startswith(b"ssh:"):
+        found = _look_by_ssh(path, state)
+    else:
+        found = _look_at_machine(path) if _is_machine(path) else _look(path)
     output = Output(as_json=as_json)
     if as_json:
         output.document(found | {"address": address})
@@ -89,6 +96,34 @@ def _look_at_machine(path: bytes) -> dict[str, Any]:
         "size_bytes": sum(disk.size_bytes for disk in found.disks),
         "disks": [asdict(disk) for disk in found.disks],
         "abilities": [asdict(ability) for ability in found.abilities],
+        "detail": dict(found.detail),
+    }
+
+
+def _look_by_ssh(path: bytes, state: Path | None) -> dict[str, Any]:
+    from strongroom.base.ssh_address import parse_ssh_address
+    from strongroom.config import load_settings
+    from strongroom.sources.abilities import host_abilities
+    from strongroom.sources.base import SourceRef
+    from strongroom.sources.hosts.driver import HostDriver
+    from strongroom.sources.hosts.ssh import SshStation
+    from strongroom.state import SSH_FOLDER
+
+    settings = load_settings({"state": str(state) if state else None}, os.environ)
+    address = parse_ssh_address(path)
+    station = SshStation(address, settings.state_dir / SSH_FOLDER)
+    roots = tuple((root, ()) for root in address.paths)
+    ref = SourceRef(resource_id=CHECKED, type="OS::Ironic::BareMetalServer", path=path, roots=roots)
+    found = HostDriver(station).inspect(ref)
+    return {
+        "type": ref.type,
+        "exists": found.exists,
+        "readable": found.readable,
+        "reason": found.reason,
+        "size_bytes": found.size_bytes or None,
+        "abilities": [asdict(ability) for ability in host_abilities(restores=station.restores)]
+        if found.readable
+        else [],
         "detail": dict(found.detail),
     }
 

@@ -24,7 +24,7 @@ from strongroom.base.errors import AgentNotFound, Conflict, Forbidden, InvalidRe
 from strongroom.control.agents import show
 from strongroom.control.db import Database
 from strongroom.control.tokens import Ring
-from strongroom.control.vault_kinds import NATIVE
+from strongroom.control.vault_kinds import HOST_TYPES, NATIVE
 
 TOKEN_LIFE = timedelta(hours=1)
 TOKENS_MAX = 16  # of an agent, not used and not expired
@@ -73,12 +73,20 @@ async def load_authority(database: Database, ring: Ring, clock: Clock) -> Author
 
 
 async def new_token(
-    database: Database, project_id: str, agent_id: str, authority: bytes, clock: Clock
+    database: Database,
+    project_id: str,
+    agent_id: str,
+    authority: bytes,
+    clock: Clock,
+    resource_type: str = NATIVE.type_name,
 ) -> tuple[str, datetime]:
-    """(token, when it ends) for an agent that is registered. Raises AgentNotFound, Conflict 7403.
+    """(token, when it ends) for an agent that is registered. Raises AgentNotFound, InvalidRequest, Conflict 7403.
 
     authority: its certificate; the token carries its fingerprint, so that the host knows whom to believe.
+    resource_type: what the host becomes when it enrolls, one of HOST_TYPES.
     """
+    if resource_type not in HOST_TYPES:
+        raise InvalidRequest(reason=f"Invalid resource_type: use one of {', '.join(sorted(HOST_TYPES))}.")
     token = f"{certificates.fingerprint(authority)}.{secrets.token_urlsafe(_SECRET_BYTES)}"
     now = clock.now()
     async with database.transaction() as conn:
@@ -104,8 +112,9 @@ async def new_token(
                 conflict_code="7403", reason=f"The agent has {TOKENS_MAX} open tokens. Use one, or wait an hour."
             )
         await conn.execute(
-            "INSERT INTO agent_tokens (hash, project_id, agent_id, created_at, expires_at) VALUES (%s, %s, %s, %s, %s)",
-            [_hash(token), project_id, agent_id, now, now + TOKEN_LIFE],
+            "INSERT INTO agent_tokens (hash, project_id, agent_id, created_at, expires_at, resource_type) "
+            "VALUES (%s, %s, %s, %s, %s, %s)",
+            [_hash(token), project_id, agent_id, now, now + TOKEN_LIFE, resource_type],
         )
     return token, now + TOKEN_LIFE
 
@@ -121,13 +130,13 @@ async def enroll(
     async with database.transaction() as conn:
         found = await conn.execute(
             "UPDATE agent_tokens SET used_at = %s WHERE hash = %s AND used_at IS NULL AND expires_at > %s "
-            "RETURNING project_id, agent_id",
+            "RETURNING project_id, agent_id, resource_type",
             [now, _hash(token), now],
         )
         row = await found.fetchone()
         if row is None:
             raise Forbidden(reason="The token was used before, has expired, or never was one. Ask for another.")
-        project_id, agent_id = row
+        project_id, agent_id, resource_type = row
         await _require_installed(conn, project_id, agent_id)
         certificate, serial = _sign(authority, request, project_id, agent_id, now)
         await conn.execute(
@@ -136,7 +145,7 @@ async def enroll(
             [now, project_id, agent_id],
         )
         await _note(conn, project_id, agent_id, serial, now)
-        await _register(conn, project_id, agent_id, now)
+        await _register(conn, project_id, agent_id, resource_type, now)
     return certificate, agent_id
 
 
@@ -259,21 +268,32 @@ async def _note(conn: AsyncConnection[TupleRow], project_id: str, agent_id: str,
     )
 
 
-async def _register(conn: AsyncConnection[TupleRow], project_id: str, agent_id: str, now: datetime) -> None:
-    """The host as a resource; one that was removed is there again. Raises Conflict for an id that others use."""
+async def _register(
+    conn: AsyncConnection[TupleRow], project_id: str, agent_id: str, resource_type: str, now: datetime
+) -> None:
+    """The host as a resource; one that was removed is there again.
+
+    Raises Conflict for an id that others use, and for a host that is a resource of the other type already: its restore
+    points are of that type.
+    """
     done = await conn.execute(
         """
         INSERT INTO protectables (id, project_id, type, resource_type, name, path, options, created_at)
-        SELECT id, project_id, 'native', %s, host_name, convert_to('agent:' || project_id || ':' || id, 'UTF8'),
+        SELECT id, project_id, %s, %s, host_name, convert_to('agent:' || project_id || ':' || id, 'UTF8'),
                '{}', %s
         FROM agents WHERE project_id = %s AND id = %s
         ON CONFLICT (id) DO UPDATE SET removed_at = NULL, name = excluded.name, status = 'available'
-            WHERE protectables.project_id = excluded.project_id AND protectables.type = 'native'
+            WHERE protectables.project_id = excluded.project_id AND protectables.path = excluded.path
+              AND protectables.resource_type = excluded.resource_type
         """,
-        [NATIVE.type_name, now, project_id, agent_id],
+        ["native" if resource_type == NATIVE.type_name else "server", resource_type, now, project_id, agent_id],
     )
     if done.rowcount != 1:
-        raise Conflict(conflict_code="7403", reason="The agent's id is in use already. Register it under another one.")
+        raise Conflict(
+            conflict_code="7403",
+            reason="The agent's id is in use already, or its host is protected as the other type of server. Register "
+            "it under another id.",
+        )
 
 
 def _hash(token: str) -> bytes:

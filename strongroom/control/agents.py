@@ -189,7 +189,8 @@ async def unregister(database: Database, project_id: str, agent_id: str, request
         await conn.execute("DELETE FROM agents WHERE project_id = %s AND id = %s", [project_id, agent_id])
         await conn.execute(
             "UPDATE protectables SET removed_at = %s "
-            "WHERE project_id = %s AND id = %s AND type = 'native' AND removed_at IS NULL",
+            "WHERE project_id = %s AND id = %s AND path = convert_to('agent:' || project_id || ':' || id, 'UTF8') "
+            "AND removed_at IS NULL",
             [clock.now(), project_id, agent_id],
         )
 

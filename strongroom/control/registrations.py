@@ -14,12 +14,13 @@ from psycopg.types.json import Jsonb
 from strongroom.base.clock import Clock
 from strongroom.base.errors import AccountNotFound, Conflict, InvalidRequest, ResourceNotFound
 from strongroom.base.ids import is_hex_id, new_id
+from strongroom.base.ssh_address import SCHEME, parse_ssh_address
 from strongroom.control.db import Database
 from strongroom.control.listing import Page, require_offset
 from strongroom.control.names import require_label
 from strongroom.control.protectables import AVAILABLE, COLUMNS, Protectable, protectable_of
 from strongroom.control.resource_binding import Look
-from strongroom.control.vault_kinds import DISK, RESOURCE_KINDS, SERVER, TURBO
+from strongroom.control.vault_kinds import BARE_METAL, DISK, RESOURCE_KINDS, SERVER, TURBO
 
 # What this version has drivers for.
 REGISTERABLE_TYPES = {"turbo": TURBO.type_name, "disk": DISK.type_name, "server": SERVER.type_name}
@@ -36,8 +37,9 @@ READ_LIMIT_MIN = 64 * 1024  # a slower read would not finish a point within a da
 class NewProtectable:
     """A registration as the operator asks for it.
 
-    path                absolute; of a server its address, `qemu:/run/web.qmp` or `libvirt:qemu:///system#web`; of a
-                        disk that is no file one too, `rbd:pool/image` or `cinder:cloud/volume`
+    path                absolute; of a server its address, `qemu:/run/web.qmp`, `libvirt:qemu:///system#web`, or
+                        `ssh:root@web?path=/srv`, which makes it a bare metal server with these paths; of a disk that
+                        is no file one too, `rbd:pool/image` or `cinder:cloud/volume`
     read_limit_bytes_s  None: no limit
     worker_group        whose workers reach the path
     source_host         the host it lies on, which has a limit of tasks at once; "": none
@@ -77,8 +79,8 @@ def check_new_protectable(new: NewProtectable) -> str:
         if not _ADDRESS.fullmatch(new.path) or len(new.path) > PATH_BYTES_MAX:
             raise InvalidRequest(
                 reason="Invalid path: give an absolute path, or the address of the server or disk, as "
-                "qemu:/run/web.qmp, libvirt:qemu:///system#web, nova:cloud/server, rbd:pool/image or "
-                "cinder:cloud/volume, with %20 for a blank."
+                "qemu:/run/web.qmp, libvirt:qemu:///system#web, nova:cloud/server, ssh:root@web?path=/srv, "
+                "rbd:pool/image or cinder:cloud/volume, with %20 for a blank."
             )
     elif not new.path.startswith(b"/") or len(new.path) > PATH_BYTES_MAX or b"\x00" in new.path:
         raise InvalidRequest(reason=f"Invalid path: give an absolute path of at most {PATH_BYTES_MAX} bytes.")
@@ -94,6 +96,9 @@ def check_new_protectable(new: NewProtectable) -> str:
         raise InvalidRequest(reason="Invalid source_host: give 1 to 64 letters, digits, dots, colons, - and _.")
     if new.read_limit_bytes_s is not None and not READ_LIMIT_MIN <= new.read_limit_bytes_s < 1 << 62:
         raise InvalidRequest(reason=f"Invalid read_limit_bytes_s: give at least {READ_LIMIT_MIN}, or leave it out.")
+    if new.type == "server" and new.path.startswith(SCHEME):
+        parse_ssh_address(new.path)
+        return BARE_METAL.type_name
     return REGISTERABLE_TYPES[new.type]
 
 

@@ -42,7 +42,7 @@ from strongroom.control.subjects import (
     require_vault,
 )
 from strongroom.control.tasks import NewTask, Task
-from strongroom.control.vault_kinds import NATIVE, RESOURCE_KINDS, SERVER
+from strongroom.control.vault_kinds import HOST_TYPES, RESOURCE_KINDS, SERVER
 
 # The member of a v3 request that names the target, by kind of backup.
 TARGET_MEMBERS = {
@@ -50,6 +50,7 @@ TARGET_MEMBERS = {
     "OS::Cinder::Volume": "volume_id",
     "OS::Sfs::Turbo": "resource_id",
     "OS::Native::Server": "resource_id",
+    "OS::Ironic::BareMetalServer": "server_id",
 }
 
 # What is restored, and the backup of the machine that it belongs to where it is that of a disk.
@@ -246,9 +247,9 @@ def _target_of(new: NewRestore, backup: dict[str, Any]) -> str:
         raise InvalidRequest(
             reason=f"Invalid {TARGET_MEMBERS[kind]}: the backup is of another project. Name a target of your own."
         )
-    if new.target_path is not None and new.path is None and kind != NATIVE.type_name:
+    if new.target_path is not None and new.path is None and kind not in HOST_TYPES:
         raise InvalidRequest(reason="Invalid target_path: it says where `path` goes, so name the path too.")
-    if kind not in ("OS::Sfs::Turbo", NATIVE.type_name) and (new.path is not None or new.target_path is not None):
+    if kind not in ("OS::Sfs::Turbo", *HOST_TYPES) and (new.path is not None or new.target_path is not None):
         what = "server is restored by whole disks" if kind == SERVER.type_name else "disk is restored as a whole"
         raise InvalidRequest(reason=f"Invalid path: the backup of a {what}.")
     if kind != SERVER.type_name and new.machine.new_name is not None:

@@ -12,8 +12,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
 from strongroom.base.errors import ResourceNotFound, VaultNotFound
+from strongroom.base.ssh_address import SCHEME, parse_ssh_address
 from strongroom.base.units import GIB
-from strongroom.control.vault_kinds import NATIVE
+from strongroom.control.vault_kinds import HOST_TYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +159,9 @@ async def load_resource(conn: AsyncConnection[Any], project_id: str, resource_id
         if row is None:
             raise ResourceNotFound(id=resource_id or "(none)")
         roots: tuple[tuple[bytes, tuple[bytes, ...]], ...] = ()
-        if row["type"] == NATIVE.type_name:
+        if row["type"] in HOST_TYPES and bytes(row["path"]).startswith(SCHEME):
+            roots = tuple((path, ()) for path in parse_ssh_address(bytes(row["path"])).paths)
+        elif row["type"] in HOST_TYPES:
             await cursor.execute(
                 "SELECT path, excluded FROM agent_paths WHERE project_id = %s AND agent_id = %s ORDER BY path",
                 [project_id, resource_id],

@@ -33,6 +33,8 @@ DESKTOP = ResourceKind(
 )
 RESOURCE_KINDS = {kind.type_name: kind for kind in (SERVER, BARE_METAL, DISK, TURBO, NATIVE, DESKTOP)}
 
+HOST_TYPES = frozenset({NATIVE.type_name, BARE_METAL.type_name})  # protected by an agent, by their paths
+
 # Lists of volumes to leave out or to take alone only mean something for a machine with several.
 WITH_VOLUMES = frozenset({SERVER.type_name, BARE_METAL.type_name})
 

@@ -8,8 +8,10 @@ import asyncio
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from strongroom.base import ssh_address
 from strongroom.base.browsing import EntryView
 from strongroom.base.errors import EntryNotFound, InvalidRequest
 from strongroom.base.streams import Entry
@@ -17,13 +19,14 @@ from strongroom.control.agent_identity import agent_obstacle
 from strongroom.control.reading import find_readable
 from strongroom.control.resource_binding import Look
 from strongroom.control.subjects import ResourceRef
-from strongroom.control.vault_kinds import NATIVE
+from strongroom.control.vault_kinds import HOST_TYPES
 from strongroom.engine import BrowsedEntry
 from strongroom.engine.browse import entry as find_entry
 from strongroom.engine.browse import list_entries, read_file
-from strongroom.operations.job import OWN_PLACE, Tools, overlaps, source_ref
+from strongroom.operations.job import OWN_PLACE, Tools, overlaps, source_ref, station_of
 from strongroom.operations.machine_record import MACHINE, look_at_machine
 from strongroom.operations.restore import split
+from strongroom.sources.hosts.driver import HostDriver
 from strongroom.sources.open import driver_for
 
 _KINDS = {
@@ -60,6 +63,11 @@ class RestorePointBrowser:
             return [_view(path, browsed) for browsed in list_entries(repository, root, split(path), after, limit)]
 
         return await asyncio.to_thread(look)
+
+    def _look_by_ssh(self, resource: ResourceRef) -> Look:
+        roots = tuple((path, ()) for path in ssh_address.parse_ssh_address(resource.path).paths)
+        found = HostDriver(station_of(self._tools, resource)).inspect(source_ref(replace(resource, roots=roots)))
+        return Look(size_bytes=0, obstacle=None if found.readable else found.reason)
 
     async def open_file(self, project_id: str, backup_id: str, path: bytes) -> tuple[EntryView, AsyncIterator[bytes]]:
         found = await find_readable(self._tools.database, project_id, backup_id)
@@ -105,13 +113,15 @@ class ResourceInspector:
         self._tools = tools
 
     async def inspect(self, resource_id: str, resource_type: str, path: bytes, options: dict[str, object]) -> Look:
-        if resource_type == NATIVE.type_name:
+        if resource_type in HOST_TYPES and not path.startswith(ssh_address.SCHEME):
             return Look(size_bytes=0, obstacle=await agent_obstacle(self._tools.database, path))
 
         def look() -> Look:
             resource = ResourceRef(
                 id=resource_id, type=resource_type, name="", path=path, options=options, worker_group="", size_bytes=0
             )
+            if resource_type in HOST_TYPES:
+                return self._look_by_ssh(resource)
             if resource_type == MACHINE:
                 return look_at_machine(resource)
             if overlaps(path, self._forbidden):
@@ -120,6 +130,11 @@ class ResourceInspector:
             return Look(size_bytes=found.size_bytes or 0, obstacle=None if found.readable else found.reason)
 
         return await asyncio.to_thread(look)
+
+    def _look_by_ssh(self, resource: ResourceRef) -> Look:
+        roots = tuple((path, ()) for path in ssh_address.parse_ssh_address(resource.path).paths)
+        found = HostDriver(station_of(self._tools, resource)).inspect(source_ref(replace(resource, roots=roots)))
+        return Look(size_bytes=0, obstacle=None if found.readable else found.reason)
 
 
 async def _stream(pieces: Iterator[bytes]) -> AsyncGenerator[bytes]:

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast, get_args
 
 import structlog
 
+from strongroom.base import ssh_address
 from strongroom.base.clock import Clock, SystemClock
 from strongroom.base.errors import InvalidRequest, ObjectExists, ObjectMissing, StoreError
 from strongroom.control import sessions as session_rows
@@ -16,7 +18,7 @@ from strongroom.control.db import Database
 from strongroom.control.subjects import ResourceRef, VaultRef
 from strongroom.control.tasks import Task, note_progress
 from strongroom.control.vault_keys import find_vault_keys, save_vault_keys
-from strongroom.control.vault_kinds import NATIVE
+from strongroom.control.vault_kinds import HOST_TYPES
 from strongroom.engine import DomainSettings, MasterKey, create_repository, open_repository
 from strongroom.engine.catalogue import DomainPlace, find_domains, is_own_domain
 from strongroom.engine.copy import receive_domain
@@ -32,6 +34,8 @@ from strongroom.operations.portal import Portal
 from strongroom.operations.watched_store import Spend, WatchedStore, free
 from strongroom.sources.base import Driver, ResourceType, SourceOptions, SourceRef
 from strongroom.sources.hosts.driver import HostDriver
+from strongroom.sources.hosts.link import Station
+from strongroom.sources.hosts.ssh import SshStation
 from strongroom.sources.open import driver_for
 
 log = structlog.get_logger("job")
@@ -50,6 +54,7 @@ class Tools:
 
     stations       hosts with an agent
     index_folder   where copies of the vaults' indexes are kept, a folder a vault; they may be lost at any time
+    ssh_folder     key and known_hosts for hosts that are reached by ssh
     peers          the other regions
     place          the state folder of this process, by its id (state.place_of)
     own_places     folders of the service on this machine (real paths): never read as a source, never written over
@@ -63,6 +68,7 @@ class Tools:
     clock: Clock
     settings: DomainSettings
     index_folder: str
+    ssh_folder: Path = Path("ssh")
     place: str | None = None
     own_places: tuple[bytes, ...] = ()
     stations: Stations = field(default_factory=Stations)
@@ -240,10 +246,17 @@ def source_ref(resource: ResourceRef) -> SourceRef:
     )
 
 
+def station_of(tools: Tools, resource: ResourceRef) -> Station:
+    """Where the agent of a host is met: it has dialled, or is sent there by ssh. Raises InvalidRequest."""
+    if not resource.path.startswith(ssh_address.SCHEME):
+        return tools.stations.at(resource.id, resource.name)
+    return SshStation(ssh_address.parse_ssh_address(resource.path), tools.ssh_folder, resource.name)
+
+
 def driver_of(job: Job, resource: ResourceRef) -> Driver:
     """Who reads and writes it: a driver here, or the agent on its host. Raises InvalidRequest for an unknown type, and
     for places of our own."""
-    if resource.type == NATIVE.type_name:
-        return HostDriver(job.tools.stations.at(resource.id, resource.name), job.monitor.check)
+    if resource.type in HOST_TYPES:
+        return HostDriver(station_of(job.tools, resource), job.monitor.check)
     require_foreign(job.tools, resource.path)
     return driver_for(resource.type, resource.path)

@@ -43,9 +43,11 @@ def agent_tokens(parts: Parts) -> NewAgentToken | None:
     if address is None:
         return None
 
-    async def make(project_id: str, agent_id: str) -> tuple[str, datetime, str]:
+    async def make(project_id: str, agent_id: str, resource_type: str) -> tuple[str, datetime, str]:
         authority = await load_authority(parts.database, _ring(parts), parts.clock)
-        token, ends = await new_token(parts.database, project_id, agent_id, authority.certificate, parts.clock)
+        token, ends = await new_token(
+            parts.database, project_id, agent_id, authority.certificate, parts.clock, resource_type
+        )
         return token, ends, str(address)
 
     return make

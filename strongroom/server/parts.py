@@ -33,7 +33,7 @@ from strongroom.operations.peers import Peers
 from strongroom.operations.portal import Portal
 from strongroom.operations.self_backup import SelfBackups
 from strongroom.operations.worker import Worker
-from strongroom.state import INDEX_FOLDER, load_master_key, place_of
+from strongroom.state import INDEX_FOLDER, SSH_FOLDER, load_master_key, place_of
 
 log = structlog.get_logger("server")
 
@@ -64,6 +64,7 @@ class Parts:
             clock=self.clock,
             settings=DomainSettings(),
             index_folder=str(self.settings.state_dir / INDEX_FOLDER),
+            ssh_folder=self.settings.state_dir / SSH_FOLDER,
             stations=self.stations,
             place=self.place,
             own_places=_own_places(self.settings),

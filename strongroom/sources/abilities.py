@@ -29,6 +29,20 @@ _CINDER = (
 )
 
 
+def host_abilities(*, restores: bool) -> tuple[Ability, ...]:
+    """Of a host whose agent answers. restores: what its own file says now."""
+    switch = (
+        "The host's own agent.toml allows it."
+        if restores
+        else ("The host has no agent.toml that says `restore = true`: nothing is written there (docs/AGENT.md).")
+    )
+    return (
+        Ability(name="consistency", works=False, reason="Files are read as they are, each looked at again afterwards."),
+        Ability(name="incremental", works=True, reason=BY_TIMES),
+        Ability(name="restore", works=restores, reason=switch),
+    )
+
+
 def abilities(ref: SourceRef) -> tuple[Ability, ...]:
     """Of a folder or a disk that can be read: "consistency" and "incremental", each with its reason.
 

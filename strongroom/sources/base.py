@@ -16,7 +16,9 @@ from typing import Literal, Protocol
 
 from strongroom.base.streams import BlockStream, BlockTarget, Path, Skipped, TreeStream, TreeTarget
 
-ResourceType = Literal["OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server", "OS::Native::Server"]
+ResourceType = Literal[
+    "OS::Sfs::Turbo", "OS::Cinder::Volume", "OS::Nova::Server", "OS::Native::Server", "OS::Ironic::BareMetalServer"
+]
 Kind = Literal["tree", "block"]
 Detail = str | int | bool | None
 DoneCallback = Callable[[int, int], None]  # (offset, length) in bytes: durable and read back

@@ -28,6 +28,9 @@ def strongroom(*words: str, check: bool = True) -> subprocess.CompletedProcess[s
     return done
 
 
+NATIVE, BARE_METAL = "OS::Native::Server", "OS::Ironic::BareMetalServer"
+
+
 class Agent:
     """`strongroom agent run`; its files are in `base`."""
 
@@ -115,14 +118,17 @@ class World:
             self.client.ok("POST", f"agents/{agent_id}/add-path", body)
         return agent_id
 
-    def token(self, agent_id: str) -> dict[str, str]:
-        return self.client.ok("POST", f"/ext/v1/{self.client.project}/agents/{agent_id}/enrolments", {})["enrolment"]
+    def token(self, agent_id: str, kind: str = NATIVE) -> dict[str, str]:
+        path = f"/ext/v1/{self.client.project}/agents/{agent_id}/enrolments"
+        return self.client.ok("POST", path, {"resource_type": kind})["enrolment"]
 
-    def agent(self, name: str, agent_id: str, *paths: Path, restore: bool = False, more: str = "") -> Agent:
+    def agent(
+        self, name: str, agent_id: str, *paths: Path, restore: bool = False, more: str = "", kind: str = NATIVE
+    ) -> Agent:
         """Enrolled and running, and known to be."""
         agent = Agent(self.base / f"{name}-{agent_id[:8]}")
         agent.allow(*paths, restore=restore, more=more)
-        made = self.token(agent_id)
+        made = self.token(agent_id, kind)
         agent.enroll(made["server"], made["token"])
         self.agents.append(agent.start())
         self.wait_active(agent_id, agent)
@@ -145,7 +151,7 @@ class World:
                     "consistent_level": "crash_consistent",
                     "size": 100,
                 },
-                "resources": [{"id": id_, "type": "OS::Native::Server"} for id_ in agent_ids],
+                "resources": [{"id": id_, "type": NATIVE} for id_ in agent_ids],
             }
         }
         return self.client.ok("POST", "vaults", body)["vault"]["id"]
@@ -160,13 +166,20 @@ class World:
 
 
 class Proxy:
-    """A TCP proxy that cuts its connection after so many bytes from the agent, again and again."""
+    """A TCP proxy that cuts its connection after so many bytes from the agent, again and again.
 
-    def __init__(self, target: str, cut_every_bytes: int) -> None:
+    from_far: what counts comes from the target. cuts_max: then it cuts no more.
+    """
+
+    def __init__(
+        self, target: str, cut_every_bytes: int, *, from_far: bool = False, cuts_max: int | None = None
+    ) -> None:
         host, _, port = target.rpartition(":")
         self.target = (host, int(port))
         self.cut_every_bytes = cut_every_bytes
         self.cuts = 0
+        self.cuts_max = cuts_max
+        self.from_far = from_far
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -185,15 +198,17 @@ class Proxy:
         except OSError:
             near.close()
             return
-        threading.Thread(target=self._copy, args=(far, near, None), daemon=True).start()
-        self._copy(near, far, self.cut_every_bytes)
+        limit = self.cut_every_bytes
+        near_limit, far_limit = (None, limit) if self.from_far else (limit, None)
+        threading.Thread(target=self._copy, args=(far, near, far_limit), daemon=True).start()
+        self._copy(near, far, near_limit)
 
     def _copy(self, source: Any, sink: Any, limit: int | None) -> None:
         passed = 0
         try:
             while data := source.recv(16_384):
                 passed += len(data)
-                if limit is not None and passed > limit:
+                if limit is not None and passed > limit and self.cuts != self.cuts_max:
                     self.cuts += 1
                     break
                 sink.sendall(data)

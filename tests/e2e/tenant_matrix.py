@@ -242,6 +242,7 @@ def sound_bodies(own: Tenant) -> dict[str, tuple[Any, ...]]:
         "update_agent": ({"agent": {"status": "uninstall"}},),
         "add_agent_path": ({"add_path": ["/srv"]},),
         "remove_agent_path": ({"remove_path": ["/srv"]},),
+        "new_agent_enrolment": ({}, {"resource_type": "OS::Ironic::BareMetalServer"}),
         "check_agent": ({"agent_status": [{"resource_id": own.agent, "resource_type": "OS::Nova::Server"}]},),
         "copy_backup": ({"replicate": far},),
         "copy_checkpoint": (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import source_trees
-from agent_world import Proxy, World, past_doubt
+from agent_world import BARE_METAL, Proxy, World, past_doubt
 from harness import contents, make_tree, wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an agent obeys a file of root's only")
@@ -183,3 +183,36 @@ def test_a_tree_with_everything_comes_back_through_an_agent(world: World, tmp_pa
     assert ended["status"] == "success", (ended, agent.log())
     assert source_trees.differences(before, source_trees.listing(source)) == [], missed
     source_trees.loosen_all(source)
+
+
+def test_a_bare_metal_server_is_a_server_to_vaults_and_a_host_to_everything_else(world: World, tmp_path: Path) -> None:
+    """Listed and bound as a server, backed up and restored by its agent; its id enrolls as no other type later."""
+    data = tmp_path / "host" / "data"
+    make_tree(data, seed=7, files=12)
+    client = world.client
+    host = world.registered("metal1", data)
+    agent = world.agent("agent", host, tmp_path / "host", restore=True, kind=BARE_METAL)
+    shown = client.ok("GET", f"protectables/server/instances/{host}")["instance"]
+    assert (shown["type"], shown["name"], shown["children"]) == (BARE_METAL, "metal1", [])
+    asked = {"agent_status": [{"resource_id": host, "resource_type": BARE_METAL}]}
+    (checked,) = client.ok("POST", "agent/check", asked)["agent_status"]
+    assert (checked["installed"], checked["code"]) == (True, 0)
+
+    vault = client.vault("metal", "server", [])
+    added = client.ok("POST", f"vaults/{vault}/addresources", {"resources": [{"id": host, "type": BARE_METAL}]})
+    assert added["add_resource_ids"] == [host]
+    backup = world.backup(vault, host)
+    assert client.backups(id=backup["id"])[0]["resource_type"] == BARE_METAL
+    before = contents(data)
+    (data / "big").write_bytes(b"spoilt")
+    ended = client.restore(backup["id"], server_id=host)
+    assert ended["status"] == "success", (ended, agent.log(), world.server.log())
+    assert contents(data) == before
+
+    agent.stop()
+    made = world.token(host)
+    refused = agent.enroll(made["server"], made["token"], check=False)
+    assert refused.returncode != 0
+    assert "the other type of server" in refused.stderr
+    client.ok("DELETE", f"agents/{host}")
+    assert client.call("GET", f"protectables/server/instances/{host}")[0] == 404

@@ -1,4 +1,4 @@
-"""Frames over one TLS connection: bounded, whole or not at all.
+"""Frames over one connection, of TLS or of a pair of sockets before ssh: bounded, whole or not at all.
 
     length u32 | kind u8 | seq u64 | ack u64 | payload of `length` bytes
 
@@ -52,9 +52,9 @@ class Frame(NamedTuple):
 
 
 class Wire:
-    """A connection after its TLS handshake. Owns the socket."""
+    """A connection after its TLS handshake, or one that ssh carries. Owns the socket."""
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._lock = threading.Lock()
@@ -79,7 +79,7 @@ class Wire:
                 with self._lock:
                     done = self._sock.send(view)
                 view = view[done:]
-            except ssl.SSLWantWriteError:
+            except (ssl.SSLWantWriteError, BlockingIOError):
                 self._wait(select.POLLOUT, deadline_s)
             except ssl.SSLWantReadError:
                 self._wait(select.POLLIN, deadline_s)
@@ -104,7 +104,7 @@ class Wire:
                 if not got:
                     raise SourceUnreachable(reason="The connection to the agent was closed.")
                 buffer += got
-            except ssl.SSLWantReadError:
+            except (ssl.SSLWantReadError, BlockingIOError):
                 self._wait(select.POLLIN, deadline_s)
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT, deadline_s)
@@ -126,6 +126,8 @@ class Wire:
 
     def peer_certificate(self) -> bytes | None:
         """Of the other side, DER; None without one."""
+        if not isinstance(self._sock, ssl.SSLSocket):
+            return None
         with self._lock:
             return self._sock.getpeercert(binary_form=True)
 
