@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -68,9 +70,14 @@ def run(config: ConfigOption = CONFIG, home: HomeOption = HOME) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
     agent = Agent(home=home, config=config, clock=SystemClock())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
+    end_with_signals(agent.stop)
     agent.run()
+
+
+def end_with_signals(stop: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT call it in a thread of its own: the one that they interrupt may hold a lock that it takes."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=stop).start())
 
 
 def register(app: typer.Typer) -> None:
