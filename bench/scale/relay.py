@@ -5,6 +5,7 @@ waiting ones hold nobody up: it is latency, not a slow line. `turns` counts how 
 """
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -55,7 +56,8 @@ class Relay:
             self.turns += side == "near" and last[0] != "near"
             last[0] = side
 
-        await asyncio.gather(self._carry(near, far_out, "near", spoke), self._carry(far, near_out, "far", spoke))
+        with contextlib.suppress(asyncio.CancelledError):  # the relay is closed
+            await asyncio.gather(self._carry(near, far_out, "near", spoke), self._carry(far, near_out, "far", spoke))
 
     async def _carry(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, side: str, spoke: Callable[[str], None]

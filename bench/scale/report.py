@@ -79,8 +79,8 @@ def load_page(found: Mapping[str, Any]) -> Iterator[str]:
 def growth_page(growth: Mapping[str, Any]) -> Iterator[str]:
     yield "# As restore points and workers grow"
     yield ""
-    yield f"Made by `{growth['command']}`, on a machine of two cores that others used too: see the load averages."
-    yield "Walls are as good as those are low; bytes, round trips and what is in proportion do not depend on it."
+    yield f"Made by `{growth['command']}`. Walls are as good as the load averages, which stand with the tables, are low;"
+    yield "bytes, round trips and what is in proportion do not depend on them."
     yield ""
     if "catalogues" in growth:
         yield from _costs(growth["catalogues"])
@@ -107,7 +107,8 @@ def _costs(catalogues: list[Mapping[str, Any]]) -> Iterator[str]:
     copies = [f"{row['copy']['seconds']:.0f} s, {row['copy']['bytes'] / 2**20:.1f} MiB" for row in catalogues]
     yield f"| `backup-self` | {' | '.join(copies)} |"
     yield ""
-    yield f"Load average before each: {', '.join(row['machine'].rsplit(' ', 1)[1] for row in catalogues)}."
+    loads = ", ".join(row["machine"].rsplit(" ", 1)[1] for row in catalogues)
+    yield f"On {catalogues[0]['machine'].rpartition(', load')[0]}; load average before each: {loads}."
     yield ""
     yield "![steps](growth-steps.svg)"
     yield ""
