@@ -79,8 +79,8 @@ def load_page(found: Mapping[str, Any]) -> Iterator[str]:
 def growth_page(growth: Mapping[str, Any]) -> Iterator[str]:
     yield "# As restore points and workers grow"
     yield ""
-    yield f"Made by `{growth['command']}`. Walls are as good as the load averages, which stand with the tables, are low;"
-    yield "bytes, round trips and what is in proportion do not depend on them."
+    yield f"Made by `{growth['command']}`. Walls are as good as the load averages that stand with the tables are"
+    yield "low; bytes, round trips and what is in proportion do not depend on them."
     yield ""
     if "catalogues" in growth:
         yield from _costs(growth["catalogues"])
