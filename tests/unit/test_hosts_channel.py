@@ -11,6 +11,8 @@ from strongroom.base import certificates
 from strongroom.base.clock import SystemClock
 from strongroom.base.errors import SourceUnreachable
 from strongroom.sources.hosts.channel import WINDOW_BYTES, Channel
+from strongroom.sources.hosts.link import Station
+from strongroom.sources.hosts.messages import PROTOCOL, Hello
 from strongroom.sources.hosts.wire import Kind, Wire
 
 
@@ -112,6 +114,20 @@ def test_who_does_not_take_stops_who_sends() -> None:
     sender.feed(Frame(Kind.ACK, 0, 3, b""))
     stuck.join(20)
     assert not stuck.is_alive()
+
+
+def test_an_agent_at_work_is_asked_again_later(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """An attempt that begins while an earlier one still holds the host's session is no failure of the backup."""
+    near, far = connection(contexts)
+    station = Station("web", connect_s_max=0.1)
+    station.arrive(near, Hello(PROTOCOL, "1", "web", b"", 0, False), lambda session, received: None)
+    held = station.open(lambda: None)
+    with pytest.raises(SourceUnreachable, match="at work for another task") as busy:
+        station.open(lambda: None)
+    assert busy.value.retryable
+    near.close()
+    held.close()
+    far.close()
 
 
 def test_a_policy_that_others_could_change_is_refused(tmp_path: Path) -> None:

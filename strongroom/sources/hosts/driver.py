@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
-from strongroom.base.errors import SourceError, SourceUnreachable, TargetBusy
+from strongroom.base.errors import SourceError, SourceUnreachable
 from strongroom.base.streams import Path
 from strongroom.sources.base import (
     Detail,
@@ -105,10 +105,10 @@ class HostDriver:
             return Inspection(exists=True, readable=False, reason=reason)
         if not ref.roots:
             return Inspection(exists=True, readable=False, reason=_NO_PATHS)
+        if self._station.busy:
+            return Inspection(exists=True, readable=True)  # it is at work, so it is well
         try:
             session = self._station.open(self._check)
-        except TargetBusy:
-            return Inspection(exists=True, readable=True)  # it is at work, so it is well
         except SourceError as err:
             return Inspection(exists=True, readable=False, reason=err.message)
         try:

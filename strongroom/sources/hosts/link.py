@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from strongroom.base.errors import SourceUnreachable, TargetBusy
+from strongroom.base.errors import SourceUnreachable
 from strongroom.sources.hosts.channel import LOOK_S, Channel
 from strongroom.sources.hosts.messages import Hello, Open, greet
 from strongroom.sources.hosts.wire import Frame, Kind, Wire
@@ -23,8 +23,9 @@ SESSION_BYTES = 16
 class Station:
     """One agent. All methods from any thread."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, connect_s_max: float = CONNECT_S_MAX) -> None:
         self.name = name  # of the host, for sentences
+        self._connect_s_max = connect_s_max
         self.restores = False  # what its own file said at the last greeting
         self.version = ""
         self._changed = threading.Condition()
@@ -97,8 +98,8 @@ class Station:
             wire.close()
 
     def open(self, check: Callable[[], None]) -> "Session":
-        """Begin a session. Raises SourceUnreachable when the agent is not connected, TargetBusy when one runs."""
-        deadline_s = time.monotonic() + CONNECT_S_MAX
+        """Begin a session. Raises SourceUnreachable when the agent is not connected, or one runs."""
+        deadline_s = time.monotonic() + self._connect_s_max
         with self._changed:
             while self._wire is None or self._channel is not None or self._ending is not None:
                 left_s = deadline_s - time.monotonic()
@@ -108,7 +109,8 @@ class Station:
                         "(systemctl status strongroom-agent) and reaches this server."
                     )
                 if left_s <= 0:
-                    raise TargetBusy(reason=f"The agent on host {self.name} is at work for another task.")
+                    # An earlier attempt may not have let go yet: it is asked again.
+                    raise SourceUnreachable(reason=f"The agent on host {self.name} is at work for another task.")
                 check()
                 self._changed.wait(min(LOOK_S, max(0.0, left_s)))
             wire = self._wire
