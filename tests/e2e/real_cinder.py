@@ -18,6 +18,7 @@ from real_keystone import PASSWORD, REGION, ROOT, Keystone
 
 LOCK = ROOT / "requirements" / "cinder.txt"
 MICROVERSION = "3.59"
+PATIENT = Path(__file__).parent / "patient_sqlite"
 RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 CONFIG = """
@@ -164,7 +165,7 @@ class Cinder:
         config = ["--config-file", str(self._config)]
         environ = os.environ | {
             "FILE_DRIVER_ROOT": str(self.volumes),
-            "PYTHONPATH": str(Path(__file__).parent),
+            "PYTHONPATH": f"{Path(__file__).parent}:{PATIENT}",
             "PATH": f"{self._home}/bin:{os.environ['PATH']}",
         }
         done = subprocess.run(

@@ -108,13 +108,13 @@ class Keystone:
             auth["scope"] = {"project": {"name": project, "domain": {"id": "default"}}}
         elif system:
             auth["scope"] = {"system": {"all": True}}
-        answer = httpx.post(f"{self.url}/auth/tokens", json={"auth": auth})
+        answer = httpx.post(f"{self.url}/auth/tokens", json={"auth": auth}, timeout=60)
         assert answer.status_code == 201, answer.text
         return answer.headers["X-Subject-Token"]
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         headers = {"X-Auth-Token": self.token("admin", project="admin")}
-        answer = httpx.request(method, self.url + path, json=body, headers=headers)
+        answer = httpx.request(method, self.url + path, json=body, headers=headers, timeout=60)
         assert answer.status_code < 300, (method, path, answer.text)
         return answer.json() if answer.content else None
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 from harness import wait_until
 from pretended_neutron import PretendedNeutron
-from real_cinder import Cinder
+from real_cinder import PATIENT, Cinder
 from real_keystone import PASSWORD, REGION, ROOT
 
 LOCK = ROOT / "requirements" / "nova.txt"
@@ -117,6 +117,7 @@ class Nova:
         return os.environ | {
             "OS_NOVA_CONFIG_DIR": str(self._folder),
             "OS_PLACEMENT_CONFIG_DIR": str(self._folder),
+            "PYTHONPATH": str(PATIENT),
             "PATH": f"{self._home}/bin:{os.environ['PATH']}",
         }
 

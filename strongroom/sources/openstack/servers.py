@@ -111,7 +111,9 @@ def call(cloud: Any, method: str, path: str, body: object = None, *, what: str) 
     """One request below `servers/`. Raises SourceError."""
     with errors(what):
         words = {} if body is None else {"json": body}
-        return checked(cloud.compute.request(f"/servers/{path}", method, microversion=MICROVERSION, **words))
+        return checked(
+            cloud.compute.request(f"/servers/{path}".rstrip("/"), method, microversion=MICROVERSION, **words)
+        )
 
 
 def find_nics(cloud: Any, server_id: str) -> list[dict[str, Any]] | None:
