@@ -173,6 +173,14 @@ async def test_a_prune_looks_at_every_domain(vaults: Vaults) -> None:
         assert await vaults.read(backup_id) == vaults.content[backup_id]
 
 
+async def test_a_domain_whose_making_was_killed_stopped_every_delete(vaults: Vaults) -> None:
+    """Its keys without an index are nobody's: they are passed over, by deletes and by prunes."""
+    before = vaults.tools.domains(vaults.here)
+    prefix = vault_prefix(vaults.here.project_id, vaults.here.id)
+    vaults.tools.store.put(f"{prefix}/domains/{'ab' * 16}/keys/0", [b"wrapped keys"])
+    assert vaults.tools.domains(vaults.here) == before
+
+
 async def test_a_prune_keeps_what_is_promised_without_a_row(vaults: Vaults) -> None:
     """A root whose labels promise a time to come stays although its row is gone; when that is over it goes."""
     repository = await vaults.foreign_domain()
