@@ -173,7 +173,7 @@ async def test_a_prune_looks_at_every_domain(vaults: Vaults) -> None:
         assert await vaults.read(backup_id) == vaults.content[backup_id]
 
 
-async def test_a_domain_whose_making_was_killed_stopped_every_delete(vaults: Vaults) -> None:
+async def test_a_domain_whose_making_was_killed_stops_no_delete(vaults: Vaults) -> None:
     """Its keys without an index are nobody's: they are passed over, by deletes and by prunes."""
     before = vaults.tools.domains(vaults.here)
     prefix = vault_prefix(vaults.here.project_id, vaults.here.id)
