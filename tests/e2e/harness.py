@@ -19,6 +19,7 @@ from ready_database import ReadyDatabase
 
 START_S_MAX = 60
 WAIT_S_MAX = 90
+OUT_OF_REACH = 100_000  # a trace point that no run comes to: it only counts
 
 
 class Server:
@@ -233,6 +234,14 @@ class Client:
         """Every task has ended."""
         path = f"/ext/v1/{self.project}/tasks"
         wait_until(lambda: not self.ok("GET", path, open="true")["tasks"], "no open task")
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` numbers over 1..total, the first and the last among them; a single one is in the middle."""
+    assert total >= count, f"only {total} trace points; the work is too small for this test"
+    if count == 1:
+        return [(1 + total) // 2]
+    return sorted({1 + (total - 1) * i // (count - 1) for i in range(count)})
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = WAIT_S_MAX) -> Any:

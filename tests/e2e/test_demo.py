@@ -63,7 +63,7 @@ def test_demo_finds_no_difference_and_leaves_nothing(tmp_path: Path) -> None:
     nothing_is_left(tmp_path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_interrupted_demo_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     """Ctrl-C and a polite kill in the middle of a backup: exit code 130, no process, no folder."""
     demo = start_demo(tmp_path)

@@ -102,7 +102,7 @@ def test_a_frozen_backup(tmp_path: Path, postgres_url: str, point: int) -> None:
         restores_to(client, story.backup["id"], story.target, story.place, story.first)
 
 
-@pytest.mark.parametrize("point", ["store:1", "files:6"])
+@pytest.mark.parametrize("point", [pytest.param("store:1", marks=pytest.mark.long), "files:6"])
 def test_a_frozen_restore(tmp_path: Path, postgres_url: str, point: str) -> None:
     """A sleeper that had not begun at the target does nothing there any more. One that holds its staging place makes
     the other attempt come again, until, thawed, it lets go."""

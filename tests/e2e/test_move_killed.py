@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from harness import Client, Server, contents, make_tree
+from harness import OUT_OF_REACH, Client, Server, contents, make_tree, spread
 from reliability import report
-from test_kill import OUT_OF_REACH, _check_every_point, _spread
+from test_kill import _check_every_point
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -43,7 +43,7 @@ def test_a_killed_move_loses_nothing_and_ends(tmp_path: Path) -> None:
                 _move(client, resource, here, there)
                 client.quiet()
             server.stop()
-            points += [f"migrate:{kind}:{n}" for n in _spread(server.trace_points(), count)]
+            points += [f"migrate:{kind}:{n}" for n in spread(server.trace_points(), count)]
             here, there = there, here
         for point in points:
             server.start(kill_at=point)

@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import pytest
-from harness import Client, Server, contents, make_tree
+from harness import OUT_OF_REACH, Client, Server, contents, make_tree
 from regions_world import Regions, destination, replicated, replication_vault
 from reliability import report
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-
-OUT_OF_REACH = 100_000
 
 
 class World:

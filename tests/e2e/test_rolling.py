@@ -97,6 +97,7 @@ def task_row(url: str) -> tuple[str, str, int, int]:
     return row
 
 
+@pytest.mark.long
 def test_a_worker_that_drains(tmp_path: Path, postgres_url: str) -> None:
     """At SIGTERM a worker says that it is not ready and finishes what runs; past its bound it gives the task back, and
     another takes it over without waiting for a lease, as a first attempt; the second SIGTERM gives it back at once."""

@@ -91,7 +91,10 @@ def test_a_new_key_takes_over_and_the_old_one_ends_when_it_is_forgotten(made: Ma
     server.stop()
 
 
-@pytest.mark.parametrize(("kind", "step"), [("files", 7), ("database", 1), ("store", 12)])
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [("files", 7), *(pytest.param(*rest, marks=pytest.mark.long) for rest in (("database", 1), ("store", 12)))],
+)
 def test_killed_on_the_way_it_goes_on_where_it_was(made: Made, tmp_path: Path, kind: str, step: int) -> None:
     """After each kill both vaults open with the old key; a server waits; the second run ends, and all goes on."""
     assert killed_at_every(step, kind, made, tmp_path) >= 2
