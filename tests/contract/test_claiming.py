@@ -8,12 +8,13 @@ import pytest
 from points_world import World
 
 from strongroom.base.ids import new_id
-from strongroom.control import claiming, tasks
+from strongroom.control import checkpoints, claiming, tasks
 from strongroom.control.claiming import RunningLimits
 from strongroom.control.tasks import ATTEMPTS_MAX, NewTask, Task
 
 FLOOD = 10_000
 BLOCKS_IDLE_MAX = 10
+PLANNED_ANEW = 6  # times; then PostgreSQL may keep one plan for all values
 BLOCKS_MAX = 400  # of 8 KiB, read by one look for a task; the table alone has twice as many
 
 
@@ -97,6 +98,29 @@ async def test_a_worker_without_work_asks_little(world: World) -> None:
     assert await blocks_read(world, claiming._ANYTHING, groups=["default", "*"]) < BLOCKS_IDLE_MAX
     await add(world, vault, world.project)
     assert await claim(world) is not None
+
+
+async def test_backups_that_wait_cost_a_new_run_nothing(world: World) -> None:
+    """Which of its resources are busy is looked up for each of them, however many others have an open task."""
+    resources = [new_id() for _ in range(FLOOD)]
+    waiting = [
+        NewTask(project_id=world.project, operation_type="backup", request_id=new_id(), resource_id=id_)
+        for id_ in resources
+    ]
+    async with world.database.transaction() as conn:
+        await tasks.insert(conn, waiting, world.clock.now())
+    # As autovacuum saw it before they came: PostgreSQL does not know how many wait.
+    async with world.database.transaction() as conn:
+        for _ in range(PLANNED_ANEW):
+            await checkpoints._busy(conn, world.project, [new_id()])
+        busy = await checkpoints._busy(conn, world.project, [*resources[:2], *(new_id() for _ in range(254))])
+        read = await conn.execute(
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'operation_logs'"
+        )
+        row = await read.fetchone()
+    assert busy == dict.fromkeys(resources[:2], "backup")
+    assert row is not None
+    assert row[0] < 10
 
 
 async def test_the_turn_goes_round(world: World) -> None:
