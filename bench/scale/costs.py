@@ -17,7 +17,7 @@ from bench.scale.catalogue import Catalogue
 from strongroom.base.clock import SystemClock
 from strongroom.control import backups, checkpoints, claiming, expiry, figures, firing, policies, tasks
 from strongroom.control.backups import BackupFilters, CommittedBackup
-from strongroom.control.checkpoint_views import load_checkpoint
+from strongroom.control.checkpoint_views import show_checkpoint
 from strongroom.control.checkpoints import NewCheckpoint
 from strongroom.control.db import Database
 from strongroom.control.expiry import Overdue
@@ -124,7 +124,7 @@ class Costs:
             found = await conn.execute("SELECT id FROM checkpoints WHERE vault_id = %s LIMIT 1", [vault])
             row = await found.fetchone()
             assert row is not None
-            await load_checkpoint(conn, project, row[0])
+        await show_checkpoint(self.database, project, row[0])
 
     async def _list(self, number: int, offset: int = 0) -> None:
         page = Page(limit=50, offset=offset)

@@ -86,7 +86,7 @@ class Working:
         self.token = seeded.token(bench.endpoint, tenant.name, PASSWORD, tenant.project)
         self.vaults: list[str] = []
         self.wide: list[str] = []
-        statement = "SELECT id FROM {} WHERE project_id = %s AND {} ORDER BY id LIMIT 5000"
+        statement = "SELECT id FROM {} WHERE project_id = %s AND {} ORDER BY right(id, 12) LIMIT 5000"
         self.points = [r[0] for r in seeded.rows(url, statement.format("checkpoints", "auto_trigger"), self.project)]
         self.all_vaults = [r[0] for r in seeded.rows(url, statement.format("vaults", "true"), self.project)]
 

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
-from psycopg import AsyncConnection
-from psycopg.rows import tuple_row
-
 from strongroom.base.errors import CheckpointNotFound
 from strongroom.control.db import Database
 
@@ -84,17 +81,10 @@ class Checkpoint:
 
 async def show_checkpoint(database: Database, project_id: str, checkpoint_id: str) -> Checkpoint:
     """Raises CheckpointNotFound, also after its last backup was deleted."""
-    return _checkpoint(await database.fetch(POINT, [project_id, checkpoint_id]), checkpoint_id)
+    return checkpoint_of(await database.fetch(POINT, [project_id, checkpoint_id]), checkpoint_id)
 
 
-async def load_checkpoint(conn: AsyncConnection[Any], project_id: str, checkpoint_id: str) -> Checkpoint:
-    """As show_checkpoint, on a connection that is there, in its transaction if it is in one."""
-    async with conn.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(POINT, [project_id, checkpoint_id])
-        return _checkpoint(await cursor.fetchall(), checkpoint_id)
-
-
-def _checkpoint(rows: Sequence[tuple[Any, ...]], checkpoint_id: str) -> Checkpoint:
+def checkpoint_of(rows: Sequence[tuple[Any, ...]], checkpoint_id: str) -> Checkpoint:
     """From rows of POINT. A backup that was deleted leaves its resource without one: neither listed nor skipped.
     Raises CheckpointNotFound."""
     if not rows:

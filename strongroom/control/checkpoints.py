@@ -20,13 +20,13 @@ from strongroom.base.clock import Clock
 from strongroom.base.errors import Conflict, InvalidRequest, ResourceNotFound
 from strongroom.base.ids import new_id
 from strongroom.control import quotas, tasks
-from strongroom.control.checkpoint_views import Checkpoint, load_checkpoint
+from strongroom.control.checkpoint_views import Checkpoint, checkpoint_of
 from strongroom.control.db import Database
 from strongroom.control.names import require_description, require_id, require_name
 from strongroom.control.promises import promise
 from strongroom.control.subjects import VaultRef, lock_vault, vault_full_sentence
 from strongroom.control.tasks import NewTask
-from strongroom.control.vault_resources import RESOURCES_PER_VAULT_MAX
+from strongroom.control.vault_resources import COUNTED_STATUSES, RESOURCES_PER_VAULT_MAX
 
 RETENTION_DAYS_MAX = 36500  # contract
 KEEP_FOR_EVER = -1
@@ -68,6 +68,7 @@ class _Member:
     enterprise_project_id: str
     protect_status: str
     status_reason: str | None
+    backup_count: int
     backup_id: str = field(default_factory=new_id)
     skip: tuple[str, str] | None = None
 
@@ -97,17 +98,43 @@ async def begin_checkpoint(
     _require_ready(vault)
     members = await _choose(conn, vault, new.resource_ids)
     busy = await _busy(conn, vault.project_id, [member.resource_id for member in members])
-    members = [replace(member, skip=_skip(member, busy.get(member.resource_id))) for member in members]
+    members = [_planned(member, busy.get(member.resource_id)) for member in members]
     if all(member.skip for member in members):
         reasons = " ".join(dict.fromkeys(member.skip[1] for member in members if member.skip))
         raise Conflict(conflict_code="0001", reason=f"Nothing to back up in vault {vault.name}. {reasons}".strip())
     new = replace(new, name=new.name or await _made_up_name(conn, vault, new.auto_trigger))
-    await _write_rows(conn, vault, new, members, checkpoint_id, now)
+    await _write_point(conn, vault, new, checkpoint_id, now)
     await quotas.require_point(conn, vault.project_id)
+    try:
+        async with conn.pipeline():  # the database writes rows of one table while we put together those of the next
+            await _write_members(conn, vault, new, members, checkpoint_id, now)
+            await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
+    except UniqueViolation as err:
+        raise Conflict(
+            conflict_code="6125",
+            reason="Another backup of one of the resources began at the same moment. Try again.",
+            detail=str(err),
+        ) from err
     if vault.locked:
         await promise(conn, vault, now)
-    await _write_tasks(conn, vault, new, members, checkpoint_id, request_id, now)
-    return await load_checkpoint(conn, vault.project_id, checkpoint_id)
+    return _begun(vault, new, members, checkpoint_id, now)
+
+
+def _begun(
+    vault: VaultRef, new: NewCheckpoint, members: Sequence[_Member], checkpoint_id: str, now: datetime
+) -> Checkpoint:
+    """What a read of these rows gives, without the read: it is 8 ms of 256 resources."""
+    assert new.name is not None
+    point = (checkpoint_id, vault.project_id, "protecting", now, vault.id, vault.name, vault.provider_id, new.name,
+             new.description, new.retention_days)  # fmt: skip
+    return checkpoint_of(
+        [
+            (*point, m.resource_id, m.type, m.name, m.size_bytes, new.extra_infos.get(m.resource_id))
+            + ((None, None, "waiting_protect", 0, m.backup_count) if m.skip is None else (*m.skip, None, None, None))
+            for m in members
+        ],
+        checkpoint_id,
+    )
 
 
 def _check(new: NewCheckpoint) -> None:
@@ -154,10 +181,11 @@ async def _choose(conn: AsyncConnection[Any], vault: VaultRef, resource_ids: tup
     async with conn.cursor(row_factory=class_row(_Member)) as cursor:
         await cursor.execute(
             "SELECT r.resource_id, r.type, r.name, r.size_bytes, r.protect_status, r.status_reason, p.worker_group, "
-            "p.source_host, v.enterprise_project_id FROM vault_resources r JOIN protectables p ON p.id = r.resource_id "
-            "JOIN vaults v ON v.id = r.vault_id WHERE r.project_id = %s AND r.vault_id = %s AND p.project_id = %s "
-            "ORDER BY r.created_at, r.resource_id",
-            [vault.project_id, vault.id, vault.project_id],
+            "p.source_host, v.enterprise_project_id, (SELECT count(*) FROM backups b WHERE b.vault_id = r.vault_id AND "
+            "b.resource_id = r.resource_id AND b.project_id = r.project_id AND b.status = ANY(%s)) AS backup_count "
+            "FROM vault_resources r JOIN protectables p ON p.id = r.resource_id JOIN vaults v ON v.id = r.vault_id "
+            "WHERE r.project_id = %s AND r.vault_id = %s AND p.project_id = %s ORDER BY r.created_at, r.resource_id",
+            [COUNTED_STATUSES, vault.project_id, vault.id, vault.project_id],
         )
         bound = {member.resource_id: member for member in await cursor.fetchall()}
     foreign = [resource_id for resource_id in resource_ids or () if resource_id not in bound]
@@ -199,6 +227,11 @@ async def _busy(conn: AsyncConnection[Any], project_id: str, resource_ids: Seque
     return {row[0]: row[1] for row in await found.fetchall()}
 
 
+def _planned(member: _Member, busy: str | None) -> _Member:
+    skip = _skip(member, busy)
+    return member if skip is None else replace(member, skip=skip)
+
+
 def _skip(member: _Member, busy: str | None) -> tuple[str, str] | None:
     if busy == "backup":
         return "BackupService.6125", "The resource is being backed up."
@@ -222,7 +255,18 @@ async def _made_up_name(conn: AsyncConnection[Any], vault: VaultRef, auto_trigge
     return f"{row[0] if row else ''}autobk_{secrets.token_hex(2)}"
 
 
-async def _write_rows(
+async def _write_point(
+    conn: AsyncConnection[Any], vault: VaultRef, new: NewCheckpoint, checkpoint_id: str, now: datetime
+) -> None:
+    await conn.execute(
+        "INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, description, "
+        "retention_days, auto_trigger, created_at) VALUES (%s, %s, %s, %s, %s, 'protecting', %s, %s, %s, %s, %s)",
+        [checkpoint_id, vault.project_id, vault.id, vault.name, vault.provider_id, new.name, new.description,
+         new.retention_days, new.auto_trigger, now],
+    )  # fmt: skip
+
+
+async def _write_members(
     conn: AsyncConnection[Any],
     vault: VaultRef,
     new: NewCheckpoint,
@@ -231,12 +275,6 @@ async def _write_rows(
     now: datetime,
 ) -> None:
     """One statement a table (RULINGS 4)."""
-    await conn.execute(
-        "INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, description, "
-        "retention_days, auto_trigger, created_at) VALUES (%s, %s, %s, %s, %s, 'protecting', %s, %s, %s, %s, %s)",
-        [checkpoint_id, vault.project_id, vault.id, vault.name, vault.provider_id, new.name, new.description,
-         new.retention_days, new.auto_trigger, now],
-    )  # fmt: skip
     # Rows as one document, as tasks.insert does it: 256 rows as arrays cost the driver 10 ms more.
     described = [
         {
@@ -322,14 +360,7 @@ async def _write_tasks(
         for member in members
         if member.skip is None
     ]
-    try:
-        await tasks.insert(conn, ready, now)
-    except UniqueViolation as err:
-        raise Conflict(
-            conflict_code="6125",
-            reason="Another backup of one of the resources began at the same moment. Try again.",
-            detail=str(err),
-        ) from err
+    await tasks.insert(conn, ready, now)
     skipped = [member for member in members if member.skip is not None]
     if skipped:
         await conn.execute(

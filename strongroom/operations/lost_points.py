@@ -165,7 +165,7 @@ def lost_backup(
         status="available" if point.counts else "error",
         root=point.name,
         domain_id=domain_id,
-        name=text_label(labels.get("name"), NAME_CHARS_MAX) or f"recovered-{backup_id[:8]}",
+        name=text_label(labels.get("name"), NAME_CHARS_MAX) or f"recovered-{backup_id[-8:]}",
         resource_id=resource,
         resource_type=str(kind),
         resource_name=text_label(labels.get("resource_name"), RESOURCE_NAME_CHARS_MAX) or resource,

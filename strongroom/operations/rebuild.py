@@ -127,7 +127,7 @@ def _vault(
 ) -> LostVault:
     newest, point = max((pair for pair in backups if pair[0].parent_id is None), key=lambda pair: pair[0].created_at)
     used = live_bytes(repository, [backup.root for backup, _ in backups if backup.status == "available"])
-    name = text_label(point.labels.get("vault_name"), NAME_CHARS_MAX) or f"recovered-{vault_id[:8]}"
+    name = text_label(point.labels.get("vault_name"), NAME_CHARS_MAX) or f"recovered-{vault_id[-8:]}"
     return LostVault(
         id=vault_id,
         project_id=project_id,

@@ -117,7 +117,7 @@ class Worker:
         self._place, self._dead, self._limits = place, dead, limits
         self._served_last = ""  # the project of the last task: the turn goes on behind it
         self.drain_s = drain_s
-        self.name = f"{place}/{socket.gethostname()}:{os.getpid()}:{new_id()[:8]}"
+        self.name = f"{place}/{socket.gethostname()}:{os.getpid()}:{new_id()[-8:]}"
         self._running: dict[str, _Running] = {}
         self._ready = threading.Event()
         self._failed: BaseException | None = None

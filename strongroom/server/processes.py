@@ -1,6 +1,7 @@
 """The three forms of a process: how each starts, what it runs, and how it ends."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -191,6 +192,7 @@ async def _answer(
     worker: Worker | None = None,
 ) -> None:
     """Listen and answer until a signal, or until the worker of this process is gone."""
+    _keep_what_stands()
     await http.answer(
         http.HttpServer(side.app, settings.tls_cert, settings.tls_key, settings.trusted_proxies),
         listener,
@@ -270,6 +272,13 @@ class _Health:
             self._server.end()
             self._server.end()
             await asyncio.gather(self._serving, return_exceptions=True)
+
+
+def _keep_what_stands() -> None:
+    """The collector need not look again and again at what lives as long as the process: looking took 100 ms, in which
+    no request was answered (docs/benchmarks/api.md)."""
+    gc.collect()
+    gc.freeze()
 
 
 def _tell_trace() -> None:

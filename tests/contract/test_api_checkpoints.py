@@ -3,6 +3,8 @@
 import asyncio
 import re
 
+import psycopg
+import pytest
 from contract_schema import check_answer, check_error
 from points_world import DISK, TURBO, World, reader_of
 
@@ -12,8 +14,23 @@ from strongroom.control import backups, claiming
 
 
 async def create(world: World, vault: str, **parameters: object):
+    """Whoever makes a restore point is told what a read of it says."""
     body = {"checkpoint": {"vault_id": vault, "parameters": parameters}}
-    return await world.client.post(world.v3("checkpoints"), json=body)
+    answer = await world.client.post(world.v3("checkpoints"), json=body)
+    if answer.status_code == 200:
+        shown = await world.client.get(world.v3(f"checkpoints/{answer.json()['checkpoint']['id']}"))
+        assert shown.json() == answer.json()
+    return answer
+
+
+async def test_a_backup_is_of_the_vault_and_the_project_of_its_checkpoint(world: World) -> None:
+    """Whatever a program does wrong: the database refuses it."""
+    await world.run(await world.add_vault([await world.add_resource()]))
+    other_vault = await world.add_vault(name="other")
+    other_project, _ = await world.add_project()
+    for change, value in (("vault_id", other_vault), ("project_id", other_project), ("checkpoint_id", new_id())):
+        with pytest.raises(psycopg.errors.ForeignKeyViolation, match="backups_of_checkpoint"):
+            await world.execute(f"UPDATE backups SET {change} = %s", value)
 
 
 async def test_published_page(world: World) -> None:

@@ -72,7 +72,7 @@ async def test_rows_that_enter_or_leave_a_list_by_an_update_are_counted(world: W
         "UPDATE backups SET parent_id = NULL, machine_id = NULL",
         "UPDATE operation_logs SET listed = NOT listed",
         f"UPDATE vaults SET project_id = '{project}'",
-        f"UPDATE backups SET project_id = '{project}'",
+        f"WITH its AS (UPDATE checkpoints SET project_id = '{project}') UPDATE backups SET project_id = '{project}'",
     ):
         await world.execute(change)
         assert await world.execute(DIFFERENT) == [], change

@@ -25,7 +25,8 @@ async def filled(world: World) -> None:
     """A backup, and a child of its kind, that differ in everything from three thousand others, as does their vault."""
     vault = await world.add_vault([await world.add_resource()])
     point = await world.run(vault)
-    other = await world.add_vault(name="other")
+    other = await world.add_vault([await world.add_resource()], name="other")
+    elsewhere = await world.run(other)
     insert = (
         "INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name, "
         "name, provider_id, status, incremental, created_at, updated_at, protected_at, root, parent_id, machine_id) "
@@ -41,7 +42,7 @@ async def filled(world: World) -> None:
         await world.execute(
             insert + "VALUES (%s, %s, %s, %s, %s, 'OS::Nova::Server', 'n', %s, 'p', 'error', false, '2026-01-01', "
             "NULL, NULL, NULL, %s, %s)",
-            *(OTHER if parent is None else new_id(), world.project, other, point.id, OTHER, OTHER, parent, parent),
+            *(OTHER if parent is None else new_id(), world.project, other, elsewhere.id, OTHER, OTHER, parent, parent),
         )
     await world.execute("ANALYZE backups")
 
@@ -68,7 +69,7 @@ async def test_filters_and_orders_read_what_they_show(postgres_url: str) -> None
         await world.execute("SELECT set_config('enable_seqscan', 'off', false)")
         await world.execute("SELECT set_config('enable_bitmapscan', 'off', false)")
         asked = [(filters, sort_order(None, SORT_KEYS), 1) for filters in FILTERS]
-        asked += [(BackupFilters(), sort_order(sort, SORT_KEYS), ROWS + 2) for sort in SORTS]
+        asked += [(BackupFilters(), sort_order(sort, SORT_KEYS), ROWS + 3) for sort in SORTS]
         for filters, order, expected in asked:
             before = await rows_read(database)
             rows, count = await list_backups(database, world.project, filters, Page(limit=50), order)

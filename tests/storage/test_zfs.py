@@ -44,7 +44,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
         preexec_fn=end_with_starter,  # noqa: PLW1509
     )
-    name = f"t{new_id()[:8]}"
+    name = f"t{new_id()[-8:]}"
     try:
         with (place / "disk").open("wb") as disk:
             disk.truncate(POOL_BYTES)
