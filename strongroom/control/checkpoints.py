@@ -55,8 +55,7 @@ class NewCheckpoint:
     full_resource_ids: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Member:
+class _Member(msgspec.Struct, frozen=True, kw_only=True):
     """A resource of the run, planned. skip: (code, reason), or None: it is backed up as `backup_id`."""
 
     resource_id: str
@@ -69,7 +68,7 @@ class _Member:
     protect_status: str
     status_reason: str | None
     backup_count: int
-    backup_id: str = field(default_factory=new_id)
+    backup_id: str = msgspec.field(default_factory=new_id)
     skip: tuple[str, str] | None = None
 
 
@@ -229,7 +228,7 @@ async def _busy(conn: AsyncConnection[Any], project_id: str, resource_ids: Seque
 
 def _planned(member: _Member, busy: str | None) -> _Member:
     skip = _skip(member, busy)
-    return member if skip is None else replace(member, skip=skip)
+    return member if skip is None else msgspec.structs.replace(member, skip=skip)
 
 
 def _skip(member: _Member, busy: str | None) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ the numbers that made a second job table unnecessary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -31,8 +31,7 @@ ATTEMPTS_MAX = 5  # a task that killed five workers will kill the sixth
 ANY_GROUP = "*"  # tasks that need the store only: every worker runs them
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewTask:
+class NewTask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a request writes. Ids are text; None where the operation has none.
 
     worker_group  whose workers reach what is read or written; by default it is the store only
@@ -57,12 +56,12 @@ class NewTask:
     member_id: str | None = None
     lender_project_id: str | None = None
     lender_vault_id: str | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     listed: bool = True
     worker_group: str = ANY_GROUP
     source_host: str = ""
     not_before: datetime | None = None
-    id: str = field(default_factory=new_id)
+    id: str = msgspec.field(default_factory=new_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +99,16 @@ CLAIMED = """id, project_id, operation_type, generation, attempts, vault_id, vau
     member_id, lender_project_id, cancel_requested"""
 
 
-# As one document: the statement is the same for any number of rows, so it stays prepared.
+# As one document: the statement is the same for any number of rows, so it stays prepared. A field that was left at its
+# default is not in it: NULL, or what stands here.
 _COLUMN_TYPES = {"parameters": "jsonb", "listed": "boolean", "not_before": "timestamptz"}  # the others are text
+_NOT_NULL = {"parameters": "'{}'", "listed": "true", "worker_group": f"'{ANY_GROUP}'", "source_host": "''"}
+_COLUMNS = NewTask.__struct_fields__
+_VALUES = [f"coalesce({name}, {_NOT_NULL[name]})" if name in _NOT_NULL else name for name in _COLUMNS]
 _INSERT = f"""
-    INSERT INTO operation_logs (status, created_at, updated_at, {", ".join(NewTask.__dataclass_fields__)})
-    SELECT 'waiting', %s, %s, t.* FROM json_to_recordset(%s)
-        AS t({", ".join(f"{name} {_COLUMN_TYPES.get(name, 'text')}" for name in NewTask.__dataclass_fields__)})
+    INSERT INTO operation_logs (status, created_at, updated_at, {", ".join(_COLUMNS)})
+    SELECT 'waiting', %s, %s, {", ".join(_VALUES)}
+    FROM json_to_recordset(%s) AS t({", ".join(f"{name} {_COLUMN_TYPES.get(name, 'text')}" for name in _COLUMNS)})
 """.encode()  # noqa: S608 -- names are ours
 
 
