@@ -10,5 +10,9 @@ ALTER TABLE backups
     ADD CONSTRAINT backups_of_checkpoint FOREIGN KEY (checkpoint_id, vault_id, project_id)
         REFERENCES checkpoints (id, vault_id, project_id) ON DELETE CASCADE DEFERRABLE;
 
+-- Projects are never deleted, and a task's is that of a vault or a backup that its transaction has locked: 256 looks at
+-- the same row, and a lock on it that every run of the project shares, said nothing more.
+ALTER TABLE operation_logs DROP CONSTRAINT operation_logs_project_id_fkey;
+
 -- Two updates a run and resource, of no indexed column: with room in the page they touch no index.
 ALTER TABLE vault_resources SET (fillfactor = 60);
