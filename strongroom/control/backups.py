@@ -22,9 +22,8 @@ from strongroom.base.errors import (
     StoreFull,
     StrongroomError,
 )
-from strongroom.base.units import GIB
 from strongroom.control import checkpoints, deletions, quotas, tasks
-from strongroom.control.capacity import set_used
+from strongroom.control.capacity import set_used, vaults_filled
 from strongroom.control.db import Database
 from strongroom.control.listing import NEWEST_FIRST, Filters, Order, Page, fetch_page, require_time
 from strongroom.control.machines import CommittedDisk, commit_disks
@@ -177,11 +176,16 @@ async def list_backups(
 ) -> tuple[list[Backup], int]:
     """One page, and how many match in all. Raises InvalidRequest for a time or marker that is none."""
     async with database.read() as conn:
+        filters = _filters(project_id, asked)
+        if asked.used_percent is not None:
+            # Asked for by themselves: a list of names that is not known while planning has all backups read.
+            full = await vaults_filled(conn, project_id, asked.used_percent)
+            filters.add("vault_id = ANY(%s)", full) if full else filters.add("false")
         rows, count = await fetch_page(
             conn,
             columns=_COLUMNS,
             table=_TABLES[asked.own_type],
-            filters=_filters(project_id, asked),
+            filters=filters,
             page=page,
             order=order,
             whole="backups" if asked == BackupFilters() else None,
@@ -219,14 +223,6 @@ def _filters(project_id: str, asked: BackupFilters) -> Filters:
         filters.add("member_status IS NULL OR member_status = ANY(%s)", statuses)
     if asked.resource_az is not None:
         filters.add("false")  # no resource lies in a named zone
-    if asked.used_percent is not None:
-        filters.add(
-            "vault_id = ANY(ARRAY(SELECT v.id FROM vaults v WHERE v.project_id = %s AND v.used_bytes::numeric * 100 >= "
-            "v.size_gb::numeric * %s * %s))",
-            project_id,
-            GIB,
-            asked.used_percent,
-        )
     if asked.start_time is not None:
         filters.add("created_at >= %s", require_time(asked.start_time, "start_time"))
     if asked.end_time is not None:

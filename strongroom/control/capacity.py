@@ -49,3 +49,12 @@ async def set_used(conn: AsyncConnection[Any], vault: VaultRef, used_bytes: int)
             threshold_percent=threshold,
             used_bytes=used_bytes,
         )
+
+
+async def vaults_filled(conn: AsyncConnection[Any], project_id: str, percent: int) -> list[str]:
+    """Ids of the vaults that use at least so much of their size."""
+    found = await conn.execute(
+        "SELECT id FROM vaults WHERE project_id = %s AND used_bytes::numeric * 100 >= size_gb::numeric * %s * %s",
+        [project_id, GIB, percent],
+    )
+    return [row[0] for row in await found.fetchall()]

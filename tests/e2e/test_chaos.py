@@ -5,12 +5,15 @@
 
 import json
 import os
+import shutil
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from chaos_tenants import Session, Tenant
+from chaos_tenants import Session, Tenant, digest
 from chaos_world import World, world
 from harness import Client, make_tree, wait_until
 from ready_database import ReadyDatabase
@@ -71,10 +74,11 @@ def lived(place: World, base: Path, *, seconds: float, tenants: int) -> dict[str
     with place.many.client() as operator:
         wait_until(lambda: not _open(operator), "no task is open when all is calm", 300)
         compared = sum(one.check() for one in people)
-        _fired_once(operator, due)
+        fired = _fired_once(operator, due)
+        compared += sum(_comes_back(operator, one) for one in fired)
         _nothing_half(operator)
         _everything_is_freed(operator, place)
-    told = {"killed": place.kills, "restore points compared": compared, "firings": len(due)}
+    told = {"killed": place.kills, "restore points compared": compared, "firings": len(fired)}
     for counts in (place.counts, *(one.counts for one in people)):
         for kind, number in counts.items():
             told[kind] = told.get(kind, 0) + number
@@ -92,11 +96,21 @@ def _tenant(place: World, operator: Client, base: Path, number: int) -> Tenant:
     return Tenant(session, folder, vault, resource, seed() * 1000 + number)
 
 
-def _policies(operator: Client, base: Path, seconds: float) -> dict[str, datetime]:
-    """Vaults by the minute in which their policy fires once: one every two minutes of the run."""
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """A vault whose policy fires once, in the minute `at`. digest: of its folder, which nobody changes."""
+
+    vault: str
+    folder: Path
+    digest: str
+    at: datetime
+
+
+def _policies(operator: Client, base: Path, seconds: float) -> list[Due]:
+    """One every two minutes of the run."""
     first = (datetime.now(UTC) + timedelta(seconds=65)).replace(second=0, microsecond=0)
     end = datetime.now(UTC) + timedelta(seconds=seconds)
-    due: dict[str, datetime] = {}
+    due: list[Due] = []
     while first < end:
         folder = base / f"policy-{len(due)}"
         make_tree(folder, 100 + len(due), files=3)
@@ -112,29 +126,56 @@ def _policies(operator: Client, base: Path, seconds: float) -> dict[str, datetim
         }
         made = operator.ok("POST", "policies", {"policy": policy})["policy"]["id"]
         operator.ok("POST", f"vaults/{vault}/associatepolicy", {"policy_id": made})
-        due[vault] = first
+        due.append(Due(vault=vault, folder=folder, digest=digest(folder), at=first))
         first += POLICY_EVERY
     return due
 
 
-def _fired_once(operator: Client, due: dict[str, datetime]) -> None:
-    """Each vault whose minute has come has one run of its policy."""
-    for vault, at in due.items():
-        if datetime.now(UTC) < at + timedelta(seconds=30):
-            continue
-        found = operator.ok("GET", "backups", vault_id=vault)["backups"]
-        assert len(found) == 1, (vault, at, found)
+def _fired_once(operator: Client, due: list[Due]) -> list[Due]:
+    """Those whose minute has come: each has one run of its policy."""
+    come = [one for one in due if datetime.now(UTC) >= one.at + timedelta(seconds=30)]
+    for one in come:
+        found = operator.ok("GET", "backups", vault_id=one.vault)["backups"]
+        assert len(found) == 1, (one, found)
+    return come
+
+
+def _comes_back(operator: Client, one: Due) -> bool:
+    """What its policy kept, over a folder in which everything has changed since. False: the run failed, and says so."""
+    (backup,) = operator.ok("GET", "backups", vault_id=one.vault)["backups"]
+    if backup["status"] == "error":
+        return False
+    shutil.rmtree(one.folder)
+    make_tree(one.folder, 0, files=2)
+    told = operator.restore(backup["id"])
+    assert told["status"] == "success", told
+    assert digest(one.folder) == one.digest, (one, told)
+    return True
+
+
+ROUNDS_MAX = 5  # of deletes: the first may meet an installation that still comes to itself
 
 
 def _everything_is_freed(operator: Client, place: World) -> None:
     """With the last restore points gone, prune leaves no pack: nothing that a dead writer left outlives it."""
-    while found := operator.ok("GET", "backups", limit=200)["backups"]:
-        for backup in found:
+    for _ in range(ROUNDS_MAX):
+        for backup in _backups(operator):
             operator.ok("DELETE", f"backups/{backup['id']}")
         wait_until(lambda: not _open(operator), "deletes ended", 300)
+    if left := _backups(operator):
+        logs = operator.ok("GET", "operation-logs", operation_type="delete", limit=5)["operation_logs"]
+        raise AssertionError(f"not deleted in {ROUNDS_MAX} rounds: {left}; {logs}")
     wait_until(lambda: not _open(operator, operation_type="prune"), "prunes ended", 300)
-    left = [name for name in place.objects() if "/packs/" in name]
-    assert not left, left
+    packs = [name for name in place.objects() if "/packs/" in name]
+    assert not packs, packs
+
+
+def _backups(operator: Client) -> list[dict[str, Any]]:
+    """All of the project."""
+    found: list[dict[str, Any]] = []
+    while page := operator.ok("GET", "backups", limit=200, offset=len(found))["backups"]:
+        found += page
+    return found
 
 
 def _open(operator: Client, **what: str) -> list[object]:
@@ -143,10 +184,7 @@ def _open(operator: Client, **what: str) -> list[object]:
 
 def _nothing_half(operator: Client) -> None:
     """No restore point, resource or vault is still in the middle of something."""
-    offset, states = 0, set()
-    while page := operator.ok("GET", "backups", limit=200, offset=offset)["backups"]:
-        states |= {backup["status"] for backup in page}
-        offset += 200
+    states = {backup["status"] for backup in _backups(operator)}
     assert states <= {"available", "error"}, states
     for vault in operator.ok("GET", "vaults", limit=100)["vaults"]:
         assert {resource["protect_status"] for resource in vault["resources"]} <= {"available", "error"}, vault
