@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psycopg
 
-from bench.api import seed
+from bench.api import seed, servers
 from bench.many_workers import Installation
 from strongroom.control import migrate
 from strongroom.control.embedded_postgres import EmbeddedPostgres
@@ -76,17 +76,34 @@ def catalogue(folder: Path, points: int, vaults: int, *, keep: bool) -> Iterator
             shutil.rmtree(place, ignore_errors=True)
 
 
+@contextmanager
+def of_api(folder: Path, points: int) -> Iterator[Catalogue]:
+    """That of one project, without logs of ended tasks, which `python -m bench.api --points N --seed-only` has made."""
+    place = folder.resolve() / f"api-{points}"
+    if not (place / "seeded.json").exists():
+        raise SystemExit(f"{place} is not there: make it with `python -m bench.api --points {points} --seed-only`.")
+    postgres = EmbeddedPostgres(place / "postgres", settings={"max_connections": str(CONNECTIONS)})
+    url = postgres.start()
+    try:
+        migrate.upgrade(url)
+        assert postgres.pid is not None
+        account = servers.credentials(place)
+        tenant = Tenant(project=account["project_id"], user="", name="")
+        yield Catalogue(folder=place, url=url, postgres_pid=postgres.pid, tenants=(tenant,), points=points, seconds=0.0)
+    finally:
+        postgres.stop()
+
+
 def _make(place: Path, url: str, points: int, vaults: int) -> float:
     """The tenants, by the API, and their rows; returns the seconds that the rows took."""
     with installation(place, url) as bench, operator(bench) as admin:
         tenants = [_tenant(admin, number) for number in range(TENANTS)]
         _first_point(bench, admin, tenants[0])
-    seconds = 0.0
-    for tenant in tenants:
-        made = seed.seed(
-            url, tenant.project, tenant.user, points // TENANTS, vaults=max(vaults // TENANTS, 1), whole=True
-        )
-        seconds += made.seconds
+    begun = time.monotonic()
+    with seed.unindexed(url):
+        for tenant in tenants:
+            seed.seed(url, tenant.project, tenant.user, points // TENANTS, vaults=max(vaults // TENANTS, 1), whole=True)
+    seconds = time.monotonic() - begun
     (place / "seeded.json").write_text(json.dumps([asdict(tenant) for tenant in tenants]))
     return seconds
 

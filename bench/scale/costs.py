@@ -195,7 +195,7 @@ class Costs:
 
 
 def measure(made: Catalogue) -> dict[str, Any]:
-    """{"steps": name -> ms, "tables": name -> rows and bytes, "copy": seconds and bytes of a copy of the database}."""
+    """{"steps": name -> ms, "tables": name -> rows and bytes}."""
 
     async def run() -> dict[str, Cost]:
         async with await Database.open(made.url, max_size=2) as database:
@@ -203,7 +203,7 @@ def measure(made: Catalogue) -> dict[str, Any]:
             await costs.all()
             return costs.found
 
-    return {"points": made.points, "steps": asyncio.run(run()), "tables": sizes(made.url), "copy": copy(made)}
+    return {"points": made.points, "steps": asyncio.run(run()), "tables": sizes(made.url)}
 
 
 def sizes(url: str) -> dict[str, dict[str, int]]:

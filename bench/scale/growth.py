@@ -3,6 +3,7 @@
     python -m bench.scale.growth [--sizes 1K,10K,100K,1M] [--tasks 48] [--keep] [--parts costs workers report]
 
 costs     each step of a restore point's life in catalogues of these sizes, and the bytes of rows (costs.py)
+project   the same steps in the one project that `python -m bench.api --points N --seed-only` has made (--project 10M)
 workers   tasks a second of 1, 2, 4 workers, near to PostgreSQL and the store and 5 and 20 ms away (workers.py)
 report    growth.md with its plots, and the model (model.py) beside what was measured; load.md, of `bench.scale.load`
 
@@ -26,6 +27,7 @@ POINTS_PER_VAULT = 100
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1K,10K,100K,1M")
+    parser.add_argument("--project", type=parse_count, default=parse_count("10M"), help="size of the part `project`")
     parser.add_argument("--tasks", type=int, default=48, help="of each number of workers and distance")
     parser.add_argument("--workers", type=_numbers, default=[1, 2, 4])
     parser.add_argument("--round-trips", type=_numbers, default=[0, 5, 20], help="ms to PostgreSQL and the store")
@@ -41,6 +43,9 @@ def main() -> int:
     command = os.environ.get("BENCH_COMMAND") or "python -m bench.scale.growth " + " ".join(sys.argv[1:])
     if "costs" in options.parts:
         found["catalogues"] = [_costs(options, parse_count(size)) for size in options.sizes.split(",")]
+    if "project" in options.parts:
+        with seeded.of_api(options.dir, options.project) as made:
+            found["project"] = {**costs.measure(made), "machine": seeded.machine()}
     if "workers" in options.parts:
         found["workers_machine"] = seeded.machine()
         for row in workers.measure(options.dir.resolve(), options.tasks, options.workers, options.round_trips):
@@ -68,7 +73,7 @@ def _costs(options: argparse.Namespace, points: int) -> dict[str, Any]:
     machine = seeded.machine()
     with seeded.catalogue(options.dir, points, points // POINTS_PER_VAULT, keep=options.keep) as made:
         print(f"{points:,} restore points, made in {made.seconds:.0f} s", flush=True)
-        return {**costs.measure(made), "machine": machine, "seeded_s": made.seconds}
+        return {**costs.measure(made), "copy": costs.copy(made), "machine": machine, "seeded_s": made.seconds}
 
 
 if __name__ == "__main__":

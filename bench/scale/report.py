@@ -83,7 +83,7 @@ def growth_page(growth: Mapping[str, Any]) -> Iterator[str]:
     yield "low; bytes, round trips and what is in proportion do not depend on them."
     yield ""
     if "catalogues" in growth:
-        yield from _costs(growth["catalogues"])
+        yield from _costs(growth["catalogues"], growth.get("project"))
         yield from _rows(growth["catalogues"])
     if "workers" in growth:
         yield from _workers(growth)
@@ -91,23 +91,29 @@ def growth_page(growth: Mapping[str, Any]) -> Iterator[str]:
         yield from _model(growth)
 
 
-def _costs(catalogues: list[Mapping[str, Any]]) -> Iterator[str]:
+def _costs(catalogues: list[Mapping[str, Any]], project: Mapping[str, Any] | None) -> Iterator[str]:
     yield "## What a step costs"
     yield ""
     yield "Median / 99th percentile of 40, ms; the product's own functions on a PostgreSQL with the settings of the"
     yield "embedded one (64 MB of shared buffers). A vault has 2 resources and 100 restore points; ten tenants have one"
     yield "policy each for all their vaults. *metrics* is one look of `/metrics` at all tenants."
     yield ""
-    sizes = " | ".join(f"{row['points']:,}" for row in catalogues)
-    yield f"| step | {sizes} |"
-    yield f"|{' --- |' * (len(catalogues) + 1)}"
+    sizes = [f"{row['points']:,}" for row in catalogues]
+    columns = [*catalogues, *([project] if project else [])]
+    if project:
+        sizes.append(f"{project['points']:,} of one project")
+    yield f"| step | {' | '.join(sizes)} |"
+    yield f"|{' --- |' * (len(columns) + 1)}"
     for step in catalogues[0]["steps"]:
-        cells = [f"{row['steps'][step]['p50']:.1f} / {row['steps'][step]['p99']:.0f}" for row in catalogues]
+        cells = [f"{row['steps'][step]['p50']:.1f} / {row['steps'][step]['p99']:.0f}" for row in columns]
         yield f"| {step} | {' | '.join(cells)} |"
     copies = [f"{row['copy']['seconds']:.0f} s, {row['copy']['bytes'] / 2**20:.1f} MiB" for row in catalogues]
-    yield f"| `backup-self` | {' | '.join(copies)} |"
+    yield f"| `backup-self` | {' | '.join(copies)} |{' - |' if project else ''}"
     yield ""
-    loads = ", ".join(row["machine"].rsplit(" ", 1)[1] for row in catalogues)
+    if project:
+        yield "The last column is another catalogue, that of `make bench-api`: one tenant, 5 000 vaults, no logs of"
+        yield "ended tasks."
+    loads = ", ".join(row["machine"].rsplit(" ", 1)[1] for row in columns)
     yield f"On {catalogues[0]['machine'].rpartition(', load')[0]}; load average before each: {loads}."
     yield ""
     yield "![steps](growth-steps.svg)"
