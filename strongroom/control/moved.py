@@ -231,8 +231,6 @@ async def _move_checkpoints(
     resource_ids: Sequence[str],
 ) -> None:
     """Those of which every backup moves go along; of the others the new vault gets one with what moves."""
-    # Until the backups follow, in this transaction, they are not of the vault that their checkpoints are of.
-    await conn.execute("SET CONSTRAINTS backups_of_checkpoint DEFERRED")
     for old, new in split.items():
         await conn.execute(
             "INSERT INTO checkpoints (id, project_id, vault_id, vault_name, provider_id, status, name, description, "
