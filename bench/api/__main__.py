@@ -3,7 +3,7 @@
     python -m bench.api [--points 1M] [--rounds 7] [--seconds 3] [--dir .bench] [--out docs/benchmarks]
 
 Makes a project with that many restore points (kept for the next run with --keep), starts the real server and the two it
-is compared with, and asks all of them in turns. Writes api.md and ends with 1 when a promise was missed.
+is compared with, and asks all of them in turns. Writes the page and ends with 1 when a promise was missed.
 """
 
 import argparse
@@ -243,6 +243,7 @@ def main() -> int:
     )
     parser.add_argument("--dir", type=Path, default=Path(".bench"))
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--page", default="api.md", help="its name in --out")
     parser.add_argument("--keep", action="store_true", help="use the data of an earlier run, and leave it there")
     parser.add_argument("--seed-only", action="store_true", help="make the data and end; implies --keep")
     options = parser.parse_args()
@@ -263,7 +264,7 @@ def main() -> int:
             shutil.rmtree(folder, ignore_errors=True)
     if options.seed_only:
         return 0
-    print(report.write(figures, options.out / "api.md"))
+    print(report.write(figures, options.out / options.page))
     for miss in (missed := report.misses(figures)):
         print(f"missed: {miss}")
     return 1 if missed else 0
