@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from recorded import BASE, played
 
-from strongroom.base.errors import Canceled, SourceError
+from strongroom.base.errors import Canceled, SourceDenied, SourceError
 from strongroom.sources.base import SourceRef
 from strongroom.sources.machines.base import DiskWanted, MachineRestoreWanted, MachineWanted
+from strongroom.sources.openstack.cloud import errors
 from strongroom.sources.openstack.nova import NovaDriver
 from strongroom.sources.openstack.servers import Server, ServerAddress, local_disks, not_covered, obstacle
 
@@ -124,6 +125,27 @@ def test_a_root_disk_that_is_no_volume_refuses_a_backup_unless_that_is_known() -
     assert "has no volumes" in str(obstacle(server, leave_out_local=True))
     assert "local-root (20 GiB), local-ephemeral (5 GiB), local-swap (1 GiB)" in str(not_covered(server))
     assert [disk.name for disk in local_disks(SERVER, facts())] == ["local-ephemeral", "local-swap"]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (403, "Quota exceeded for instances: Requested 1, but already used 10 of 10 instances"),
+        (413, "VolumeLimitExceeded: Maximum number of volumes allowed (10) exceeded for quota 'volumes'."),
+        (409, "Quota exceeded for resources: ['port']."),
+    ],
+)
+def test_a_quota_that_is_used_up_was_told_as_a_right_that_is_missing(status: int, told: str) -> None:
+    """Nova says it with 403, Cinder with 413, Neutron with 409: one sentence for all; other refusals keep theirs."""
+    from openstack.exceptions import HttpException
+
+    with pytest.raises(SourceError, match=r"^A quota of the project is used up") as raised, errors("server new"):
+        raise HttpException(told, http_status=status)
+    assert not isinstance(raised.value, SourceDenied) and told in str(raised.value.detail)
+    with pytest.raises(SourceDenied), errors("server new"):
+        raise HttpException("Policy doesn't allow it", http_status=403)
+    with pytest.raises(SourceError, match="it is busy"), errors("server new"):
+        raise HttpException("Cannot 'start' instance", http_status=409)
 
 
 def test_no_secret_is_kept_in_the_record() -> None:
