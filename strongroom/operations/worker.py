@@ -29,6 +29,7 @@ from typing import Literal
 import structlog
 
 from strongroom.base.clock import Clock
+from strongroom.base.ending import end_tasks
 from strongroom.base.errors import Canceled, ComeAgain, Fenced, StrongroomError, Unavailable, WorkerStops
 from strongroom.base.ids import new_id
 from strongroom.control import audit, claiming, expiry, firing, locking, sessions, tasks
@@ -216,9 +217,7 @@ class Worker:
                         await self._sleep()
                 await self._drain()
             finally:
-                for task in beside:
-                    task.cancel()
-                await asyncio.gather(*beside, return_exceptions=True)
+                await end_tasks(beside)
                 await self._give_back(database)
                 jobs.shutdown(wait=False, cancel_futures=True)
 

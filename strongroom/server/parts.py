@@ -15,6 +15,7 @@ import structlog
 
 from strongroom.api.services import Probe
 from strongroom.base.clock import Clock, SystemClock
+from strongroom.base.ending import end_tasks
 from strongroom.base.errors import ConfigError, Unavailable
 from strongroom.config import Settings
 from strongroom.control import installation, programs
@@ -171,8 +172,7 @@ async def known(parts: Parts, kind: str, worker_group: str | None) -> AsyncItera
     try:
         yield
     finally:
-        beating.cancel()
-        await asyncio.gather(beating, return_exceptions=True)
+        await end_tasks([beating])
         with suppress(Unavailable):
             await programs.leave(parts.database, program)
     if refused:
