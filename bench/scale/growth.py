@@ -45,7 +45,7 @@ def main() -> int:
         found["catalogues"] = [_costs(options, parse_count(size)) for size in options.sizes.split(",")]
     if "project" in options.parts:
         with seeded.of_api(options.dir, options.project) as made:
-            found["project"] = {**costs.measure(made), "machine": seeded.machine()}
+            found["project"] = {**costs.measure(made), "machine": seeded.machine(), "command": command}
     if "workers" in options.parts:
         found["workers_machine"] = seeded.machine()
         for row in workers.measure(options.dir.resolve(), options.tasks, options.workers, options.round_trips):
@@ -53,8 +53,9 @@ def main() -> int:
             found["workers"] = [*(r for r in found.get("workers", []) if _place(r) != _place(row)), row]
             found["workers"].sort(key=_place)
             path.write_text(json.dumps(found, indent=1) + "\n")
-    if options.parts != ["report"]:
+    if {"costs", "workers"} & set(options.parts):
         found["command"] = command
+    if options.parts != ["report"]:
         path.write_text(json.dumps(found, indent=1) + "\n")
     if "report" in options.parts:
         report.write(options.out)

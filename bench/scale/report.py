@@ -111,8 +111,7 @@ def _costs(catalogues: list[Mapping[str, Any]], project: Mapping[str, Any] | Non
     yield f"| `backup-self` | {' | '.join(copies)} |{' - |' if project else ''}"
     yield ""
     if project:
-        yield "The last column is another catalogue, that of `make bench-api`: one tenant, 5 000 vaults, no logs of"
-        yield "ended tasks."
+        yield f"The last column is of `{project['command']}`: one tenant, 5 000 vaults, no logs of ended tasks."
     loads = ", ".join(row["machine"].rsplit(" ", 1)[1] for row in columns)
     yield f"On {catalogues[0]['machine'].rpartition(', load')[0]}; load average before each: {loads}."
     yield ""
