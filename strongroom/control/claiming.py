@@ -66,9 +66,13 @@ _READY = """
              AND o.lease_until >= now()))"""
 
 # Whether there is anything to look for: what a worker without work asks, every two seconds and at every new task. The
-# walks below would say the same, but PostgreSQL plans them for milliseconds each time.
+# walks below would say the same, but PostgreSQL plans them for milliseconds each time. The first name from a group's on
+# is a step through `operation_logs_waiting`: asked for any task of the group, PostgreSQL reads those of all others,
+# because where so many wait it believes to find one at once.
 _ANYTHING = """
-    SELECT EXISTS (SELECT 1 FROM operation_logs t WHERE t.status = 'waiting' AND t.worker_group = ANY(%(groups)s))
+    SELECT EXISTS (SELECT FROM unnest(%(groups)s::text[]) g WHERE g = (
+            SELECT t.worker_group FROM operation_logs t WHERE t.status = 'waiting' AND t.worker_group >= g
+            ORDER BY t.worker_group LIMIT 1))
         OR EXISTS (SELECT 1 FROM operation_logs t WHERE t.status = 'running' AND t.lease_until < now()
             AND t.worker_group = ANY(%(groups)s))
 """

@@ -260,23 +260,24 @@ async def give_back(database: Database, worker: str, mine: dict[str, int]) -> No
         await conn.execute(f"NOTIFY {CHANNEL}".encode())
 
 
+# The number is that of the index `operation_logs_exhausted`.
+_EXHAUSTED = f"""
+    UPDATE operation_logs SET generation = generation + 1, status = 'running', worker = %s,
+        lease_until = now() + make_interval(secs => %s)
+    WHERE id IN (SELECT id FROM operation_logs WHERE worker_group = ANY(%s) AND attempts >= {ATTEMPTS_MAX}
+                 AND status IN ('waiting', 'running') AND (status = 'waiting' OR lease_until < now())
+                 ORDER BY created_at LIMIT 100 FOR UPDATE SKIP LOCKED)
+    RETURNING {CLAIMED}
+""".encode()  # noqa: S608 -- the columns are ours
+
+
 async def exhausted(database: Database, worker: str, group: str) -> list[Task]:
     """Tasks whose attempts are used up and whose last worker is gone: to be ended by `operations`, with the reason.
 
     Each is claimed once more (generation raised, lease set), so that two sweepers and a zombie cannot both end it.
     """
     async with database.transaction() as conn, conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            f"""
-            UPDATE operation_logs SET generation = generation + 1, status = 'running', worker = %s,
-                lease_until = now() + make_interval(secs => %s)
-            WHERE id IN (SELECT id FROM operation_logs WHERE worker_group = ANY(%s) AND attempts >= %s
-                         AND (status = 'waiting' OR (status = 'running' AND lease_until < now()))
-                         ORDER BY created_at LIMIT 100 FOR UPDATE SKIP LOCKED)
-            RETURNING {CLAIMED}
-            """.encode(),  # noqa: S608 -- the columns are ours
-            [worker, LEASE_S, [group, ANY_GROUP], ATTEMPTS_MAX],
-        )
+        await cursor.execute(_EXHAUSTED, [worker, LEASE_S, [group, ANY_GROUP]])
         return [Task(**row) for row in await cursor.fetchall()]
 
 

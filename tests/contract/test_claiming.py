@@ -90,12 +90,33 @@ async def test_a_flood_of_one_tenant_holds_up_no_other(world: World) -> None:
     assert set(served) == {world.project, *small}
 
 
+async def blocks_of_kept_plan(world: World, statement: str, types: str, values: str) -> int:
+    """As blocks_read, of a statement with $1 ... by the plan that PostgreSQL keeps for all values."""
+    async with world.database.read() as conn:
+        await conn.execute("SET plan_cache_mode = force_generic_plan")
+        await conn.execute(f"PREPARE looked ({types}) AS {statement}".encode())
+        found = await conn.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE looked ({values})".encode())
+        row = await found.fetchone()
+        await conn.execute("DEALLOCATE looked")
+        await conn.execute("RESET plan_cache_mode")
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
 async def test_a_worker_without_work_asks_little(world: World) -> None:
-    """However many tasks wait for workers of other groups, to find nothing reads a few blocks."""
+    """However many tasks wait for workers of other groups, to find nothing reads a few blocks, also when PostgreSQL
+    knows of nothing but those tasks; so does the look for tasks whose attempts are used up."""
     vault = await world.add_vault()
     await add(world, vault, world.project, FLOOD, worker_group="elsewhere")
     assert await claim(world) is None
     assert await blocks_read(world, claiming._ANYTHING, groups=["default", "*"]) < BLOCKS_IDLE_MAX
+    await world.execute("ANALYZE operation_logs")
+    anything = claiming._ANYTHING.replace("%(groups)s", "$1")
+    assert await blocks_of_kept_plan(world, anything, "text[]", "'{default,*}'") < BLOCKS_IDLE_MAX
+    exhausted = tasks._EXHAUSTED.decode().replace("%s", "$1", 1).replace("%s", "$2", 1).replace("%s", "$3", 1)
+    values = "'w', 10, '{default,*}'"
+    assert await blocks_of_kept_plan(world, exhausted, "text, int, text[]", values) < BLOCKS_IDLE_MAX
     await add(world, vault, world.project)
     assert await claim(world) is not None
 
