@@ -137,7 +137,8 @@ class EventHub:
     async def _look(self, database: Database) -> None:
         position: int | None = None
         seen: dict[str, int] = {}  # objects told although their number is not below the horizon: id -> number
-        while True:
+        me = asyncio.current_task()
+        while self._looking is me:  # its cancel may get lost: base/ending.py
             self._hurry.clear()
             listeners = list(self._subscriptions)
             projects = sorted({listener.project_id for listener in listeners})
@@ -146,6 +147,8 @@ class EventHub:
             except StrongroomError as error:
                 log.warning("cannot look for events", error=str(error))
             else:
+                if self._looking is not me:
+                    return
                 position = self._deliver(found, seen)
                 for listener in listeners:
                     listener.joined.set()

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 from points_world import World, reader_of
 
+from strongroom.api import event_hub
 from strongroom.api.app import build_app
 from strongroom.api.connection import Connection
 from strongroom.api.event_hub import EventHub, StreamLimits
@@ -275,6 +276,31 @@ async def test_nobody_listens_to_a_look_that_died(world: World, monkeypatch: pyt
         vault = await world.add_vault([await world.add_resource()])
         await world.run(vault)
         await again.told("task", operation_type="backup")
+
+
+async def test_a_look_whose_cancel_got_lost_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.11 loses one; else two would look, and tell everything twice."""
+    server = serve(world)
+    looking, canceled = asyncio.Event(), asyncio.Event()
+    real = event_hub.look
+
+    async def deaf(*words: Any) -> Any:
+        looking.set()
+        try:
+            await canceled.wait()
+        except asyncio.CancelledError:
+            canceled.set()
+        return await real(*words)
+
+    async with server.stream():
+        first = server.hub._looking
+        monkeypatch.setattr(event_hub, "look", deaf)
+        await looking.wait()
+    monkeypatch.setattr(event_hub, "look", real)
+    assert first is not None
+    async with server.stream(), asyncio.timeout(WAIT_S_MAX):
+        await asyncio.wait({first})
+    assert canceled.is_set()
 
 
 async def test_too_much_at_once_is_a_reset(world: World) -> None:
