@@ -135,6 +135,7 @@ def load(url: str, tables: Sequence[Loading], *, after: Callable[[Connection[Any
             _continue_numbers(conn, table)
         if after is not None:
             after(conn)
+        conn.execute("SET CONSTRAINTS ALL IMMEDIATE")  # what was put off is looked at now: nobody changes such a table
         for name in names:
             conn.execute(sql.SQL("ALTER TABLE {} ENABLE TRIGGER USER").format(name))
 
