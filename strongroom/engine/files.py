@@ -79,7 +79,10 @@ class ContentReader:
             self._tick(length)
             if chunk is not None:
                 if len(chunk) != length or intake.chunker.data_id(chunk) != chunk_id:
-                    raise SourceChanged(reason="The source sent a piece that is not what it said. Run the task again.")
+                    raise SourceChanged(
+                        reason="The source sent a piece that is not what it said. Run the task again.",
+                        detail=f"{len(chunk)} bytes for {length} that end at {done}",
+                    )
                 intake.put_named(chunk_id, chunk)
             elif chunk_id != HOLE and not intake.knows_as(chunk_id, length):
                 raise SourceChanged(reason="The source left out a piece that is not stored so. Run the task again.")

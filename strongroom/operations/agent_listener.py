@@ -224,7 +224,7 @@ class AgentListener:
 
     def _hear(self, wire: Wire, station: Station, known: Known, frame: Frame) -> None:
         if frame.kind in (Kind.DATA, Kind.ACK, Kind.CLOSED):
-            station.feed(frame)
+            station.feed(wire, frame)
         elif frame.kind == Kind.RENEW and len(frame.payload) <= GREETING_BYTES_MAX:
             try:
                 made = self._call(

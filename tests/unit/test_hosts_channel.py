@@ -1,5 +1,6 @@
 """The channel between server and agent: every message once and in its order, whatever is cut."""
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -13,7 +14,7 @@ from strongroom.base.errors import SourceUnreachable
 from strongroom.sources.hosts.channel import WINDOW_BYTES, Channel
 from strongroom.sources.hosts.link import Station
 from strongroom.sources.hosts.messages import PROTOCOL, Hello
-from strongroom.sources.hosts.wire import Kind, Wire
+from strongroom.sources.hosts.wire import Frame, Kind, Wire
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,58 @@ def test_messages_arrive_once_and_in_order_over_connections_that_are_cut(
     assert connections >= 60 // frames_max
 
 
+def test_a_connection_that_is_closed_under_its_reader_gives_it_nothing_but_what_was_sent(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """Between the end of the connection and that of its socket a reader may look once more: never at what is enciphered.
+
+    `SSLSocket.shutdown` ends TLS on the socket, and what had arrived was then read as if it had been sent so: a piece of
+    a file, completed with ciphertext.
+    """
+    near, far = connection(contexts)
+    payload = bytes(1_500_000)  # more than sockets hold
+
+    def send() -> None:
+        with pytest.raises(SourceUnreachable):
+            while True:
+                far.send(Kind.DATA, payload)
+
+    sending = threading.Thread(target=send)
+    with near._lock:  # as the reader holds it while it looks; who closes has to wait for it
+        sending.start()
+        closing = threading.Thread(target=near.close)
+        closing.start()
+        sending.join(20)
+        assert not sending.is_alive()
+        seen = bytearray()
+        with contextlib.suppress(OSError):
+            while got := near._sock.recv(65_536):
+                seen += got
+        with pytest.raises(OSError):
+            near._sock.send(b"in the clear")
+    closing.join(20)
+    assert not any(seen[25:]), "ciphertext was taken for what was sent"
+    far.close()
+
+
+def test_a_frame_that_arrives_spoilt_is_given_to_nobody() -> None:
+    """Any byte of it, its head too: the connection ends, and the message comes again over the next."""
+    near, far = socket.socketpair()
+    Wire(near).send(Kind.DATA, b"a piece of a file", seq=1, ack=0)
+    frame = far.recv(4096)
+    for at in range(len(frame)):
+        sender, reader = socket.socketpair()
+        sender.sendall(frame[:at] + bytes([frame[at] ^ 0x10]) + frame[at + 1 :])
+        sender.shutdown(socket.SHUT_WR)
+        wire = Wire(reader)
+        with pytest.raises(SourceUnreachable):
+            wire.receive()
+        wire.close()
+        sender.close()
+    near.close()
+    far.close()
+
+
 def test_who_does_not_take_stops_who_sends() -> None:
     """The window is the back-pressure; it opens when the other side has taken."""
     sender = Channel(b"s")
@@ -109,8 +162,6 @@ def test_who_does_not_take_stops_who_sends() -> None:
     stuck.start()
     stuck.join(0.3)
     assert stuck.is_alive()
-    from strongroom.sources.hosts.wire import Frame
-
     sender.feed(Frame(Kind.ACK, 0, 3, b""))
     stuck.join(20)
     assert not stuck.is_alive()
@@ -128,6 +179,43 @@ def test_an_agent_at_work_is_asked_again_later(contexts: tuple[ssl.SSLContext, s
     near.close()
     held.close()
     far.close()
+
+
+def test_a_session_that_ends_while_its_agent_greets_anew_is_closed_there_too(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """Else nobody tells the agent, and the host is "at work for another task" until its next cut."""
+    first, gone = connection(contexts)
+    station = Station("web", connect_s_max=5)
+    station.arrive(first, Hello(PROTOCOL, "1", "web", b"", 0, False), lambda session, received: None)
+    held = station.open(lambda: None)
+    name = held.channel.session
+    near, far = connection(contexts)
+    station.arrive(near, Hello(PROTOCOL, "1", "web", name, 0, False), lambda session, received: held.close())
+    told = far.receive(timeout_s=20)
+    assert told.kind == Kind.CLOSE
+    station.feed(near, Frame(Kind.CLOSED, 0, 0, name))
+    station.open(lambda: None)
+    for wire in (gone, near, far):
+        wire.close()
+
+
+def test_what_an_earlier_connection_still_had_reaches_no_session_of_a_later_one(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    """Frames name no session: a message of an agent that was killed must not begin the next agent's session."""
+    old, gone = connection(contexts)
+    new, far = connection(contexts)
+    station = Station("web")
+    for wire in (old, new):
+        station.arrive(wire, Hello(PROTOCOL, "1", "web", b"", 0, False), lambda session, received: None)
+    channel = station.open(lambda: None).channel
+    station.feed(old, Frame(Kind.DATA, 1, 0, b"of another life"))
+    assert channel.take(0) is None
+    station.feed(new, Frame(Kind.DATA, 1, 0, b"of this one"))
+    assert channel.take(0) == b"of this one"
+    for wire in (gone, new, far):
+        wire.close()
 
 
 def test_a_policy_that_others_could_change_is_refused(tmp_path: Path) -> None:

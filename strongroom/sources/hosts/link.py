@@ -66,7 +66,10 @@ class Station:
             self._wire = wire
             if not goes_on:
                 self._ending = None
+            ended = self._ending  # its job ended it while no connection was there to say so
             self._changed.notify_all()
+        if ended is not None:
+            wire.send(Kind.CLOSE, greet(Open(ended)))
 
     def leave(self, wire: Wire) -> None:
         """That connection is gone."""
@@ -78,8 +81,14 @@ class Station:
         if channel is not None:
             channel.detach(wire)
 
-    def feed(self, frame: Frame) -> None:
-        """A frame of a session arrived. Raises SourceUnreachable when the connection is of no more use."""
+    def feed(self, wire: Wire, frame: Frame) -> None:
+        """A frame of a session arrived. Raises SourceUnreachable when the connection is of no more use.
+
+        What an earlier connection still had is dropped: it may be of an earlier session, and else it is sent again.
+        """
+        with self._changed:
+            if wire is not self._wire:
+                return
         if frame.kind == Kind.CLOSED:
             with self._changed:
                 if frame.payload == self._ending:

@@ -25,7 +25,7 @@ from strongroom.base.errors import SourceError, SourceUnreachable
 from strongroom.base.streams import Attributes, Entry, Path, Skipped
 from strongroom.base.units import KIB, MIB
 
-PROTOCOL = 2
+PROTOCOL = 3
 _HEAD = struct.Struct(">I")
 WALKED_BYTES_MAX = 16 * MIB  # of one message of folders, unpacked; a part has 4096 names of 255 bytes at most
 PIECES_MAX = 4096  # of an offer

@@ -187,7 +187,7 @@ class SshStation(Station):
                 frame = wire.receive()
                 if frame.kind not in (Kind.DATA, Kind.ACK, Kind.CLOSED):
                     raise SourceUnreachable(reason="The agent sent a frame of no known kind.")
-                self.feed(frame)
+                self.feed(wire, frame)
         except SourceUnreachable as err:
             channel = self._channel
             self.leave(wire)

@@ -1,6 +1,9 @@
 """Frames over one connection, of TLS or of a pair of sockets before ssh: bounded, whole or not at all.
 
-    length u32 | kind u8 | seq u64 | ack u64 | payload of `length` bytes
+    length u32 | kind u8 | seq u64 | ack u64 | CRC-32 of all of it u32 | payload of `length` bytes
+
+The sum is not against attackers, whom TLS keeps out, but against errors of ours: what a restore writes at a host is
+looked at by nobody after this. A frame that fails it ends the connection, and is sent again over the next.
 
 One thread reads, any thread sends. OpenSSL allows one call at a time on a connection, so the socket is non-blocking and
 a lock is held for each call only; waiting happens outside of it.
@@ -13,6 +16,7 @@ import ssl
 import struct
 import threading
 import time
+import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -25,6 +29,7 @@ READ_BYTES = 256 * KIB
 SEND_S_MAX = 120.0  # for one frame: a peer that takes nothing for so long is gone
 KEEP_ALIVE_S = 20  # idle connections: seen dead after four missed probes, and kept open in address translations
 _HEADER = struct.Struct(">IBQQ")
+_SUM = struct.Struct(">I")
 
 
 class Kind(IntEnum):
@@ -66,6 +71,7 @@ class Wire:
         """Raises SourceUnreachable; the connection is of no use then."""
         assert len(payload) <= FRAME_BYTES_MAX, "the other side would close the connection, again and again"
         head = _HEADER.pack(len(payload), kind, seq, ack)
+        head += _SUM.pack(zlib.crc32(payload, zlib.crc32(head)))
         # One call, one TLS record for what is small; what is large is not copied.
         parts = (head + payload,) if len(payload) < 16 * KIB else (head, payload)
         deadline_s = time.monotonic() + SEND_S_MAX
@@ -93,7 +99,11 @@ class Wire:
         length, kind, seq, ack = _HEADER.unpack(head)
         if length > bytes_max:
             raise SourceUnreachable(reason="The connection is closed: a frame was too long.", detail=f"{length} bytes")
-        return Frame(kind, seq, ack, self._take(length, deadline_s))
+        (checksum,) = _SUM.unpack(self._take(_SUM.size, deadline_s))
+        payload = self._take(length, deadline_s)
+        if zlib.crc32(payload, zlib.crc32(head)) != checksum:
+            raise SourceUnreachable(reason="The connection is closed: a frame arrived spoilt.", detail=f"{length} bytes")
+        return Frame(kind, seq, ack, payload)
 
     def _take(self, length: int, deadline_s: float | None) -> bytes:
         buffer = self._buffer
@@ -144,7 +154,9 @@ class Wire:
             return
         self._closed = True
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+            # Of the socket below TLS: `SSLSocket.shutdown` takes TLS off first, and then a reader would take ciphertext
+            # for what was sent, and a sender send in the clear.
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         with self._lock, contextlib.suppress(OSError):
             self._sock.close()
 
