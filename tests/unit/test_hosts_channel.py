@@ -103,10 +103,10 @@ def test_messages_arrive_once_and_in_order_over_connections_that_are_cut(
 def test_a_connection_that_is_closed_under_its_reader_gives_it_nothing_but_what_was_sent(
     contexts: tuple[ssl.SSLContext, ssl.SSLContext],
 ) -> None:
-    """Between the end of the connection and that of its socket a reader may look once more: never at what is enciphered.
+    """Between the end of the connection and that of its socket a reader may look once more: never at ciphertext.
 
-    `SSLSocket.shutdown` ends TLS on the socket, and what had arrived was then read as if it had been sent so: a piece of
-    a file, completed with ciphertext.
+    `SSLSocket.shutdown` ends TLS on the socket, and what had arrived was then read as if it had been sent so: a piece
+    of a file, completed with ciphertext.
     """
     near, far = connection(contexts)
     payload = bytes(1_500_000)  # more than sockets hold

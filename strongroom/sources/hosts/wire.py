@@ -102,7 +102,9 @@ class Wire:
         (checksum,) = _SUM.unpack(self._take(_SUM.size, deadline_s))
         payload = self._take(length, deadline_s)
         if zlib.crc32(payload, zlib.crc32(head)) != checksum:
-            raise SourceUnreachable(reason="The connection is closed: a frame arrived spoilt.", detail=f"{length} bytes")
+            raise SourceUnreachable(
+                reason="The connection is closed: a frame arrived spoilt.", detail=f"{length} bytes"
+            )
         return Frame(kind, seq, ack, payload)
 
     def _take(self, length: int, deadline_s: float | None) -> bytes:
