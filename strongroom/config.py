@@ -99,6 +99,7 @@ class Settings:
     api_drain_s: int
     token_ttl_s: int
     audit_days: int
+    operation_log_days: int
     outgoing: Outgoing
     metrics_token: str | None = field(repr=False)
     metrics_detail: str
@@ -263,6 +264,11 @@ SETTINGS: dict[str, Setting] = {
         parse=number(30, 36500),
         default="365",
         meaning="How long the audit log is kept, counted in days of service.",
+    ),
+    "operation_log_days": Setting(
+        parse=number(30, 36500),
+        default="365",
+        meaning="How long the operation logs of what has ended are kept, counted in days of service.",
     ),
     "smtp_host": Setting(
         parse=listen_at,

@@ -403,7 +403,8 @@ async def start_prune(database: Database, task: Task) -> PruneJob:
 async def unknown_backups(database: Database, task: Task, backup_ids: Collection[str]) -> frozenset[str]:
     """Those of these ids that no row tells of, neither a backup nor an operation log of the task's vault.
 
-    A backup's log is written before its root can be and stays for ever, so this database never knew of that backup.
+    A backup's log is written before its root can be, and one stays until a prune has looked (tasks.forget): so this
+    database never knew of that backup.
     """
     async with database.read() as conn:
         found = await conn.execute(

@@ -12,7 +12,7 @@ the numbers that made a second job table unnecessary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -22,12 +22,14 @@ from psycopg.types.json import Jsonb
 
 from strongroom.base.clock import Clock
 from strongroom.base.errors import Fenced, StrongroomError
-from strongroom.base.ids import new_id
+from strongroom.base.ids import first_id, new_id
 from strongroom.control.db import Database
+from strongroom.control.promises import promise_time
 
 CHANNEL = "strongroom_tasks"
 LEASE_S = 10  # renewed every 2 s, so four renewals may fail before somebody else takes over (RULINGS 1)
 ATTEMPTS_MAX = 5  # a task that killed five workers will kill the sixth
+FORGET_ROWS_MAX = 1000  # of one transaction
 ANY_GROUP = "*"  # tasks that need the store only: every worker runs them
 
 
@@ -298,6 +300,54 @@ async def take_waiting(conn: AsyncConnection[Any], project_id: str, task_id: str
         )
         row = await cursor.fetchone()
     return Task(**row) if row is not None else None
+
+
+# In the order of ids, which is that of time: no index is needed to find what is old, and none has to be kept for it.
+_FORGET = """
+    WITH looked AS (
+        SELECT id, project_id, vault_id, backup_id, operation_type, status, ended_at FROM operation_logs
+        WHERE id > %(after)s AND id < %(first_kept)s ORDER BY id LIMIT %(rows)s),
+    gone AS (
+        DELETE FROM operation_logs o USING looked l WHERE o.id = l.id
+            AND o.status NOT IN ('waiting', 'running') AND o.ended_at < %(over)s
+            AND NOT EXISTS (SELECT 1 FROM sessions s WHERE s.task_id = l.id)
+            AND (l.backup_id IS NULL
+                 OR EXISTS (SELECT 1 FROM backups b WHERE b.project_id = l.project_id AND b.id = l.backup_id)
+                 OR NOT EXISTS (SELECT 1 FROM vaults v WHERE v.project_id = l.project_id AND v.id = l.vault_id)
+                 OR EXISTS (SELECT 1 FROM operation_logs p WHERE p.project_id = l.project_id
+                            AND p.vault_id = l.vault_id AND p.operation_type = 'prune' AND p.status = 'success'
+                            AND p.created_at > l.ended_at))
+            AND NOT (l.operation_type = 'verify' AND l.status = 'success'
+                     AND EXISTS (SELECT 1 FROM vaults v WHERE v.project_id = l.project_id AND v.id = l.vault_id)
+                     AND NOT EXISTS (SELECT 1 FROM operation_logs n WHERE n.project_id = l.project_id
+                                     AND n.vault_id = l.vault_id AND n.operation_type = 'verify'
+                                     AND n.status = 'success' AND n.ended_at > l.ended_at))
+        RETURNING 1)
+    SELECT max(id), (SELECT count(*) FROM gone)::int FROM looked
+"""
+
+
+async def forget(database: Database, days: int) -> int:
+    """Remove rows of what ended that many days of service ago; how many.
+
+    Kept longer: what is open, what a session still names, the last check of a vault that was good, by which `/metrics`
+    tells how long ago that is; and what names a backup that is gone, until a prune of its vault has looked at what the
+    store still has: a root that no row tells of is one that this database never knew (deletions.unknown_backups).
+    """
+    async with database.read() as conn:
+        over = await promise_time(conn) - timedelta(days=days)
+    after: str | None = ""
+    removed = 0
+    while after is not None:
+        async with database.transaction() as conn:
+            found = await conn.execute(
+                _FORGET, {"after": after, "first_kept": first_id(over), "over": over, "rows": FORGET_ROWS_MAX}
+            )
+            row = await found.fetchone()
+        assert row is not None
+        after, gone = row
+        removed += gone
+    return removed
 
 
 async def request_cancel(conn: AsyncConnection[Any], project_id: str, task_id: str) -> bool:

@@ -5,7 +5,7 @@ It lives on a thread of its own with its own event loop and pool, so that a busy
     loop     claim -> start a job's thread; LISTEN wakes it
              every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
              every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
-             every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget what the audit log is done with
+             every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget audits and tasks that are old
              every SELF_S: copy the database into the store when that is due
              every TELL_AGAIN_S: have the store keep what locked vaults hold
     threads  one a running job, bounded; they enter `control` through the portal
@@ -100,6 +100,7 @@ class Worker:
         dead: Literal["none", "place", "all"],
         limits: RunningLimits | None = None,
         audit_days: int,
+        operation_log_days: int,
         drain_s: float = 0.0,
         region: str = "",
         self_backups: SelfBackups | None = None,
@@ -112,7 +113,7 @@ class Worker:
         self._group = group
         self._concurrency = concurrency
         self._region = region
-        self._audit_days = audit_days
+        self._audit_days, self._log_days = audit_days, operation_log_days
         self._self_backups = self_backups or SelfBackups()
         self._outgoing, self._ring = outgoing, ring
         self._place, self._dead, self._limits = place, dead, limits
@@ -282,9 +283,10 @@ class Worker:
             await self._one_of_many(expiry.expire(database, found, self._clock), found)
 
     async def _forget(self, database: Database) -> None:
-        """Rows of the audit log whose time is over."""
+        """Rows of the audit log and of tasks whose time is over."""
         while await audit.purge(database, self._audit_days) == audit.PURGE_ROWS_MAX:
             pass
+        await tasks.forget(database, self._log_days)
 
     async def _notify(self, database: Database) -> None:
         """Messages to tenants that are due (notify.py)."""

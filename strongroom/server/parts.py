@@ -89,6 +89,7 @@ class Parts:
             drain_s=drain_s,
             region=settings.region,
             audit_days=settings.audit_days,
+            operation_log_days=settings.operation_log_days,
             outgoing=settings.outgoing,
             ring=Ring([settings.master_key_file.read_bytes()]),
             self_backups=SelfBackups(every=timedelta(hours=settings.self_backup_hours), keep=settings.self_backup_keep),

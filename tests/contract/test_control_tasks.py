@@ -321,3 +321,71 @@ async def test_any_order_of_events_ends_each_task_once(world: World) -> None:
         await finish(task)
     assert sorted(ended) == sorted(everything)
     assert await world.one("SELECT max(attempts) FROM operation_logs") <= ATTEMPTS_MAX  # type: ignore[operator]
+
+
+async def test_old_logs_go_but_for_those_that_something_still_needs(world: World) -> None:
+    """Open ones, the last good check of a vault, what a session names; and the last word on a backup that is gone,
+    until a prune has looked whether its root is: without it the prune would take that root for one it never knew."""
+    await world.execute("ALTER TABLE promise_clock DISABLE TRIGGER promise_clock_runs")
+    vault = await world.add_vault()
+
+    async def ended(operation: str, **members: object) -> str:
+        made = await add(world, vault, operation_type=operation, **members)
+        task = await claimed(world)
+        assert task is not None and task.id == made
+        await end(world, task)
+        return made
+
+    async def left() -> set[str]:
+        rows = await world.execute("SELECT id FROM operation_logs")
+        counted = await world.client.get(world.v3("operation-logs"))
+        listed = await world.one("SELECT count(*) FROM operation_logs WHERE listed AND operation_type <> 'prune'")
+        assert counted.json()["count"] == listed
+        return {row[0] for row in rows}
+
+    async def pass_days(days: int) -> None:
+        await world.execute(f"UPDATE promise_clock SET at = now() + interval '{days} days'")
+
+    checks = [await ended("verify") for _ in range(2)]
+    gone = await ended("backup", resource_id=new_id(), backup_id=new_id())
+    named = await ended("restore", target_resource_id=new_id())
+    await ended("restore", target_resource_id=new_id())
+    await world.execute(
+        f"INSERT INTO sessions (id, project_id, vault_id, task_id, kind, index_number, opened_at) "
+        f"VALUES ('s', '{world.project}', '{vault}', '{named}', 'restore', 1, now())"
+    )
+    waiting = await add(world, worker_group="elsewhere")
+    everything = await left()
+
+    await pass_days(364)
+    assert await tasks.forget(world.database, 365) == 0
+    assert await left() == everything
+    await pass_days(400)
+    assert await tasks.forget(world.database, 365) == 2
+    assert await left() == {checks[1], gone, named, waiting}
+
+    await ended("prune", listed=False)
+    assert await tasks.forget(world.database, 365) == 2
+    assert await left() == {checks[1], named, waiting}
+    await world.execute("DELETE FROM sessions")
+    assert await tasks.forget(world.database, 365) == 1
+    assert await left() == {checks[1], waiting}
+
+
+async def test_as_many_old_logs_as_there_are_go_in_small_transactions(world: World) -> None:
+    """More than one transaction takes, behind some that stay."""
+    await world.execute("ALTER TABLE promise_clock DISABLE TRIGGER promise_clock_runs")
+    vault = await world.add_vault()
+    async with world.database.transaction() as conn:
+        every = [
+            NewTask(project_id=world.project, operation_type="restore", request_id="r", vault_id=vault)
+            for _ in range(2 * tasks.FORGET_ROWS_MAX + 5)
+        ]
+        await tasks.insert(conn, every, world.clock.now())
+    await world.execute(
+        "UPDATE operation_logs SET status = 'success', ended_at = now() "
+        f"WHERE id NOT IN (SELECT id FROM operation_logs ORDER BY id LIMIT {tasks.FORGET_ROWS_MAX})"
+    )
+    await world.execute("UPDATE promise_clock SET at = now() + interval '400 days'")
+    assert await tasks.forget(world.database, 365) == tasks.FORGET_ROWS_MAX + 5
+    assert await world.one("SELECT count(*) FROM operation_logs") == tasks.FORGET_ROWS_MAX

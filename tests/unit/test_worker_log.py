@@ -24,6 +24,7 @@ def worker() -> Worker:
         place="p",
         dead="none",
         audit_days=365,
+        operation_log_days=365,
     )
 
 

@@ -7,13 +7,15 @@
 Where 5 cannot be done (a network or flavor is gone, or nobody could tell them) the volumes stand, and a warning has the
 reason and the command that makes the server. Death before 4 leaves volumes that are MAKING: `recover` deletes them.
 Afterwards a later attempt of the same task deletes what is MADE by it, its server too, and makes both anew: nobody was
-told of them yet.
+told of them yet. A cancel before the end takes back all of it.
 """
 
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from strongroom.base.errors import SourceError, TargetDenied
@@ -34,6 +36,7 @@ MAKING, MADE = "strongroom.making", "strongroom.made"  # in the metadata of volu
 NEW_ADDRESSES = "The new server gets network addresses of its own."
 _ABOUT_STORAGE = ("signature_verified", "image_id", "image_name", "checksum", "container_format", "disk_format",
                   "min_disk", "min_ram", "size")  # fmt: skip
+_PATTERN, _LITERAL = re.compile(r"[.^$*+?()\[\]{}|\\]"), r"\\\g<0>"
 
 
 def plan(wanted: MachineRestoreWanted) -> MachineRestorePlan:
@@ -89,9 +92,10 @@ class NewServer:
         self._attached.close()
         for disk in self._wanted.disks:
             self._seal(disk)
+        told = self._make_server()
         self._finished = True
         written = sum(writer.written_bytes for writer in self._writers.values())
-        return TargetReport(written_bytes=written, warnings=tuple(self._make_server()))
+        return TargetReport(written_bytes=written, warnings=tuple(told))
 
     def _make_volumes(self) -> None:
         for disk in self._wanted.disks:
@@ -153,6 +157,10 @@ class NewServer:
                 told += " Nova starts what it makes: it was stopped at once."
         except SourceError as err:
             return [f"The new server {made} is there, but it does not run: {err.message}"]
+        except BaseException:  # a cancel: nobody is told of this server, so it goes, and then its volumes
+            with contextlib.suppress(SourceError):
+                _delete_server(self._cloud, made)
+            raise
         return [told]
 
     def _close(self) -> None:
@@ -172,14 +180,24 @@ def recover(cloud: Any, finished_tasks: frozenset[str]) -> list[str]:
 def _remove_attempt(cloud: Any, wanted: MachineRestoreWanted) -> None:
     """What an earlier attempt of this very task made. Raises SourceError."""
     with errors("what an earlier attempt made"):
-        query = {"name": f"^{wanted.new_name}$"}
+        query = {"name": f"^{_PATTERN.sub(_LITERAL, str(wanted.new_name))}$"}  # Nova takes it for a pattern
         found = checked(cloud.compute.get("/servers/detail", params=query, microversion=MICROVERSION))["servers"]
         for server in found:
             if (server.get("metadata") or {}).get(MADE) == wanted.task_id:
-                call(cloud, "DELETE", server["id"], what=f"server {server['id']}")
+                _delete_server(cloud, str(server["id"]))
     for task, volume in (*_marked(cloud, MADE), *_marked(cloud, MAKING)):
         if task == wanted.task_id:
             _drop(cloud, volume)
+
+
+def _delete_server(cloud: Any, server_id: str) -> None:
+    """Gone on return: it has its volumes until then. Raises SourceError."""
+    what = f"server {server_id}"
+
+    def get(_: str) -> SimpleNamespace:
+        return SimpleNamespace(status=call(cloud, "GET", server_id, what=what)["server"]["status"])
+
+    delete(get, lambda _: call(cloud, "DELETE", server_id, what=what), server_id)
 
 
 def _marked(cloud: Any, mark: str) -> list[tuple[str, Any]]:

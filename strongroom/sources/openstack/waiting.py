@@ -15,7 +15,7 @@ from strongroom.sources.openstack.cloud import errors
 MADE_S_MAX = 7200.0  # a snapshot or a volume of it: a back end may copy everything
 GONE_S_MAX = 600.0
 POLL_S = 1.0
-_IN_THE_MAKING = ("creating", "downloading", "attaching", "detaching")  # cannot be deleted now
+_IN_THE_MAKING = ("creating", "downloading", "attaching", "detaching", "reserved")  # cannot be deleted now
 
 
 def wait(get: Callable[[str], Any], object_id: str, status: str, seconds: float, check: Check) -> Any:
@@ -46,9 +46,21 @@ def delete(get: Callable[[str], Any], remove: Callable[[str], Any], object_id: s
                 if late or (asked and found.status.startswith("error")):
                     raise SourceError(reason=f"OpenStack does not delete it: it is {found.status}.", detail=object_id)
                 if not asked and found.status not in _IN_THE_MAKING:
-                    remove(object_id)
+                    _ask(remove, object_id, found.status)
                     asked = True
                     continue
                 time.sleep(POLL_S)
     except SourceGone:
         return
+
+
+def _ask(remove: Callable[[str], Any], object_id: str, status: str) -> None:
+    """What an attempt that was cut off has asked for already is refused, and goes all the same."""
+    try:
+        with errors("what a task made"):
+            remove(object_id)
+    except SourceGone:
+        raise
+    except SourceError:
+        if status != "deleting":
+            raise
