@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 import psycopg
 
+from bench.ending import end_on_sigterm
 from strongroom.control import migrate
 from strongroom.control.embedded_postgres import EmbeddedPostgres
 
@@ -186,6 +187,7 @@ def take_over(bench: Installation, api: httpx.Client, vault: str) -> float:
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=96)
     parser.add_argument("--workers", default="1,2,4")

@@ -57,6 +57,11 @@ SUITES: dict[str, Suite] = {
         counted=KILLS,
         file="e2e/test_chaos.py",
     ),
+    "files through an agent": Suite(
+        promise="many small files of a host, over a line that is cut every 30 s: one attempt each way, all are back",
+        counted="files",
+        file="e2e/test_agent_many.py",
+    ),
     "faults rotate": Suite(
         promise="every domain opens while the master key is rotated",
         counted=CALLS,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from bench.ending import end_on_sigterm
 from bench.many_workers import Installation, back_up, client, make_vaults, settle
 from strongroom.control import migrate
 from strongroom.control.embedded_postgres import EmbeddedPostgres
@@ -54,6 +55,7 @@ def measure(bench: Installation, api: httpx.Client, vaults: list[str], pause_s: 
 
 
 def main() -> None:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", default="1,2,4,8")
     parser.add_argument("--tasks", type=int, default=30)

@@ -25,6 +25,7 @@ import psycopg
 from bench import parse_count
 from bench.api import filters, load, report, seed, servers
 from bench.api.report import Figures
+from bench.ending import end_on_sigterm
 from strongroom.control import migrate
 from strongroom.control.embedded_postgres import EmbeddedPostgres
 
@@ -226,6 +227,7 @@ def run(options: argparse.Namespace, folder: Path, figures: Figures) -> None:
 
 
 def main() -> int:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(
         prog="bench.api", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

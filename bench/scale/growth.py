@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import parse_count
+from bench.ending import end_on_sigterm
 from bench.scale import catalogue as seeded
 from bench.scale import costs, report, workers
 
@@ -25,6 +26,7 @@ POINTS_PER_VAULT = 100
 
 
 def main() -> int:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1K,10K,100K,1M")
     parser.add_argument("--project", type=parse_count, default=parse_count("10M"), help="size of the part `project`")

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from bench import parse_count
 from bench.api.load import family_cpu_seconds
+from bench.ending import end_on_sigterm
 from bench.many_workers import Installation
 from bench.scale import catalogue as seeded
 from bench.scale.catalogue import PASSWORD, Catalogue, Tenant
@@ -225,6 +226,7 @@ def measure(options: argparse.Namespace, made: Catalogue) -> dict[str, Any]:
 
 
 def main() -> int:
+    end_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=100, help="at least one of each tenant")

@@ -263,8 +263,10 @@ class _Pourer:
             at = 0
             for step in head.steps:
                 if isinstance(step, Bytes):
-                    self._files[step.number].write(step.offset, tail[at : at + step.length])
-                    at += step.length
+                    at, begin = at + step.length, at
+                    if not begin <= at <= len(tail):
+                        raise SourceError(reason="The server sent less of a file than it said.")
+                    self._files[step.number].write(step.offset, tail[begin:at])
                 elif isinstance(step, EndFile):
                     self._files.pop(step.number).close()
                 else:

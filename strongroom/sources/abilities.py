@@ -12,10 +12,11 @@ from strongroom.sources.disk import open_image
 from strongroom.sources.machines.base import Ability
 from strongroom.sources.oserrors import source_error
 from strongroom.sources.qcow2_header import is_qcow2, load_header
-from strongroom.sources.qemu_tools import is_written, tool
+from strongroom.sources.qemu_tools import is_written
 from strongroom.sources.snapshots.base import Chosen
 from strongroom.sources.snapshots.choose import choose_for_device, choose_for_folder, choose_for_image
 from strongroom.sources.snapshots.rbd import SCHEME, image_facts, parse_address
+from strongroom.sources.tools import tool
 
 BY_TIMES = "Files whose inode, size or change time differs are read."
 BY_SNAPSHOTS = "Only blocks that differ from the snapshot of the last backup are read."

@@ -43,11 +43,12 @@ from strongroom.sources.oserrors import shown, source_error
 from strongroom.sources.pace import Pace
 from strongroom.sources.qcow2_header import Qcow2Header, load_header
 from strongroom.sources.qcow2_target import Qcow2Target
-from strongroom.sources.qemu_tools import image_info, is_written, qcow2_of, run_tool, served, tool
+from strongroom.sources.qemu_tools import image_info, is_written, qcow2_of, served
 from strongroom.sources.snapshots.base import Hold, own_prefix, snapshot_name
 from strongroom.sources.snapshots.choose import choose_for_image
 from strongroom.sources.swap import Trace, no_trace
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds
+from strongroom.sources.tools import run_tool, tool
 
 GRANULARITY = 64 << 10  # of bitmaps: the engine's block of disks, and 2 MiB of bitmap a TiB
 IN_USE = "A machine has the image open: its lists of changed blocks are not in the file until it closes it."

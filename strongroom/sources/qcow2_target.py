@@ -11,7 +11,8 @@ from strongroom.base.units import KIB
 from strongroom.sources.disk import open_image
 from strongroom.sources.image_target import ImageTarget, require_inside
 from strongroom.sources.qcow2_header import load_header
-from strongroom.sources.qemu_tools import qcow2_of, run_tool, served
+from strongroom.sources.qemu_tools import qcow2_of, served
+from strongroom.sources.tools import run_tool
 
 CLUSTER_BYTES = 64 * KIB  # of an image that replaces nothing: QEMU's own choice
 

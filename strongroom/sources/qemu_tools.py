@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shutil
 import struct
 import subprocess
 import tempfile
@@ -16,21 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from strongroom.base.errors import SourceDenied, SourceError, SourceGone
+from strongroom.base.errors import SourceError, SourceGone
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.machines.nbd_wire import UnixAddress
+from strongroom.sources.tools import TOOL_S_MAX, complaint_of, require_free, run_tool, tool
 
-TOOL_S_MAX = 120.0  # of one qemu-img: it handles headers and bitmaps, never content
-PACKAGES = {  # as Debian calls what a tool comes with
-    "qemu-nbd": "qemu-utils",
-    "qemu-img": "qemu-utils",
-    "rbd": "ceph-common",
-    "lvm": "lvm2",
-    "zfs": "zfsutils-linux",
-    "thin_delta": "thin-provisioning-tools",
-}
 START_S_MAX = 30.0  # until qemu-nbd listens
-OUTPUT_BYTES_MAX = 4 << 20  # of one tool; 65 535 bitmaps fit
 END_S_MAX = 5.0  # from the end of the connection to the end of qemu-nbd
 STEP_S = 0.01  # between two looks whether qemu-nbd listens
 
@@ -49,29 +39,6 @@ def qcow2_of(fd: int) -> str:
     """The image behind a descriptor, as an argument of a tool: it alone, whatever its header names."""
     node = {"driver": "file", "filename": f"/proc/self/fd/{fd}"}
     return "json:" + json.dumps({"driver": "qcow2", "backing": None, "file": node})
-
-
-def run_tool(arguments: Sequence[str], fds: Sequence[int] = (), *, output_bytes_max: int = OUTPUT_BYTES_MAX) -> str:
-    """The output of one run of a tool, cut off at a limit. Raises SourceError with its complaint as the detail."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaint:
-        try:
-            subprocess.run(
-                [tool(arguments[0]), *arguments[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=complaint,
-                pass_fds=fds,
-                timeout=TOOL_S_MAX,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as err:
-            _require_free(_text(complaint))
-            raise SourceError(
-                reason=f"{arguments[0]} could not do its work on the disk. Run the task again; the log tells more.",
-                detail=f"{' '.join(arguments[:3])}: {err}; {_text(complaint)}",
-            ) from err
-        out.seek(0)
-        return out.read(output_bytes_max).decode("utf-8", "replace")
 
 
 def image_info(fd: int) -> Mapping[str, Any]:
@@ -103,7 +70,7 @@ class Serving:
             raise SourceError(reason="qemu-nbd does not let go of the disk. Run the task again.") from err
         if code != 0:
             raise SourceError(
-                reason="qemu-nbd could not finish the disk. Run the task again.", detail=_text(self._complaint)
+                reason="qemu-nbd could not finish the disk. Run the task again.", detail=complaint_of(self._complaint)
             )
 
 
@@ -140,14 +107,6 @@ def served(
             yield Serving(client, process, complaint)
 
 
-def tool(name: str) -> str:
-    """Where a tool is. Raises SourceError with what to install."""
-    found = shutil.which(name)
-    if found is None:
-        raise SourceError(reason=f"{name} is not installed on this worker. Install it ({PACKAGES.get(name, name)}).")
-    return found
-
-
 def _connect(process: subprocess.Popen[bytes], path: str, bitmap: str | None, complaint: BinaryIO) -> NbdClient:
     give_up_s = time.monotonic() + START_S_MAX
     while True:
@@ -156,20 +115,11 @@ def _connect(process: subprocess.Popen[bytes], path: str, bitmap: str | None, co
                 return NbdClient.connect(UnixAddress(path=path), "", bitmap=bitmap)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STEP_S)
-            text = _text(complaint)
-            _require_free(text)
+            text = complaint_of(complaint)
+            require_free(text)
             raise SourceError(reason="qemu-nbd could not open the disk. The log tells more.", detail=text)
         if time.monotonic() > give_up_s:
-            raise SourceError(reason="qemu-nbd does not start. Run the task again.", detail=_text(complaint))
-
-
-def _require_free(complaint: str) -> None:
-    """Raises SourceDenied when a tool says that another QEMU holds the lock of the disk."""
-    if " lock" in complaint:
-        raise SourceDenied(
-            reason="Another program has the disk open. Register the machine that does, or stop it for this task.",
-            detail=complaint,
-        )
+            raise SourceError(reason="qemu-nbd does not start. Run the task again.", detail=complaint_of(complaint))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -180,8 +130,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _text(file: BinaryIO) -> str:
-    file.seek(0)
-    return file.read(2000).decode("utf-8", "replace").strip()

@@ -35,10 +35,11 @@ from strongroom.sources.disk import only_changed
 from strongroom.sources.machines.nbd import NbdClient
 from strongroom.sources.oserrors import shown
 from strongroom.sources.pace import Pace
-from strongroom.sources.qemu_tools import served, tool
+from strongroom.sources.qemu_tools import served
 from strongroom.sources.snapshots.base import Hold, Ranges, snapshot_of, snapshot_values
 from strongroom.sources.snapshots.rbd import Rbd, RbdAddress, allocated, has_watchers, image_facts, parse_address
 from strongroom.sources.tokens import Values, dump_token, load_token, nanoseconds
+from strongroom.sources.tools import tool
 
 CLEAN_UP_S_MAX, CLEAN_UP_STEP_S = 5.0, 0.2
 SNAPSHOT_REASON = "A snapshot of the RBD image is read, so all of it is of one moment."

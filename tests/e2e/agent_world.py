@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -166,18 +167,28 @@ class World:
 
 
 class Proxy:
-    """A TCP proxy that cuts its connection after so many bytes from the agent, again and again.
+    """A TCP proxy that cuts its connections, again and again: each after so many bytes from the agent, or seconds.
 
-    from_far: what counts comes from the target. cuts_max: then it cuts no more.
+    from_far: what counts comes from the target. cuts_max: then it cuts no more. seed: how many bytes is by chance, half
+    of `cut_every_bytes` to one and a half of them.
     """
 
     def __init__(
-        self, target: str, cut_every_bytes: int, *, from_far: bool = False, cuts_max: int | None = None
+        self,
+        target: str,
+        cut_every_bytes: int | None = None,
+        *,
+        cut_every_s: float | None = None,
+        from_far: bool = False,
+        cuts_max: int | None = None,
+        seed: int | None = None,
     ) -> None:
         host, _, port = target.rpartition(":")
         self.target = (host, int(port))
-        self.cut_every_bytes = cut_every_bytes
+        self.cut_every_bytes, self.cut_every_s = cut_every_bytes, cut_every_s
+        self._chance = random.Random(seed) if seed is not None else None
         self.cuts = 0
+        self.passed = 0  # bytes that counted
         self.cuts_max = cuts_max
         self.from_far = from_far
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -199,16 +210,21 @@ class Proxy:
             near.close()
             return
         limit = self.cut_every_bytes
+        if limit is not None and self._chance is not None:
+            limit = self._chance.randint(limit // 2, limit * 3 // 2)
         near_limit, far_limit = (None, limit) if self.from_far else (limit, None)
-        threading.Thread(target=self._copy, args=(far, near, far_limit), daemon=True).start()
-        self._copy(near, far, near_limit)
+        threading.Thread(target=self._copy, args=(far, near, far_limit, self.from_far), daemon=True).start()
+        self._copy(near, far, near_limit, not self.from_far)
 
-    def _copy(self, source: Any, sink: Any, limit: int | None) -> None:
+    def _copy(self, source: Any, sink: Any, limit: int | None, counts: bool) -> None:
         passed = 0
+        begun_s = time.monotonic()
         try:
             while data := source.recv(16_384):
                 passed += len(data)
-                if limit is not None and passed > limit and self.cuts != self.cuts_max:
+                self.passed += len(data) if counts else 0
+                late = counts and self.cut_every_s is not None and time.monotonic() - begun_s > self.cut_every_s
+                if (late or (limit is not None and passed > limit)) and self.cuts != self.cuts_max:
                     self.cuts += 1
                     break
                 sink.sendall(data)

@@ -1,22 +1,20 @@
 """A real Cinder (API, scheduler, volume) with a real Keystone and RabbitMQ, SQLite, on free ports of loopback."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 from harness import wait_until
 from lifeline import end_with_starter
-from real_keystone import PASSWORD, REGION, ROOT, Keystone
+from private_environment import environment
+from real_keystone import PASSWORD, REGION, Keystone
 
-LOCK = ROOT / "requirements" / "cinder.txt"
 MICROVERSION = "3.59"
 PATIENT = Path(__file__).parent / "patient_sqlite"
 RABBIT = "/usr/lib/rabbitmq/bin/rabbitmq-server"
@@ -59,25 +57,13 @@ password = {password}
 """
 
 
-def environment() -> Path:
-    """An environment with Cinder in it: made once for each content of the lock file."""
-    home = ROOT / ".keystone" / ("cinder-" + hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16])
-    done = home / "installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--require-hashes", "-r", str(LOCK)], check=True)
-        done.touch()
-    return home
-
-
 class Cinder:
     """Everything that is needed, started; `stop` ends it. `volumes` is the folder of the volumes' files."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self._folder = folder
-        self._home = environment()
+        self._home = environment("cinder")
         self._processes: list[subprocess.Popen[bytes]] = []
         self.volumes = folder / "volumes"
         self.keystone = Keystone(folder / "keystone").start()

@@ -1,19 +1,16 @@
 """A real Keystone: OpenStack's own package in an environment of its own, SQLite, on a free port of loopback."""
 
-import hashlib
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 from harness import wait_until
 from lifeline import end_with_starter
+from private_environment import environment
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-LOCK = ROOT / "requirements" / "keystone.txt"
 PASSWORD = "correct horse battery staple"
 REGION = "RegionOne"
 
@@ -31,23 +28,11 @@ key_repository = {folder}/credential
 """
 
 
-def environment() -> Path:
-    """Folder of programs of an environment with Keystone in it: made once for each content of the lock file."""
-    home = ROOT / ".keystone" / hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
-    done = home / "installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--require-hashes", "-r", str(LOCK)], check=True)
-        done.touch()
-    return home / "bin"
-
-
 class Keystone:
     """`admin` administers it; `member` gives tokens of any user. Stop it and start it again as often as wanted."""
 
     def __init__(self, folder: Path) -> None:
-        self._programs = environment()
+        self._programs = environment("keystone") / "bin"
         self._folder = folder
         folder.mkdir()
         self._config = folder / "keystone.conf"

@@ -1,21 +1,19 @@
 """A real Nova (API, scheduler, conductor, compute with Nova's own fake hypervisor) with its Placement, SQLite, beside a
 real Cinder: what is asked of Nova's API and of its volumes is real, the machines are rows, the networks pretended."""
 
-import hashlib
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 from harness import wait_until
 from pretended_neutron import PretendedNeutron
+from private_environment import environment
 from real_cinder import PATIENT, Cinder
-from real_keystone import PASSWORD, REGION, ROOT
+from real_keystone import PASSWORD, REGION
 
-LOCK = ROOT / "requirements" / "nova.txt"
 MICROVERSION = "2.89"
 
 LOGIN = """
@@ -63,25 +61,13 @@ sync_on_startup = true
 """
 
 
-def environment() -> Path:
-    """An environment with Nova and Placement in it: made once for each content of the lock file."""
-    home = ROOT / ".keystone" / ("nova-" + hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16])
-    done = home / "installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        pip = [str(home / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", "--require-hashes", "-r", str(LOCK)], check=True)
-        done.touch()
-    return home
-
-
 class Nova:
     """Started beside a Cinder, whose `stop` ends its processes too; `stop` ends the rest."""
 
     def __init__(self, folder: Path, cinder: Cinder) -> None:
         folder.mkdir()
         self._folder = folder
-        self._home = environment()
+        self._home = environment("nova")
         self._cinder = cinder
         self.port, placement = _free_port(), _free_port()
         (folder / "state").mkdir()

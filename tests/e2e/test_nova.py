@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from real_cinder import Cinder
 from real_nova import Nova
 from recorded import recording
 
-from strongroom.base.errors import SourceGone
+from strongroom.base.errors import Canceled, SourceGone
 from strongroom.sources.base import SourceRef
 from strongroom.sources.machines.base import DiskWanted, MachineRestoreWanted, MachineWanted
 from strongroom.sources.openstack.nova import NovaDriver
@@ -243,6 +243,45 @@ def test_a_new_server_is_made_of_a_restore_point(cloud: Cloud, clouds: Path) -> 
     assert "no flavor gone any more" in told and "openstack server create --flavor gone --volume" in told
     driver.recover(ref(server), frozenset({TASK}))
     assert len(made()) == 4, "what was told of is never removed"
+
+
+def test_a_new_server_that_nobody_was_told_of_goes_with_its_volumes(cloud: Cloud, clouds: Path) -> None:
+    """A cancel while Nova makes it takes it back. An attempt whose end nobody wrote down is undone by the next one of
+    the same task, which waits until its server is gone; its name may mean something else to a pattern."""
+    driver = NovaDriver()
+    server, root, _ = cloud.server("told")
+    with driver.open_machine(ref(server), MachineWanted(included=frozenset({root}))) as point:
+        definition = point.definition
+    before = {volume["id"] for volume in cloud.ask("GET", "/volumes")["volumes"]}
+    name = "new (1) a+b."
+
+    def made() -> list[str]:
+        return [volume["id"] for volume in cloud.ask("GET", "/volumes")["volumes"] if volume["id"] not in before]
+
+    def servers() -> list[str]:
+        found = cloud.nova.call("GET", "/servers")["servers"]
+        return [one["id"] for one in found if one["name"] == name]
+
+    def canceled() -> None:
+        if servers():
+            raise Canceled
+
+    asked = wanted(server, (root,), definition=definition, new_name=name, power_on=True)
+    with (
+        pytest.raises(Canceled),
+        driver.open_target(driver.plan_restore(replace(asked, check=canceled)), {}) as target,
+    ):
+        target.finish()
+    assert (servers(), made()) == ([], [])
+
+    with driver.open_target(driver.plan_restore(asked), {}) as target:
+        target.finish()
+    (first,) = servers()
+    with driver.open_target(driver.plan_restore(asked), {}) as target:
+        assert servers() == [] and len(made()) == 1
+        target.finish()
+    (second,) = servers()
+    assert first != second and len(made()) == 1
 
 
 def driver_nics(cloud: Cloud, server: str) -> list[dict[str, str]]:

@@ -20,8 +20,8 @@ from typing import Any, Final
 from strongroom.base.errors import SourceError
 from strongroom.base.units import MIB, human_bytes
 from strongroom.sources.oserrors import shown
-from strongroom.sources.qemu_tools import run_tool
 from strongroom.sources.snapshots.base import RANGES_MAX, Changes, Consistency, Parent, Snapshot
+from strongroom.sources.tools import run_tool
 
 ROOM_PERCENT = 20  # of the origin, for what it overwrites while a classic snapshot is read
 ROOM_PERCENT_MIN = 5  # less than this is not even tried

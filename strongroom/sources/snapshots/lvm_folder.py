@@ -14,10 +14,10 @@ from strongroom.sources.files import open_root
 from strongroom.sources.inodes import syncfs
 from strongroom.sources.mounts import Mount, load_mounts, mounted_below
 from strongroom.sources.oserrors import shown, source_error
-from strongroom.sources.qemu_tools import run_tool
 from strongroom.sources.snapshots import lvm
 from strongroom.sources.snapshots.base import Changes, Parent, Snapshot
 from strongroom.sources.snapshots.mounted import OURS, MountedSnapshot, are_free, make_place, mount_and_rest
+from strongroom.sources.tools import run_tool
 
 KINDS = ("ext2", "ext3", "ext4", "xfs")  # file systems of one device that can be mounted twice
 

@@ -15,8 +15,8 @@ from typing import Any, Final, TypeVar
 from strongroom.base.errors import SourceError, SourceGone
 from strongroom.base.streams import Extent, ExtentKind
 from strongroom.sources.oserrors import shown
-from strongroom.sources.qemu_tools import run_tool
 from strongroom.sources.snapshots.base import RANGES_MAX, Changes, Consistency, Parent, Snapshot
+from strongroom.sources.tools import run_tool
 
 T = TypeVar("T")
 

@@ -15,9 +15,9 @@ from strongroom.sources.files import open_root
 from strongroom.sources.inodes import syncfs
 from strongroom.sources.mounts import Mount, load_mounts, mounted_below
 from strongroom.sources.oserrors import shown, source_error
-from strongroom.sources.qemu_tools import run_tool
 from strongroom.sources.snapshots.base import PREFIX, Changes, Parent, Snapshot
 from strongroom.sources.snapshots.mounted import OURS, MountedSnapshot, are_free, make_place, mount_and_rest
+from strongroom.sources.tools import run_tool
 
 BUSY_S_MAX, BUSY_STEP_S = 5.0, 0.05
 KINDS = ("zfs", "fuse.zfs")
