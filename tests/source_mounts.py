@@ -30,3 +30,16 @@ def mounted(kind: str, base: Path, options: str = "loop") -> Iterator[Path]:
         yield point
     finally:
         subprocess.run(["umount", str(point)], check=True)
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[Path]:
+    """A block device of an image file; skips where there are none."""
+    made = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield Path(device)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)

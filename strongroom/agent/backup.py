@@ -29,6 +29,7 @@ from strongroom.sources.hosts.messages import (
     BATCH_BYTES,
     CHUNKS_BYTES,
     PIECES_MAX,
+    TEXT_MAX,
     BackupJob,
     Chunks,
     Commit,
@@ -115,7 +116,11 @@ def _opened(tree: HostTree, places: tuple[Place, ...], job: BackupJob) -> PointO
         taken_at_ns=tree.taken_at_ns,
         unchanged_before_ns=tree.unchanged_before_ns,
         full_reason=_full_reason(own, job),
-        metadata={"file_system": ", ".join(sorted(tree.file_systems)), "paths": len(places)},
+        metadata={
+            "file_system": ", ".join(sorted(tree.file_systems)),
+            "paths": len(places),
+            "disks": tree.disk_reasons[:TEXT_MAX] or None,
+        },
         root=entry,
         root_attributes=attributes,
     )

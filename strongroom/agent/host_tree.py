@@ -4,7 +4,7 @@
     tree    ()  etc ...   srv   srv/data ...   srv/www   srv/www/index.html
 
 Folders above a path are entries with what leads on, and nothing else. No part of a path may be a symbolic link: what
-is read must be where its name says.
+is read must be where its name says. Disks are files (disks.py).
 """
 
 import os
@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from strongroom.agent.disks import DiskFolder, OpenDisk, is_disk
 from strongroom.agent.policy import Policy, is_at_or_below, normal
 from strongroom.base.clock import Clock
 from strongroom.base.errors import InvalidRequest, SourceDenied, SourceError, SourceGone
@@ -30,10 +31,14 @@ _SPECIAL = b"*?["
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A protected path: parts of it, whether it is a folder, and exclude patterns below it. identity: device, inode."""
+    """A protected path: parts of it, whether it is a folder or a disk, and exclude patterns below it.
+
+    identity: device and inode; of a disk nothing, because each backup reads all of it
+    """
 
     parts: Path
     is_folder: bool
+    is_disk: bool = False
     exclude: tuple[str, ...]
     identity: tuple[int, int]
 
@@ -56,9 +61,13 @@ def places_of(roots: Sequence[Root], patterns: Sequence[str], policy: Policy) ->
         policy.require_readable(path)
         if found and is_at_or_below(path, found[-1].path):
             continue
+        if is_disk(path):
+            policy.require_readable(path, disk=True)
+            found.append(Place(parts=split(path), is_folder=False, is_disk=True, exclude=(), identity=(0, 0)))
+            continue
         info = _look(path)
         if not stat.S_ISDIR(info.st_mode) and not stat.S_ISREG(info.st_mode):
-            raise SourceError(reason=f"{shown(path)} is neither a folder nor a file. Take it out of the paths.")
+            raise SourceError(reason=f"{shown(path)} is no folder, file or disk. Take it out of the paths.")
         inside = [*(_normal(path) for path in root.excluded), *policy.own]
         found.append(
             Place(
@@ -111,12 +120,17 @@ class HostTree:
         self._options = options
         self._pace = Pace(options.read_limit_bytes_s)
         self._fds: list[int] = []
+        self._disks: dict[Path, OpenDisk] = {}
         self.taken_at_ns = nanoseconds(clock.now())
         self.file_systems: set[str] = set()
         before = []
         try:
             for place in places:
                 fd = self._open(place.parts if place.is_folder else place.parts[:-1])
+                if place.is_disk:
+                    self._disks[place.parts] = OpenDisk(place.path, self.taken_at_ns, self._pace)
+                    before.append(unchanged_before(self.taken_at_ns, ""))
+                    continue
                 syncfs(fd)
                 kind = file_system(fd)
                 self.file_systems.add(kind)
@@ -131,8 +145,15 @@ class HostTree:
 
     def close(self) -> None:
         """Idempotent."""
+        while self._disks:
+            self._disks.popitem()[1].close()
         while self._fds:
             os.close(self._fds.pop())
+
+    @property
+    def disk_reasons(self) -> str:
+        """What is read of each disk, for people; "" without one."""
+        return " ".join(f"{shown(below(b'/', path))}: {disk.reason}" for path, disk in self._disks.items())
 
     def root(self) -> tuple[Entry, Attributes]:
         fd = self._open(())
@@ -154,11 +175,18 @@ class HostTree:
             return
         at = self._open(path)
         names = sorted({place.parts[len(path)] for place, _ in inside})
+        disks = {name: self._disks[(*path, name)] for name in names if (*path, name) in self._disks}
         try:
-            entries = [entry_of(name, os.stat(name, dir_fd=at, follow_symlinks=False)) for name in names]
+            entries = [
+                disks[name].entry if name in disks else entry_of(name, os.stat(name, dir_fd=at, follow_symlinks=False))
+                for name in names
+            ]
         except OSError as err:
             raise source_error(err, below(b"/", path), "look at") from err
-        yield OpenFolder(b"/", path, at, self._pace, entries, ())
+        if disks:
+            yield DiskFolder(path, at, self._pace, entries, disks)
+        else:
+            yield OpenFolder(b"/", path, at, self._pace, entries, ())
         for entry in entries:
             if stat.S_ISDIR(entry.mode):
                 deeper = [(place, fd) for place, fd in inside if place.parts[len(path)] == entry.name]

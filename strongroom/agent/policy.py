@@ -27,6 +27,7 @@ LIST_MAX = 256
 HOOKS = ("before-backup", "after-backup")
 HOOK_S_DEFAULT = 600
 HOOK_S_MAX = 86_400
+DEVICES = b"/dev"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +41,22 @@ class Policy:
     hook_s: float = HOOK_S_DEFAULT
     own: tuple[bytes, ...] = ()
 
-    def require_readable(self, path: bytes) -> None:
-        """Raises SourceDenied."""
-        if not any(is_at_or_below(path, allowed) for allowed in self.paths):
+    def require_readable(self, path: bytes, *, disk: bool = False) -> None:
+        """Raises SourceDenied. disk: `paths` has to name it, or /dev: `/` means files, and a disk holds what is not
+        read of them, the agent's own among it."""
+        if not any(is_at_or_below(path, allowed) for allowed in _of_disks(self.paths, disk=disk)):
             raise SourceDenied(
                 reason=f"The host does not allow its agent to read {shown(path)}. Add it to `paths` in its agent.toml."
             )
 
-    def require_writable(self, path: bytes) -> None:
-        """Raises TargetDenied."""
+    def require_writable(self, path: bytes, *, disk: bool = False) -> None:
+        """Raises TargetDenied. disk: as above."""
         if not self.restore:
             raise TargetDenied(
                 reason="The host does not allow restores. Set `restore = true` in its agent.toml, restore, and set it "
                 "back."
             )
-        if not any(is_at_or_below(path, allowed) for allowed in self.restore_paths):
+        if not any(is_at_or_below(path, allowed) for allowed in _of_disks(self.restore_paths, disk=disk)):
             raise TargetDenied(
                 reason=f"The host does not allow restores into {shown(path)}. Add it to `restore_paths` in its "
                 "agent.toml."
@@ -133,6 +135,10 @@ def require_roots(file: Path) -> None:
         sticky = place != path and stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX
         if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
             raise ConfigError(reason=f"{place} can be written by others than root. Take that away: chmod go-w {place}")
+
+
+def _of_disks(allowed: Sequence[bytes], *, disk: bool) -> Sequence[bytes]:
+    return [path for path in allowed if is_at_or_below(path, DEVICES)] if disk else allowed
 
 
 def is_at_or_below(path: bytes, place: bytes) -> bool:

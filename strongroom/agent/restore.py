@@ -5,6 +5,7 @@ A restore point of a host is one tree; here it is taken apart again into folders
     in place   /srv/data is there          its content becomes that of the restore point
                /srv/data is missing        the nearest folder above gets it back, and nothing else of it changes
     selected   srv/data/x                  as the path that holds it, with that selection
+    a disk     /dev/vg/data                onto the device itself (disks.py)
     aside      /restored                   every name of the restore point's root below it; its neighbours stay
 
 Each such folder is old or new, whatever crashes; which ones belong to a task is noted in the agent's own folder, so
@@ -15,11 +16,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path as File
 
+from strongroom.agent.disks import DiskPlace, is_below_devices
 from strongroom.agent.host_tree import pattern_of, split
 from strongroom.agent.policy import Policy, is_at_or_below, normal
 from strongroom.base.clock import Clock
@@ -73,6 +75,7 @@ def legs_of(job: RestoreJob, policy: Policy) -> tuple[Leg, ...]:
         raise InvalidRequest(reason="The restore point does not say which paths it holds.")
     roots = [split(_normal(root)) for root in job.roots]
     chosen = job.selection or tuple(roots)
+    disks = disks_of(job)
     if job.aside is not None:
         into = _normal(job.aside)
         _require(policy, into)
@@ -85,12 +88,24 @@ def legs_of(job: RestoreJob, policy: Policy) -> tuple[Leg, ...]:
     for path in chosen:
         place = b"/" + b"/".join(path)
         _require(policy, place)
+        if path in disks:
+            policy.require_writable(place, disk=True)
+            continue
         folder = _nearest_folder(path, is_root=path in roots)
         legs.setdefault((b"/" + b"/".join(folder), folder), []).append(path[len(folder) :])
     return tuple(
         Leg(root=root, above=above, selection=() if () in inside else tuple(sorted(inside)), sub_path=None)
         for (root, above), inside in legs.items()
     )
+
+
+def disks_of(job: RestoreJob) -> tuple[Path, ...]:
+    """Paths that go onto a disk: chosen ones below /dev that were protected by themselves, and are no folders now."""
+    roots = [split(_normal(root)) for root in job.roots]
+    if job.aside is not None:
+        return ()
+    found = [path for path in job.selection or roots if path in roots and is_below_devices(b"/" + b"/".join(path))]
+    return tuple(path for path in found if not os.path.isdir(b"/" + b"/".join(path)))
 
 
 def _require(policy: Policy, path: bytes) -> None:
@@ -177,19 +192,23 @@ class Restorer:
         """Plan, and when the server says so, restore. Raises SourceError, InvalidRequest, or what ended the session."""
         legs = legs_of(job, self._policy)
         plans = [self._driver.plan_restore(self._wanted(job, leg, legs)) for leg in legs]
-        channel.send(pack(_planned(plans)))
+        disks = {path: DiskPlace(b"/" + b"/".join(path), job.task_id) for path in disks_of(job)}
+        channel.send(pack(_planned([*plans, *(disk.plan() for disk in disks.values())])))
         head = _take(channel).head
         if not isinstance(head, Begin):
             raise SourceError(reason="The server sent what belongs to no restore.")
         self.recover((job.task_id,))
         self._notes.write(job.task_id, [leg.root for leg in legs])
         with ExitStack() as stack:
+            for disk in disks.values():
+                stack.callback(disk.close)
             targets = [
                 (leg, stack.enter_context(self._driver.open_target(plan)))
                 for leg, plan in zip(legs, plans, strict=True)
             ]
             channel.send(pack(Done()))
-            _Pourer(channel, targets, self._policy).run()
+            _Pourer(channel, targets, disks, self._policy).run()
+            written = [disk.finish() for disk in disks.values()]  # first: where one fails, folders stay as they were
             reports = [target.finish() for _, target in targets]
         self._notes.remove(job.task_id)
         left_out = [
@@ -197,9 +216,9 @@ class Restorer:
             for (leg, _), report in zip(targets, reports, strict=True)
             for skipped in report.left_out
         ]
-        warnings = dict.fromkeys(warning for report in reports for warning in report.warnings)
-        written = sum(report.written_bytes for report in reports)
-        channel.send(pack(Finished(tuple(left_out), written, tuple(warnings))))
+        warnings = dict.fromkeys(warning for report in (*written, *reports) for warning in report.warnings)
+        written_bytes = sum(report.written_bytes for report in (*written, *reports))
+        channel.send(pack(Finished(tuple(left_out), written_bytes, tuple(warnings))))
 
     def recover(self, tasks: Sequence[str]) -> tuple[tuple[str, bool], ...]:
         """Settle what attempts of these tasks left in any folder: (task, whether it went forward)."""
@@ -216,13 +235,13 @@ class Restorer:
         stays = [*self._policy.own, *(_normal(path) for path in job.excluded)]
         exclude = tuple(pattern_of(place, leg.root) for place in stays if is_at_or_below(place, leg.root))
         options = SourceOptions(exclude=exclude, privileged=job.privileged)
-        alone = len({os.stat(one.root).st_dev for one in legs}) == 1
+        alone = len({os.stat(one.root).st_dev for one in legs}) == 1 and not disks_of(job)
         return RestoreWanted(
             task_id=job.task_id,
             target=SourceRef(resource_id="host", type="OS::Sfs::Turbo", path=leg.root, options=options),
             same_resource=job.same_resource,
             kind="tree",
-            # On several file systems nobody knows yet how much goes to which.
+            # On several file systems, or beside disks, nobody knows yet how much goes to which.
             size_bytes=job.size_bytes if alone else 0,
             entries=job.entries if alone else 0,
             selection=leg.selection,
@@ -243,8 +262,15 @@ def _planned(plans: Sequence[RestorePlan]) -> RestorePlanned:
 class _Pourer:
     """Takes the steps of a restore, each to the folder it belongs to."""
 
-    def __init__(self, channel: Channel, targets: Sequence[tuple[Leg, FolderTarget]], policy: Policy) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        targets: Sequence[tuple[Leg, FolderTarget]],
+        disks: Mapping[Path, DiskPlace],
+        policy: Policy,
+    ) -> None:
         self._channel = channel
+        self._disks = disks
         self._targets = sorted(targets, key=lambda target: len(target[0].above), reverse=True)  # the innermost first
         self._policy = policy
         self._files: dict[int, FileTarget] = {}
@@ -273,6 +299,9 @@ class _Pourer:
                     self._make(step)
 
     def _make(self, step: MakeFolder | MakeNode | BeginFile | MakeLink) -> None:
+        if isinstance(step, BeginFile) and step.path in self._disks:
+            self._files[step.number] = self._disks[step.path].begin(step.entry)
+            return
         legs = [self._place(step.path)] if not isinstance(step, MakeFolder) else self._folder_places(step.path)
         for found in legs:
             if found is None:

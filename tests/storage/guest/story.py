@@ -12,11 +12,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from strongroom.agent.disks import OpenDisk, is_disk
 from strongroom.base.errors import SourceError
 from strongroom.base.streams import ExtentKind
 from strongroom.sources.base import PointWanted, SourceRef
 from strongroom.sources.device import DeviceDriver
 from strongroom.sources.folder import FolderDriver
+from strongroom.sources.pace import Pace
 from strongroom.sources.snapshots.choose import choose_for_device
 
 BLOCK = 64 << 10
@@ -247,6 +249,32 @@ def a_classic_snapshot_that_ran_full_fails_the_backup() -> None:
     remove(path)
 
 
+def a_disk_of_a_host_is_read_by_its_agent_as_it_was() -> None:
+    """A snapshot is read, thin or classic. It goes with the backup, that of a dead agent with the next one."""
+    for path in (thin("thin-5"), volume("classic-5", "-L", f"{SIZE}b")):
+        given = path.encode()
+        assert is_disk(given), given
+        expected = content(path)
+        disk = OpenDisk(given, 1_000_000_007, Pace(None))
+        assert "snapshot" in disk.reason and disk.entry.size == SIZE, disk.reason
+        scribble(path, 5)
+        found = bytearray(SIZE)
+        for at in range(0, SIZE, 1 << 20):
+            disk.read_into(at, memoryview(found)[at : at + (1 << 20)])
+        disk.verify()
+        assert found == expected, path
+        child = os.fork()
+        if not child:
+            OpenDisk(given, 1_000_000_009, Pace(None))
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        disk.close()
+        assert len(snapshots()) == 1, snapshots()
+        OpenDisk(given, 1_000_000_011, Pace(None)).close()
+        assert snapshots() == []
+        remove(path)
+
+
 def without_room_the_volume_is_read_live() -> None:
     path = volume("live", "-L", f"{SIZE}b")
     lvm("lvcreate", "-q", "-y", "-Wn", "-l", "100%FREE", "-n", "filler", "v-g")
@@ -347,6 +375,7 @@ STORIES = (
     thin_metadata_is_given_back,
     classic_points_are_of_one_moment,
     a_classic_snapshot_that_ran_full_fails_the_backup,
+    a_disk_of_a_host_is_read_by_its_agent_as_it_was,
     without_room_the_volume_is_read_live,
     folders_on_volumes_are_of_one_moment,
     folders_on_xfs_are_of_one_moment,
