@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from strongroom.base.clock import Clock
-from strongroom.base.errors import StrongroomError
+from strongroom.base.errors import Fenced, StrongroomError
 from strongroom.base.ids import new_id
 from strongroom.control import tasks
 from strongroom.control.db import Database
@@ -31,9 +31,18 @@ async def open_session(
 ) -> str:
     """Pin an index number of a domain (None: the vault's own); durable on return.
 
-    kind: backup, restore, verify, copy, mount, prune. place: the state folder of the process (close_unowned)."""
+    kind: backup, restore, verify, copy, mount, prune. place: the state folder of the process (close_unowned).
+    Raises Fenced when the task is final: what closes its sessions has run, and nothing would close this one.
+    """
     session_id = new_id()
     async with database.transaction() as conn:
+        if task_id is not None:
+            # Shared, so that what makes the task final comes before, and is seen, or after, and closes it.
+            found = await conn.execute(
+                "SELECT 1 FROM operation_logs WHERE id = %s AND status IN ('waiting', 'running') FOR SHARE", [task_id]
+            )
+            if await found.fetchone() is None:
+                raise Fenced(reason="the task has ended", detail=f"task {task_id} would pin index {index_number}")
         await conn.execute(
             "INSERT INTO sessions (id, project_id, vault_id, domain_id, task_id, kind, index_number, place, opened_at) "
             "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now())",
@@ -72,7 +81,8 @@ async def oldest_pinned(database: Database, project_id: str, vault_id: str, doma
         found = await conn.execute(
             "SELECT min(index_number) FROM sessions WHERE project_id = %s AND vault_id = %s "
             "AND domain_id IS NOT DISTINCT FROM %s "
-            "AND (task_id IS NOT NULL OR opened_at > now() - make_interval(hours => %s))",
+            "AND CASE WHEN task_id IS NULL THEN opened_at > now() - make_interval(hours => %s) ELSE EXISTS (SELECT 1 "
+            "FROM operation_logs o WHERE o.id = task_id AND o.status IN ('waiting', 'running')) END",
             [project_id, vault_id, domain_id, DOWNLOAD_HOURS_MAX],
         )
         row = await found.fetchone()

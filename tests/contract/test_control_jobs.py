@@ -222,6 +222,37 @@ async def test_sessions_end_with_the_task(world: World, operation_type: str, end
 
 
 @pytest.mark.parametrize("operation_type", TYPES)
+async def test_an_attempt_that_wakes_up_after_the_end_pins_nothing(world: World, operation_type: str) -> None:
+    """A frozen worker, whose task another one has ended meanwhile: what it pinned would be given back by nobody, and
+    no prune would free anything of that vault any more. An attempt that ends while it pins is waited for."""
+    first = await prepared(world, operation_type)
+    vault = first.vault_id or ""
+    where = {"project_id": world.project, "vault_id": vault, "task_id": first.id, "kind": "restore", "index_number": 7}
+    await lapse(world, first)
+    second = await world.claim(operation_type)
+    async with world.database.transaction() as conn:
+        await tasks.still_mine(conn, second)
+        pinning = asyncio.create_task(sessions.open_session(world.database, **where))  # type: ignore[arg-type]
+        async with asyncio.timeout(20):
+            while not await world.one("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+                pass
+        await sessions.close_sessions_of(conn, second)
+        await tasks.finish(conn, second, world.clock)
+    with pytest.raises(Fenced):
+        await pinning
+    with pytest.raises(Fenced):
+        await sessions.open_session(world.database, **where)  # type: ignore[arg-type]
+    assert await world.one("SELECT count(*) FROM sessions") == 0
+
+    await world.execute(
+        "INSERT INTO sessions (id, project_id, vault_id, task_id, kind, index_number, opened_at) "
+        "VALUES ('left', %s, %s, %s, 'restore', 3, now())",
+        *(world.project, vault, first.id),
+    )
+    assert await sessions.oldest_pinned(world.database, world.project, vault) is None, "one that an older program left"
+
+
+@pytest.mark.parametrize("operation_type", TYPES)
 async def test_vault_gone(world: World, operation_type: str) -> None:
     """A task whose vault has vanished says so at the start, and can still be ended."""
     task = await prepared(world, operation_type)
