@@ -127,7 +127,7 @@ class World:
         self, name: str, agent_id: str, *paths: Path, restore: bool = False, more: str = "", kind: str = NATIVE
     ) -> Agent:
         """Enrolled and running, and known to be."""
-        agent = Agent(self.base / f"{name}-{agent_id[:8]}")
+        agent = Agent(self.base / f"{name}-{agent_id[-8:]}")
         agent.allow(*paths, restore=restore, more=more)
         made = self.token(agent_id, kind)
         agent.enroll(made["server"], made["token"])

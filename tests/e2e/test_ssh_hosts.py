@@ -62,7 +62,7 @@ class World:
         return found
 
     def vault(self, resource: str) -> str:
-        made = self.client.vault(f"of-{resource[:8]}", "server", [])
+        made = self.client.vault(f"of-{resource[-8:]}", "server", [])
         body = {"resources": [{"id": resource, "type": BARE_METAL}]}
         self.client.ok("POST", f"vaults/{made}/addresources", body)
         return made

@@ -59,7 +59,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def tree(pool: str, tmp_path: Path) -> Iterator[Points]:
-    dataset, folder = f"{pool}/{new_id()[:8]}", tmp_path / "data"
+    dataset, folder = f"{pool}/{new_id()[-8:]}", tmp_path / "data"
     run("zfs", "create", "-o", f"mountpoint={folder}", dataset)
     (folder / "share" / "deep").mkdir(parents=True)
     for number in range(40):
