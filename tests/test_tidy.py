@@ -42,6 +42,7 @@ WITHOUT_PROJECT = {
     "control/self_rows.py::vaults_with_keys": "the same",
     "control/installation.py::has_restore_points": "whether the whole installation has any",
     "control/sessions.py::close_unowned": "whole processes were stopped",
+    "control/sessions.py::open_session": "a worker's own task, of this project or of one that reads a share of it",
     "control/organization_copies.py": "copies of one policy in every project, found by its id, which one domain owns",
     "control/listing.py": "the project is the first of its Filters",
     "control/backups.py::": "rows with their project, as a source for statements that bind it",

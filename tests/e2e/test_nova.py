@@ -329,7 +329,7 @@ def test_what_is_no_volume_is_never_left_out_silently(cloud: Cloud, clouds: Path
     """Ephemeral and swap disks stand in the point's reason and among what was left out."""
     driver = NovaDriver()
     root = cloud.volume("e-root", boots=True)
-    flavor = cloud.nova.flavor("ephemeral", ephemeral=1, swap=512)
+    flavor = cloud.nova.flavor("ephemeral", **{"OS-FLV-EXT-DATA:ephemeral": 1, "swap": 512})
     server = cloud.nova.server("ephemeral", flavor, [root], cloud.network)
     coverage = {ability.name: ability for ability in driver.inspect(ref(server)).abilities}["coverage"]
     assert not coverage.works and "local-ephemeral (1 GiB)" in coverage.reason
