@@ -27,7 +27,9 @@ AGENT_BYTES_MAX = 400 << 20  # whatever the number of files: it keeps what it wa
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path / "world")
+    base = tmp_path / "world"
+    base.mkdir()
+    made = World(base)
     yield made
     made.end()
 
