@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from agent_world import BARE_METAL, World
-from harness import contents, make_tree
+from harness import contents, make_tree, wait_until
 from source_mounts import loop_device
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an agent obeys a file of root's only")
@@ -101,8 +101,14 @@ def test_a_disk_that_is_in_use_too_small_or_gone_is_not_written(world: World, tm
     os.truncate(backing, DISK_BYTES - MIB)
     subprocess.run(["losetup", "-c", str(disk)], check=True)
     now = held(disk)
-    ended = world.client.restore(kept["id"], resource_id=host)
-    assert "Choose a larger one" in ended["error_info"]["message"], ended
+    told: list[str] = []
+
+    def refused() -> bool:
+        """Whoever looks at a device that has just changed has it open for a moment: then it is in use."""
+        told.append(world.client.restore(kept["id"], resource_id=host)["error_info"]["message"])
+        return "Choose a larger one" in told[-1]
+
+    wait_until(refused, f"a disk that is too small is refused as such: {told}")
     assert held(disk) == now
 
 
