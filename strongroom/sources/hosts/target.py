@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 from typing import Final, Literal
 
-from strongroom.base.errors import SourceUnreachable
+from strongroom.base.errors import SourceUnreachable, StrongroomError
 from strongroom.base.streams import Attributes, Entry, Path
 from strongroom.base.units import KIB
 from strongroom.sources.base import TargetReport
@@ -46,6 +46,7 @@ class HostTree:
         self._tail: list[bytes] = []
         self._tail_bytes = 0
         self._files = 0
+        self._failed: StrongroomError | None = None  # the first that the host told: what it says of later steps follows
 
     def folder(self, path: Path, entry: Entry, attributes: Attributes) -> None:
         with self._lock:
@@ -106,9 +107,11 @@ class HostTree:
             self._pour()
 
     def _pour(self) -> None:
+        if self._failed is not None:
+            raise self._failed
         early = self._channel.take(0)
         if early is not None:
-            _raise_failed(from_agent(early).head)
+            self._require_sound(from_agent(early).head)
         if self._steps:
             steps, tail = tuple(self._steps), self._tail
             self._steps, self._tail, self._tail_bytes = [], [], 0
@@ -118,13 +121,13 @@ class HostTree:
         payload = self._channel.take()
         assert payload is not None
         head = from_agent(payload).head
-        _raise_failed(head)
+        self._require_sound(head)
         return head
 
-
-def _raise_failed(head: object) -> None:
-    if isinstance(head, Failed):
-        raise error_of(head.kind, head.reason, head.detail)
+    def _require_sound(self, head: object) -> None:
+        if isinstance(head, Failed):
+            self._failed = error_of(head.kind, head.reason, head.detail)
+            raise self._failed
 
 
 class HostFile:
