@@ -33,6 +33,7 @@ from strongroom.sources.base import PointWanted, SourceRef
 from strongroom.sources.folder import FolderDriver
 from strongroom.sources.hosts import messages as m
 from strongroom.sources.hosts.channel import Channel
+from strongroom.sources.hosts.target import HostTree as PouredTree
 from strongroom.sources.hosts.tree import HostTree
 from strongroom.sources.hosts.wire import Frame, Kind
 
@@ -311,3 +312,12 @@ def test_mutated_messages_are_refused_with_one_error() -> None:
                         m.unpack_entries(folder.listing)
             except SourceUnreachable:
                 continue
+
+
+def test_a_restore_tells_the_first_failure_and_not_what_followed_from_it() -> None:
+    """Steps were under way when the host gave up, and it answers each; several threads hear of it."""
+    host = Liar().says(m.Failed("TargetBusy", "The disk is in use.")).says(m.Failed("SourceError", "That is no job."))
+    tree = PouredTree(SimpleNamespace(channel=host.channel))  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(SourceError, match="in use"):
+            tree.finish()
