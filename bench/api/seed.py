@@ -41,7 +41,7 @@ _BOUND = """
     INSERT INTO vault_resources (project_id, vault_id, resource_id, protect_type, type, name, size_bytes, created_at)
     SELECT %(project)s, v.id, p.id, 'backup', p.resource_type, p.name, p.size_bytes, p.created_at
     FROM protectables p JOIN vaults v
-        ON v.project_id = p.project_id AND v.name = substring(p.name FROM '^(.*)-disk-[0-9]+$')
+        ON v.project_id = p.project_id AND v.name = split_part(p.name, '-disk-', 1)
     WHERE p.project_id = %(project)s AND v.name LIKE %(prefix)s || '-%%'
 """
 _NUMBERED = """
@@ -66,27 +66,32 @@ _RESOURCES = """
         r.name, r.size_bytes
     FROM points p JOIN vault_resources r ON r.vault_id = p.vault_id
 """
+_MADE = """
+    CREATE TEMP TABLE made ON COMMIT DROP AS
+    SELECT uuidv7(p.created_at - now())::text AS id, p.id AS point_id, p.vault_id, p.vault_name, p.name, p.provider_id,
+        p.created_at, r.resource_id, r.type, r.name AS resource_name, r.size_bytes
+    FROM points p JOIN vault_resources r ON r.vault_id = p.vault_id
+"""
 _BACKUPS = """
     INSERT INTO backups (id, project_id, vault_id, checkpoint_id, resource_id, resource_type, resource_name,
         resource_size_bytes, name, provider_id, status, incremental, auto_trigger, stored_bytes, root, created_at,
         protected_at, updated_at, report, point_token)
-    SELECT b.id, %(project)s, b.vault_id, b.point_id, b.resource_id, b.type, b.resource_name, b.size_bytes, b.name,
-        b.provider_id, 'available', true, true, 3 << 20, 'roots/' || b.id || '.1', b.created_at,
-        b.created_at + interval '1 minute', b.created_at + interval '1 minute', %(report)s, %(token)s
-    FROM (SELECT uuidv7(p.created_at - now())::text AS id, p.id AS point_id, p.vault_id, p.name, p.provider_id,
-              p.created_at, r.resource_id, r.type, r.name AS resource_name, r.size_bytes
-          FROM points p JOIN vault_resources r ON r.vault_id = p.vault_id) AS b
+    SELECT id, %(project)s, vault_id, point_id, resource_id, type, resource_name, size_bytes, name, provider_id,
+        'available', true, true, 3 << 20, 'roots/' || id || '.1', created_at, created_at + interval '1 minute',
+        created_at + interval '1 minute', %(report)s, %(token)s
+    FROM made
 """
 _LOGS = """
     INSERT INTO operation_logs (id, project_id, operation_type, status, vault_id, vault_name, provider_id,
         checkpoint_id, backup_id, backup_name, resource_id, resource_type, resource_name, request_id, parameters,
         outcome, created_at, started_at, ended_at, updated_at, generation, attempts, worker, progress, bytes_done,
         bytes_total, entries_done)
-    SELECT uuidv7(b.created_at - now())::text, %(project)s, 'backup', 'success', b.vault_id, p.vault_name,
-        b.provider_id, b.checkpoint_id, b.id, b.name, b.resource_id, b.resource_type, b.resource_name, p.id,
-        '{"incremental": true}', '{"stored_bytes": 3145728}', b.created_at, b.created_at, b.protected_at,
-        b.protected_at, 1, 1, '4e8c3fdf4efd468196da16004d01bf15/machine:5095:97621e4e', 100, 3 << 20, 3 << 20, 1
-    FROM points p JOIN backups b ON b.project_id = %(project)s AND b.checkpoint_id = p.id
+    SELECT uuidv7(created_at - now())::text, %(project)s, 'backup', 'success', vault_id, vault_name, provider_id,
+        point_id, id, name, resource_id, type, resource_name, point_id, '{"incremental": true}',
+        '{"stored_bytes": 3145728}', created_at, created_at, created_at + interval '1 minute',
+        created_at + interval '1 minute', 1, 1, '4e8c3fdf4efd468196da16004d01bf15/machine:5095:97621e4e', 100, 3 << 20,
+        3 << 20, 1
+    FROM made
 """
 
 # As long as those of a real backup of a small folder.
@@ -127,7 +132,7 @@ def seed(
         for begin in range(0, points, BATCH):
             with conn.transaction():
                 conn.execute(_POINTS, {**values, "begin": begin, "end": min(begin + BATCH, points)})
-                for statement in (_CHECKPOINTS, _RESOURCES, _BACKUPS, *([_LOGS] if whole else [])):
+                for statement in (_CHECKPOINTS, _RESOURCES, _MADE, _BACKUPS, *([_LOGS] if whole else [])):
                     conn.execute(statement, values)
         conn.execute("VACUUM (ANALYZE)")
         ids = conn.execute(
