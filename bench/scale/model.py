@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from strongroom.operations import worker
+from strongroom.operations import turns, worker
 
 DAY_S = 86400
 WORKERS, POINTS = 1000, 1e9
@@ -132,7 +132,9 @@ def _cpu(row: Mapping[str, Any]) -> float:
 class Large:
     """An installation. Milliseconds are of PostgreSQL's cores; a task is one backup of one resource.
 
-    woken_share  of the workers without work, how many look when a task is made: 1 is all of them
+    turn_s      a look for a new task comes within so many seconds, drawn evenly, for each worker without work;
+                0: at once, and all of them for each task
+    slower      so much less often a worker does what any may do
     """
 
     workers: int
@@ -140,8 +142,9 @@ class Large:
     task_ms: float
     look_ms: float
     tickers_ms: float
-    woken_share: float = 1.0
-    poll_s: float = worker.POLL_S
+    turn_s: float = 0.0
+    slower: float = 1.0
+    poll_s: float = turns.POLL_S
     ticker_s: float = worker.FIRE_S
 
     @property
@@ -172,8 +175,8 @@ def simulate(large: Large) -> Day:
         idle = large.workers * max(0.0, 1 - running / places)
         asked = {
             "looks at intervals": idle / large.poll_s * large.look_ms / 1000,
-            "looks of woken workers": idle * large.woken_share * made * large.look_ms / 1000,
-            "tickers": large.workers / large.ticker_s * large.tickers_ms / 1000,
+            "looks of woken workers": idle * _looks(made, large.turn_s * large.workers) * large.look_ms / 1000,
+            "tickers": large.workers / large.ticker_s / large.slower * large.tickers_ms / 1000,
         }
         left = max(0.0, budget - sum(asked.values()))
         running -= running / each_s
@@ -186,6 +189,11 @@ def simulate(large: Large) -> Day:
         if second >= window_s and queue < 1:
             break
     return Day(cores=worst, longest_queue=longest, late_h=max(0.0, (second - window_s) / 3600))
+
+
+def _looks(made: float, turns_s: float) -> float:
+    """Of one worker a second: it waits for a task, then for its turn, and then finds all that came meanwhile."""
+    return 1 / (1 / made + min(turns_s, turns.POLL_S) / 2) if made else 0.0
 
 
 def large_of(growth: Mapping[str, Any]) -> Large:
@@ -202,14 +210,14 @@ def large_of(growth: Mapping[str, Any]) -> Large:
 
 
 def variants(large: Large) -> dict[str, Large]:
-    """As it is, and with what is done about it."""
+    """As it is, and as it was."""
+    turned = replace(large, turn_s=turns.TURN_S)
+    many = large.workers / turns.TICKERS
     return {
         "before a look was one question": replace(large, look_ms=LOOK_BEFORE_MS),
-        "as it is": large,
-        "one worker woken for a task": replace(large, woken_share=1 / large.workers),
-        "and tickers in 10 of the workers": replace(
-            large, woken_share=1 / large.workers, tickers_ms=large.tickers_ms / 100
-        ),
+        "before workers looked in turns": large,
+        "before few of them ticked for all": turned,
+        "as it is": replace(turned, slower=min(many, turns.SLOWER_MAX)),
     }
 
 

@@ -52,6 +52,15 @@ async def beat(database: Database, program: Program) -> None:
         await conn.execute("DELETE FROM programs WHERE seen_at < now() - make_interval(days => %s)", [_KEPT_DAYS])
 
 
+async def workers(database: Database, group: str) -> int:
+    """How many processes give signs of life that run the tasks of this group."""
+    found = await database.fetch(
+        "SELECT count(*) FROM programs WHERE worker_group = %s AND seen_at > now() - make_interval(secs => %s)",
+        [group, migrate.SILENT_S],
+    )
+    return int(found[0][0])
+
+
 async def require_none(database: Database) -> None:
     """For work on an installation that is stopped. Raises ConfigError while a program of it gives signs of life."""
     found = await database.fetch(

@@ -123,7 +123,9 @@ async def insert(conn: AsyncConnection[Any], tasks: Sequence[NewTask], now: date
     if not tasks:
         return
     await conn.execute(_INSERT, [now, now, msgspec.json.encode(tasks).decode()])
-    await conn.execute(f"NOTIFY {CHANNEL}".encode())
+    groups = {task.worker_group for task in tasks}
+    told = groups.pop() if len(groups) == 1 else ANY_GROUP
+    await conn.execute("SELECT pg_notify(%s, %s)", [CHANNEL, told])
 
 
 async def renew(database: Database, worker: str, mine: dict[str, int]) -> tuple[set[str], set[str]]:

@@ -2,7 +2,7 @@
 
 It lives on a thread of its own with its own event loop and pool, so that a busy request side cannot starve the leases:
 
-    loop     claim -> start a job's thread; LISTEN wakes it
+    loop     claim -> start a job's thread; LISTEN wakes it, in turns with other workers (turns.py)
              every RENEW_S: extend leases, write progress, pass on cancels; every SWEEP_S: end what is used up
              every FIRE_S: fire policies that are due; every EXPIRE_S: begin to delete what is over
              every PROMISE_S: count the time of locked vaults; every AUDIT_S: forget audits and tasks that are old
@@ -48,11 +48,11 @@ from strongroom.operations.notify import deliver_due, look_for_overdue
 from strongroom.operations.portal import Portal
 from strongroom.operations.registry import WORK
 from strongroom.operations.self_backup import SelfBackups, copy_when_due
+from strongroom.operations.turns import POLL_S, Turns
 
 log = structlog.get_logger("worker")
 
 RENEW_S = 2.0  # a fifth of the lease
-POLL_S = 2.0  # NOTIFY shortens it; this is what a lost notification or a lapsed lease costs
 SWEEP_S = 5.0
 FIRE_S = 2.0  # how late a scheduled run may begin
 EXPIRE_S = 10.0  # nobody waits for an expiry
@@ -125,6 +125,7 @@ class Worker:
         self._failed: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
+        self._turns = Turns(group, clock)
         self._draining = self._hurrying = False
         self._thread = threading.Thread(target=self._main, name="worker", daemon=True)
 
@@ -199,16 +200,16 @@ class Worker:
             jobs = ThreadPoolExecutor(self._concurrency, "job")
             beside = [
                 asyncio.create_task(self._forever(RENEW_S, lambda: self._renew(database))),
-                asyncio.create_task(self._forever(SWEEP_S, lambda: self._sweep(database, tools, jobs))),
-                asyncio.create_task(self._forever(FIRE_S, lambda: self._fire(database))),
-                asyncio.create_task(self._forever(EXPIRE_S, lambda: self._expire(database))),
+                asyncio.create_task(self._in_turns(SWEEP_S, lambda: self._sweep(database, tools, jobs))),
+                asyncio.create_task(self._in_turns(FIRE_S, lambda: self._fire(database))),
+                asyncio.create_task(self._in_turns(EXPIRE_S, lambda: self._expire(database))),
                 asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
                 asyncio.create_task(self._forever(AUDIT_S, lambda: self._forget(database))),
                 asyncio.create_task(self._forever(SELF_S, lambda: self._copy_self(database, tools))),
-                asyncio.create_task(self._forever(NOTIFY_S, lambda: self._notify(database))),
+                asyncio.create_task(self._in_turns(NOTIFY_S, lambda: self._notify(database))),
                 asyncio.create_task(self._forever(OVERDUE_S, lambda: look_for_overdue(database, self._clock))),
                 asyncio.create_task(self._forever(TELL_AGAIN_S, lambda: self._tell_again(database, tools.store))),
-                asyncio.create_task(self._listen(database)),
+                asyncio.create_task(self._turns.listen(database, self._wake.set)),
             ]
             self._ready.set()
             log.info("worker ready", worker=self.name, group=self._group, concurrency=self._concurrency)
@@ -260,7 +261,11 @@ class Worker:
             return
         self._wake.clear()
 
-    async def _forever(self, interval_s: float, step: Callable[[], object]) -> None:
+    async def _in_turns(self, interval_s: float, step: Callable[[], object]) -> None:
+        """What any worker may do for all of them, as often as some of them would."""
+        await self._forever(lambda: self._turns.interval_s(interval_s), step)
+
+    async def _forever(self, interval_s: float | Callable[[], float], step: Callable[[], object]) -> None:
         while True:
             try:
                 await step()  # type: ignore[misc]
@@ -270,7 +275,7 @@ class Worker:
                 log.error("failed beside the jobs", **_told(error))
             except Exception:
                 log.exception("unexpected failure beside the jobs")  # the next round must come all the same
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(interval_s() if callable(interval_s) else interval_s)
 
     async def _fire(self, database: Database) -> None:
         """Policies whose time has come (control/firing.py)."""
@@ -319,18 +324,6 @@ class Worker:
         else:
             if done:
                 log.info("by schedule", what=what, done=done)
-
-    async def _listen(self, database: Database) -> None:
-        assert self._wake is not None
-        while True:
-            try:
-                async with database.listen(tasks.CHANNEL) as listener:
-                    while True:
-                        if await listener.wait(POLL_S):
-                            self._wake.set()
-            except StrongroomError as error:
-                log.warning("lost the notifications, polling", error=str(error))
-            await asyncio.sleep(POLL_S)
 
     async def _renew(self, database: Database) -> None:
         """Extend, or tell to stop: a job that may have lost its lease must not write any more."""

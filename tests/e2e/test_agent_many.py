@@ -13,16 +13,17 @@ from blake3 import blake3
 from harness import wait_until
 from reliability import report
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(os.geteuid() != 0, reason="an agent obeys a file of root's only"),
-]
-
 FILES = int(os.environ.get("STRONGROOM_TEST_FILES", "1000000"))
 FILES_A_FOLDER = 500
 CUT_EVERY_S = 30.0
 ENDED_S_MAX = 7200.0
 AGENT_BYTES_MAX = 400 << 20  # whatever the number of files: it keeps what it walks ahead, and chunks that are under way
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(4 * ENDED_S_MAX),
+    pytest.mark.skipif(os.geteuid() != 0, reason="an agent obeys a file of root's only"),
+]
 
 
 @pytest.fixture
