@@ -5,13 +5,17 @@ Golden vectors in the tests keep pyfastcdc from drifting. Ids are keyed, so that
 and metadata has a key of its own: a file that looks like a manifest never meets one.
 """
 
+from typing import TYPE_CHECKING
+
 from blake3 import blake3
-from pyfastcdc import FastCDC
 
 from strongroom.base.units import KIB
 from strongroom.engine.keys import Domain
 from strongroom.engine.model import CHUNK_BYTES_AVG, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
 from strongroom.engine.seal import derive_key
+
+if TYPE_CHECKING:  # loaded by the first cut: 10 ms that a run without one does not need
+    from pyfastcdc import FastCDC
 
 ID_BYTES = 32
 KEY_BYTES = 16  # of an id in the index
@@ -26,14 +30,14 @@ class DataChunker:
 
     def __init__(self, key: bytes, seed: int) -> None:
         self._key = key
-        self._files = _cutter(seed, CHUNK_BYTES_MIN, CHUNK_BYTES_AVG, CHUNK_BYTES_MAX)
+        self._files = _Cutter(seed, CHUNK_BYTES_MIN, CHUNK_BYTES_AVG, CHUNK_BYTES_MAX)
 
     def data_id(self, chunk: bytes | bytearray | memoryview) -> bytes:
         return blake3(chunk, key=self._key).digest()
 
     def cut_data(self, buffer: memoryview, *, at_end: bool) -> list[int]:
         """Lengths of the whole chunks at the start of `buffer`; what is left over begins the next call's buffer."""
-        return _lengths(self._files, buffer, at_end)
+        return self._files.lengths(buffer, at_end)
 
 
 class Chunker:
@@ -42,7 +46,7 @@ class Chunker:
     def __init__(self, domain: Domain) -> None:
         self._metadata_key = derive_key("metadata ids", domain.dedup_key)
         self._data = DataChunker(domain.dedup_key, domain.chunker_seed)
-        self._metadata = _cutter(domain.chunker_seed, METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX)
+        self._metadata = _Cutter(domain.chunker_seed, METADATA_BYTES_MIN, METADATA_BYTES_AVG, METADATA_BYTES_MAX)
         self.data_id = self._data.data_id
         self.cut_data = self._data.cut_data
 
@@ -50,19 +54,28 @@ class Chunker:
         return blake3(chunk, key=self._metadata_key).digest()
 
     def cut_metadata(self, buffer: memoryview, *, at_end: bool) -> list[int]:
-        return _lengths(self._metadata, buffer, at_end)
+        return self._metadata.lengths(buffer, at_end)
 
 
-def _cutter(seed: int, least: int, average: int, most: int) -> FastCDC:
-    return FastCDC(average, min_size=least, max_size=most, seed=seed)
+class _Cutter:
+    """FastCDC of one kind of stream."""
 
+    def __init__(self, seed: int, least: int, average: int, most: int) -> None:
+        self._seed, self._least, self._average, self._most = seed, least, average, most
+        self._made: FastCDC | None = None
 
-def _lengths(cutter: FastCDC, buffer: memoryview, at_end: bool) -> list[int]:
-    """A chunk that ends with the buffer may only have run out of bytes, so it is not whole before the end."""
-    lengths = [chunk.length for chunk in cutter.cut_buf(buffer)]
-    if not at_end and lengths:
-        lengths.pop()
-    return lengths
+    def lengths(self, buffer: memoryview, at_end: bool) -> list[int]:
+        """A chunk that ends with the buffer may only have run out of bytes, so it is not whole before the end."""
+        if at_end and len(buffer) <= self._least:  # FastCDC cuts nothing off so little
+            return [len(buffer)] if buffer else []
+        if self._made is None:
+            from pyfastcdc import FastCDC
+
+            self._made = FastCDC(self._average, min_size=self._least, max_size=self._most, seed=self._seed)
+        lengths = [chunk.length for chunk in self._made.cut_buf(buffer)]
+        if not at_end and lengths:
+            lengths.pop()
+        return lengths
 
 
 def is_zero(buffer: bytearray, start: int, length: int) -> bool:

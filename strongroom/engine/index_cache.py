@@ -17,7 +17,6 @@ import errno
 import fcntl
 import mmap
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -141,7 +140,9 @@ class IndexCache:
         if known in _verified:
             return True
         mac = os.pread(file, _MAC_BYTES, size - _MAC_BYTES)
-        if not secrets.compare_digest(mac, self._mac(file, size - _MAC_BYTES)):
+        from hmac import compare_digest  # loaded where there is a run
+
+        if not compare_digest(mac, self._mac(file, size - _MAC_BYTES)):
             return False
         if len(_verified) >= VERIFIED_MAX:
             _verified.clear()
@@ -200,14 +201,14 @@ class IndexCache:
 
     def _keep(self, folder: str, tables: Sequence[Table]) -> Table:
         """A run in the folder. Raises OSError."""
-        temporary = f"{_made(folder)}/{_TEMPORARY}{secrets.token_hex(_NAME_BYTES)}"
+        temporary = f"{_made(folder)}/{_TEMPORARY}{os.urandom(_NAME_BYTES).hex()}"
         file = os.open(temporary, _CREATE_FLAGS, _FILE_MODE)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             table = self._write(file, tables, _names(tables), is_run=True)
             size = os.fstat(file).st_size
             os.pwrite(file, self._mac(file, size - _MAC_BYTES), size - _MAC_BYTES)
-            os.rename(temporary, f"{folder}/{secrets.token_hex(_NAME_BYTES)}{_RUN}")
+            os.rename(temporary, f"{folder}/{os.urandom(_NAME_BYTES).hex()}{_RUN}")
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -9,7 +9,6 @@ from elsewhere without its locks is the exception; a prune therefore believes no
 
 import contextlib
 import os
-import secrets
 import struct
 from collections.abc import Mapping
 
@@ -43,8 +42,10 @@ class KeptTimes:
                 data = file.read(BYTES_MAX + 1)
         except OSError:
             return {}
+        from hmac import compare_digest  # loaded where there is a file
+
         body, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
-        sound = len(data) <= BYTES_MAX and secrets.compare_digest(mac, blake3(body, key=self._key).digest())
+        sound = len(data) <= BYTES_MAX and compare_digest(mac, blake3(body, key=self._key).digest())
         if not sound or not body.startswith(_MAGIC) or (len(body) - len(_MAGIC)) % _ROW.size:
             return {}
         return dict(_ROW.iter_unpack(body[len(_MAGIC) :]))
@@ -58,7 +59,7 @@ class KeptTimes:
         body = _MAGIC + b"".join(_ROW.pack(pack, at) for pack, at in known.items())
         if len(body) + _MAC_BYTES > BYTES_MAX:
             return
-        new = f"{self._path}.{secrets.token_hex(8)}"
+        new = f"{self._path}.{os.urandom(8).hex()}"
         with contextlib.suppress(OSError):
             os.makedirs(os.path.dirname(self._path), mode=0o700, exist_ok=True)
             try:

@@ -8,7 +8,6 @@ A master key is a text file of one line with mode 0600. Nothing here is ever log
 
 import os
 import re
-import secrets
 import stat
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,11 +51,13 @@ class Domain:
     def create(cls, level: int) -> "Domain":
         if level not in LEVELS:
             raise ConfigError(reason=f"The compression level is one of {', '.join(map(str, LEVELS))}, not {level}.")
+        from secrets import randbelow  # 5 ms of a start, needed once in a repository's life
+
         return cls(
             id=os.urandom(DOMAIN_ID_BYTES),
             data_key=os.urandom(KEY_BYTES),
             dedup_key=os.urandom(KEY_BYTES),
-            chunker_seed=1 + secrets.randbelow(CHUNKER_SEED_END - 1),
+            chunker_seed=1 + randbelow(CHUNKER_SEED_END - 1),
             level=level,
         )
 

@@ -7,9 +7,7 @@ A session pins an index number while it reads or writes; prune deletes fossils o
 import contextlib
 import fcntl
 import os
-import secrets
 import threading
-from pathlib import Path
 
 from strongroom.engine.model import SessionKind
 
@@ -22,7 +20,7 @@ class ProcessSessions:
         self._pinned: dict[str, int] = {}
 
     def open(self, kind: SessionKind, index_number: int) -> str:
-        token = f"{kind}-{secrets.token_hex(8)}"
+        token = f"{kind}-{os.urandom(8).hex()}"
         with self._lock:
             self._pinned[token] = index_number
         return token
@@ -40,15 +38,15 @@ class FlockSessions:
     """One locked file a session in `folder`: `<index number>.<kind>.<random>`. A lock nobody holds is a dead one."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
+        self._folder = os.fspath(folder)
         self._lock = threading.Lock()
         self._files: dict[str, int] = {}
 
     def open(self, kind: SessionKind, index_number: int) -> str:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
         while True:
-            token = f"{index_number}.{kind}.{secrets.token_hex(8)}"
-            file = os.open(self._folder / token, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            token = f"{index_number}.{kind}.{os.urandom(8).hex()}"
+            file = os.open(f"{self._folder}/{token}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file).st_nlink:
                 break
@@ -61,12 +59,13 @@ class FlockSessions:
         with self._lock:
             file = self._files.pop(token, None)
         if file is not None:
-            (self._folder / token).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._folder}/{token}")
             os.close(file)
 
     def oldest_pinned(self) -> int | None:
         """Removes the files of dead sessions on the way."""
-        if not self._folder.is_dir():
+        if not os.path.isdir(self._folder):
             return None
         numbers = [int(name.split(".")[0]) for name in os.listdir(self._folder) if self._is_alive(name)]
         return min(numbers, default=None)
@@ -78,7 +77,7 @@ class FlockSessions:
             if name in self._files:
                 return True
         try:
-            file = os.open(self._folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(f"{self._folder}/{name}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
@@ -87,7 +86,7 @@ class FlockSessions:
             return True
         else:
             with contextlib.suppress(FileNotFoundError):
-                (self._folder / name).unlink()
+                os.unlink(f"{self._folder}/{name}")
             return False
         finally:
             os.close(file)

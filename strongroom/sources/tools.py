@@ -4,8 +4,6 @@ Messages of the tools are for operators, never for tenants.
 """
 
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -25,6 +23,9 @@ PACKAGES = {  # as Debian calls what a tool comes with
 
 def run_tool(arguments: Sequence[str], fds: Sequence[int] = (), *, output_bytes_max: int = OUTPUT_BYTES_MAX) -> str:
     """The output of one run of a tool, cut off at a limit. Raises SourceError with its complaint as the detail."""
+    import subprocess  # with the next, 5 ms of each start, most of which run no tool
+    import tempfile
+
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as complaint:
         try:
             subprocess.run(

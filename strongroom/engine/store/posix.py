@@ -16,7 +16,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Iterator, Sequence
@@ -162,7 +161,7 @@ class PosixStore:
     def check(self) -> None:
         with _errors("check", writing=True):
             writer = PosixWriter(
-                "check", f"{TEMPORARY_PREFIX}{secrets.token_hex(16)}", self._open_folder((), create=False)
+                "check", f"{TEMPORARY_PREFIX}{os.urandom(16).hex()}", self._open_folder((), create=False)
             )
             try:
                 writer.write_at(0, b"check")
@@ -377,7 +376,7 @@ class PosixWriter:
 def _create_temporary(folder: int) -> tuple[int, str]:
     """A new locked temporary file: (descriptor, name)."""
     for _ in range(TEMPORARY_ATTEMPTS_MAX):
-        name = f"{TEMPORARY_PREFIX}{secrets.token_hex(16)}"
+        name = f"{TEMPORARY_PREFIX}{os.urandom(16).hex()}"
         file = os.open(name, _CREATE_FLAGS, FILE_MODE, dir_fd=folder)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -5,7 +5,6 @@ one round. On others nothing is started in another thread and the order is that 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 from strongroom.engine.store.base import Store
@@ -40,5 +39,7 @@ def together(store: Store, *calls: Callable[[], T]) -> list[T]:
     """The results of all calls, made at once where that helps. Raises the error of the first that has one."""
     if at_once(store) == 1 or len(calls) == 1:
         return [call() for call in calls]
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms of a start, which a folder does not need
+
     with ThreadPoolExecutor(min(len(calls), at_once(store)), thread_name_prefix="store-request") as threads:
         return [done.result() for done in [threads.submit(call) for call in calls]]

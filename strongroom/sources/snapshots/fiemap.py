@@ -12,10 +12,11 @@ the new one, and a difference means that nothing is known.
 """
 
 import fcntl
-import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator
+
+from blake3 import blake3
 
 from strongroom.sources.snapshots.base import RANGES_MAX, Ranges
 
@@ -36,7 +37,7 @@ def changed_ranges(old_fd: int, new_fd: int, size: int) -> Ranges | None:
 
     Neither file may be written to meanwhile. OSError with EOPNOTSUPP or ENOTTY: the file system tells no places.
     """
-    first, again = hashlib.blake2b(), hashlib.blake2b()
+    first, again = blake3(), blake3()
     changed: list[tuple[int, int]] = []
     for start, end, same in _merged(_spans(old_fd, size, first.update), _spans(new_fd, size, None)):
         if same:
@@ -73,7 +74,7 @@ def _merged(old: Iterator[Span], new: Iterator[Span]) -> Iterator[tuple[int, int
         at = end
 
 
-def _spans(fd: int, size: int, note: Callable[[bytes], None] | None) -> Iterator[Span]:
+def _spans(fd: int, size: int, note: Callable[[bytes], object] | None) -> Iterator[Span]:
     """All of [0, size), without gaps. `note` gets what was found, for a comparison of two passes."""
     at = 0
     for logical, physical, length, flags in _extents(fd, size):
