@@ -247,6 +247,7 @@ class Driver(Protocol):
     def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
         """Settle what crashed restores of `finished_tasks` left at the resource. Idempotent.
 
-        Nobody works on those tasks any more. Leftovers of others, and those a living process holds, stay.
+        Nobody works on those tasks any more, and none of them succeeded. Leftovers of others, and those a living
+        process holds, stay.
         """
         ...

@@ -227,5 +227,8 @@ class MachineDriver(Protocol):
         ...
 
     def recover(self, ref: SourceRef, finished_tasks: frozenset[str]) -> tuple[Recovered, ...]:
-        """Settle what dead processes left at the source: thaw, end jobs, remove what has our PREFIX. Idempotent."""
+        """Settle what dead processes left at the source: thaw, end jobs, remove what has our PREFIX. Idempotent.
+
+        finished_tasks: as of `Driver.recover`
+        """
         ...

@@ -5,16 +5,15 @@
     5 server  flavor, networks and security groups as the old one had, addresses of its own
 
 Where 5 cannot be done (a network or flavor is gone, or nobody could tell them) the volumes stand, and a warning has the
-reason and the command that makes the server. Death before 4 leaves volumes that are MAKING: `recover` deletes them.
-Afterwards a later attempt of the same task deletes what is MADE by it, its server too, and makes both anew: nobody was
-told of them yet. A cancel before the end takes back all of it.
+reason and the command that makes the server. What a dead worker left, the next attempt of its task deletes, or
+`recover` of a task that did not succeed: the server, then its volumes, MADE or MAKING. Nobody was told of them yet. A
+cancel before the end takes back all of it.
 """
 
 import contextlib
 import os
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,14 +28,13 @@ from strongroom.sources.openstack.cloud import checked, connect, errors
 from strongroom.sources.openstack.copies import open_attached
 from strongroom.sources.openstack.nova_point import load_definition
 from strongroom.sources.openstack.nova_target import await_status
-from strongroom.sources.openstack.servers import MICROVERSION, ServerAddress, call
+from strongroom.sources.openstack.servers import ServerAddress, call
 from strongroom.sources.openstack.waiting import MADE_S_MAX, delete, wait
 
 MAKING, MADE = "strongroom.making", "strongroom.made"  # in the metadata of volumes, MADE in that of servers: the task
 NEW_ADDRESSES = "The new server gets network addresses of its own."
 _ABOUT_STORAGE = ("signature_verified", "image_id", "image_name", "checksum", "container_format", "disk_format",
                   "min_disk", "min_ram", "size")  # fmt: skip
-_PATTERN, _LITERAL = re.compile(r"[.^$*+?()\[\]{}|\\]"), r"\\\g<0>"
 
 
 def plan(wanted: MachineRestoreWanted) -> MachineRestorePlan:
@@ -63,7 +61,7 @@ class NewServer:
         self._cloud = connect(ServerAddress.parse(wanted.target.path).cloud)
         with errors("the cloud"):
             self._storage = self._cloud.block_storage
-        _remove_attempt(self._cloud, wanted)
+        recover(self._cloud, {wanted.task_id})
         self._made: dict[str, str] = {}  # volumes by source id
         self._writers: dict[str, DeviceWriter] = {}
         self._finished = False
@@ -172,22 +170,20 @@ class NewServer:
                     delete(self._storage.get_volume, self._storage.delete_volume, id_)
 
 
-def recover(cloud: Any, finished_tasks: frozenset[str]) -> list[str]:
-    """Delete volumes of new servers that never were finished, of these tasks; the tasks."""
-    return sorted({task for task, volume in _marked(cloud, MAKING) if task in finished_tasks and _drop(cloud, volume)})
-
-
-def _remove_attempt(cloud: Any, wanted: MachineRestoreWanted) -> None:
-    """What an earlier attempt of this very task made. Raises SourceError."""
+def recover(cloud: Any, finished_tasks: Collection[str]) -> list[str]:
+    """Delete what restores into new servers made that did not succeed, of these tasks, whatever state it is in; the
+    tasks. Raises SourceError."""
+    found: set[str] = set()
     with errors("what an earlier attempt made"):
-        query = {"name": f"^{_PATTERN.sub(_LITERAL, str(wanted.new_name))}$"}  # Nova takes it for a pattern
-        found = checked(cloud.compute.get("/servers/detail", params=query, microversion=MICROVERSION))["servers"]
-        for server in found:
-            if (server.get("metadata") or {}).get(MADE) == wanted.task_id:
-                _delete_server(cloud, str(server["id"]))
+        for server in cloud.compute.servers(details=True):
+            task = str((server.metadata or {}).get(MADE))
+            if task in finished_tasks:
+                _delete_server(cloud, server.id)
+                found.add(task)
     for task, volume in (*_marked(cloud, MADE), *_marked(cloud, MAKING)):
-        if task == wanted.task_id:
-            _drop(cloud, volume)
+        if task in finished_tasks and _drop(cloud, volume):
+            found.add(task)
+    return sorted(found)
 
 
 def _delete_server(cloud: Any, server_id: str) -> None:
