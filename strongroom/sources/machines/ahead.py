@@ -9,7 +9,6 @@ Where the image can be read itself (`image_reads.py`), threads do that in larger
 for QEMU's word that its bytes are right, while the reader copies out what came before.
 """
 
-import ctypes
 import mmap
 import threading
 from collections import deque
@@ -83,7 +82,7 @@ class ReadAhead:
                 if head is not None and head.offset <= at:
                     head.wait()
                     stop = min(end, head.end)
-                    _copy(buffer[at - offset : stop - offset], head.view[at - head.offset : stop - head.offset])
+                    buffer[at - offset : stop - offset] = head.view[at - head.offset : stop - head.offset]
                 else:
                     stop = end if head is None else min(end, head.offset)
                     self.read_bytes += stop - at
@@ -155,9 +154,3 @@ class ReadAhead:
         reading = self._reader.begin_read(begin, view)
         finish = partial(self._reader.finish_read, reading, begin, view)
         return _Piece(offset=begin, view=view, finish=finish, settled=partial(self._client.is_read, reading))
-
-
-def _copy(to: memoryview, source: memoryview) -> None:
-    """As a slice is assigned, but without the interpreter's lock: the threads need it for the pieces under way."""
-    size = ctypes.c_char * len(to)
-    ctypes.memmove(size.from_buffer(to), size.from_buffer(source), len(to))
