@@ -33,10 +33,7 @@ from bench.scale.clients import Ask, Seen, run
 
 WORKERS = 4
 WIDE = 256  # resources of one vault, the most
-SLOW_BYTES_S, SLOW_BYTES = (
-    64 << 10,
-    6 << 20,
-)  # a slow job takes a minute and a half, so that a hundred are at work at once
+SLOW_BYTES_S, SLOW_BYTES = 64 << 10, 6 << 20  # a minute and a half each, so that a hundred are at work at once
 SHARES = {"show": 45, "list backups": 15, "list tasks": 10, "list vaults": 4, "show vault": 11, "create": 15}
 
 

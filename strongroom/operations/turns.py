@@ -1,13 +1,13 @@
 """In turns: a thousand workers hear of one task, and one of them is enough.
 
 PostgreSQL tells of a new task to everybody who listens, and each look for it costs the database a transaction. So an
-idle worker of n waits a random part of n x TURN_S before it looks. The first to look takes the task about TURN_S after
-it was made, however many they are; the others look within the same time, once for all tasks that they were told of
-meanwhile. That bounds the looks of all workers together at 2 / TURN_S a second, where each task once cost n of them.
+idle worker of n waits a random part of n x TURN_S before it looks. When all are idle, the first to look takes the task
+about TURN_S after it was made, however many they are; the others look once for all that they were told of meanwhile.
+That bounds the looks of all workers together at 2 / TURN_S a second, where each task once cost n of them.
 
     n = 1     looks at once
-    n = 10    40 ms at most; the first of ten after 4 ms
-    n >= 500  POLL_S at most, which is when it looks anyway
+    n = 10    within 40 ms; the first of ten after 4 ms, the only one with room after 20 ms
+    n >= 500  within POLL_S, which is when it looks anyway: once a second each
 
 What any worker may do for all (fire policies, expire) is likewise done as often as ten workers would do it, and no less
 than a tenth as often by each. n is a guess, at most PEERS_S old; a wrong one costs looks or a moment, never a task.

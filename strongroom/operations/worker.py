@@ -200,13 +200,13 @@ class Worker:
             jobs = ThreadPoolExecutor(self._concurrency, "job")
             beside = [
                 asyncio.create_task(self._forever(RENEW_S, lambda: self._renew(database))),
-                asyncio.create_task(self._in_turns(SWEEP_S, lambda: self._sweep(database, tools, jobs))),
-                asyncio.create_task(self._in_turns(FIRE_S, lambda: self._fire(database))),
-                asyncio.create_task(self._in_turns(EXPIRE_S, lambda: self._expire(database))),
+                asyncio.create_task(self._forever(SWEEP_S, lambda: self._sweep(database, tools, jobs), shared=True)),
+                asyncio.create_task(self._forever(FIRE_S, lambda: self._fire(database), shared=True)),
+                asyncio.create_task(self._forever(EXPIRE_S, lambda: self._expire(database), shared=True)),
                 asyncio.create_task(self._forever(PROMISE_S, PromiseTicker(database, self._clock).tick)),
                 asyncio.create_task(self._forever(AUDIT_S, lambda: self._forget(database))),
                 asyncio.create_task(self._forever(SELF_S, lambda: self._copy_self(database, tools))),
-                asyncio.create_task(self._in_turns(NOTIFY_S, lambda: self._notify(database))),
+                asyncio.create_task(self._forever(NOTIFY_S, lambda: self._notify(database), shared=True)),
                 asyncio.create_task(self._forever(OVERDUE_S, lambda: look_for_overdue(database, self._clock))),
                 asyncio.create_task(self._forever(TELL_AGAIN_S, lambda: self._tell_again(database, tools.store))),
                 asyncio.create_task(self._turns.listen(database, self._wake.set)),
@@ -261,11 +261,8 @@ class Worker:
             return
         self._wake.clear()
 
-    async def _in_turns(self, interval_s: float, step: Callable[[], object]) -> None:
-        """What any worker may do for all of them, as often as some of them would."""
-        await self._forever(lambda: self._turns.interval_s(interval_s), step)
-
-    async def _forever(self, interval_s: float | Callable[[], float], step: Callable[[], object]) -> None:
+    async def _forever(self, interval_s: float, step: Callable[[], object], *, shared: bool = False) -> None:
+        """shared: any worker may do it for all, so each does it less often where they are many."""
         while True:
             try:
                 await step()  # type: ignore[misc]
@@ -275,7 +272,7 @@ class Worker:
                 log.error("failed beside the jobs", **_told(error))
             except Exception:
                 log.exception("unexpected failure beside the jobs")  # the next round must come all the same
-            await asyncio.sleep(interval_s() if callable(interval_s) else interval_s)
+            await asyncio.sleep(self._turns.interval_s(interval_s) if shared else interval_s)
 
     async def _fire(self, database: Database) -> None:
         """Policies whose time has come (control/firing.py)."""

@@ -43,6 +43,32 @@ async def lapse(world: World) -> None:
     await world.execute("UPDATE operation_logs SET lease_until = now() - interval '1 s' WHERE lease_until IS NOT NULL")
 
 
+async def test_new_tasks_name_the_group_that_runs_them(world: World) -> None:
+    """Who cannot run them is not woken; tasks of several groups, or of any, are told to everybody."""
+    vault = await world.add_vault()
+
+    async def told(*groups: str) -> list[str]:
+        new = [
+            NewTask(
+                project_id=world.project,
+                operation_type="backup",
+                request_id=new_id(),
+                vault_id=vault,
+                resource_id=new_id(),
+                worker_group=group,
+            )
+            for group in groups
+        ]
+        async with world.database.listen(tasks.CHANNEL) as listener:
+            async with world.database.transaction() as conn:
+                await tasks.insert(conn, new, world.clock.now())
+            return [notify.payload for notify in await listener.wait(20)]
+
+    assert await told("here", "here") == ["here"]
+    assert await told("here", "there") == [tasks.ANY_GROUP]
+    assert await told(tasks.ANY_GROUP) == [tasks.ANY_GROUP]
+
+
 async def test_claim_makes_it_mine(world: World) -> None:
     """A claimed task is running, leased, of generation and attempt one, and nobody else gets it."""
     task_id = await add(world, resource_id=new_id(), parameters={"incremental": True})

@@ -13,7 +13,6 @@ from strongroom.control.programs import Program
 from strongroom.operations import turns
 from strongroom.operations.turns import Turns
 
-pytestmark = pytest.mark.anyio
 SOON_S = 20.0
 
 
@@ -30,8 +29,8 @@ class Sleeper:
         self.woken += 1
         self._told.set()
 
-    async def until_woken(self) -> None:
-        async with asyncio.timeout(SOON_S):
+    async def until_woken(self, within_s: float = SOON_S) -> None:
+        async with asyncio.timeout(within_s):
             await self._told.wait()
         self._told.clear()
 
@@ -39,9 +38,7 @@ class Sleeper:
         """Nothing is told any more, and it has been woken for all that was."""
         with suppress(TimeoutError):
             while True:
-                async with asyncio.timeout(0.5):
-                    await self._told.wait()
-                self._told.clear()
+                await self.until_woken(0.5)
         self.woken = 0
 
 
@@ -76,7 +73,8 @@ async def test_a_task_wakes_the_workers_of_its_group_and_no_other(database: Data
     async with listening(database, mine, other):
         await tell(database, "mine")
         await mine.until_woken()
-        assert other.woken == 0
+        with pytest.raises(TimeoutError):  # one that did not care would look at once
+            await other.until_woken(0.5)
         for everybody in ("", tasks.ANY_GROUP):
             await tell(database, everybody)
             await mine.until_woken()
@@ -117,8 +115,7 @@ async def test_many_tasks_within_a_turn_are_one_look(database: Database, monkeyp
         await first.until_woken()
         await second.until_woken()
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(2.5):  # longer than another turn
-                await first.until_woken()
+            await first.until_woken(2.5)  # longer than another turn
         assert (first.woken, second.woken) == (1, 1)
         await tell(database, "busy")
         await first.until_woken()

@@ -10,8 +10,10 @@ from pathlib import Path
 import msgpack
 import pytest
 import zstandard
+from pyfastcdc import FastCDC
 
 from strongroom.base.errors import ConfigError, Corrupt, FormatUnknown, IndexIncomplete, KeyWrong, PackCorrupt
+from strongroom.base.units import KIB
 from strongroom.engine.chunker import Chunker, is_zero
 from strongroom.engine.index import Index, IndexList
 from strongroom.engine.index_cache import TABLES_MAX
@@ -72,6 +74,18 @@ def test_cuts_do_not_depend_on_buffers() -> None:
         cuts += lengths
         del buffer[: sum(lengths)]
     assert cuts == DATA_CUTS
+
+
+@pytest.mark.parametrize("size", [0, 1, 16 * KIB - 1, 16 * KIB, 16 * KIB + 1, 32 * KIB, 32 * KIB + 1])
+def test_what_is_too_short_to_cut_is_one_piece(size: int) -> None:
+    """It is not even asked of FastCDC, which would say the same."""
+    chunker, piece = Chunker(DOMAIN), memoryview(STREAM)[:size]
+    for cut, (least, average, most) in (
+        (chunker.cut_data, (32 * KIB, 128 * KIB, 512 * KIB)),
+        (chunker.cut_metadata, (16 * KIB, 64 * KIB, 256 * KIB)),
+    ):
+        fastcdc = FastCDC(average, min_size=least, max_size=most, seed=DOMAIN.chunker_seed)
+        assert cut(piece, at_end=True) == [chunk.length for chunk in fastcdc.cut_buf(piece)]
 
 
 def test_keys_and_ids_are_golden() -> None:
